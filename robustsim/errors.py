@@ -1,0 +1,61 @@
+"""Everything robustsim raises on purpose.
+
+RobustSimError
+├── ImageError (ValueError)             a picture that cannot be read, or is not one
+├── InputError (ValueError)             arguments that do not fit: shapes, counts, ranges, options
+├── CardError (ValueError)              a card or config.json that cannot be understood
+├── ModelNotFoundError (LookupError)    a name that is no catalogue entry, repository or folder
+├── WeightsError (RuntimeError)         weights that do not fit their architecture or card
+│   └── CorruptFileError                content that does not match its checksum or is damaged
+├── HubError (OSError)                  the Hub could not be used: network, offline mode, disk
+│   └── RepositoryError                 unknown or gated repository, revision or file
+├── OutputError (OSError)               a result that cannot be written, or a run that cannot resume
+└── MissingDependencyError (ImportError)    an optional package that is not installed
+
+Each message names what was seen and what to do about it. The built-in base in brackets lets ``except
+ValueError`` and its like keep working.
+"""
+
+
+class RobustSimError(Exception):
+    """Base of every error that robustsim raises on purpose."""
+
+
+class ImageError(RobustSimError, ValueError):
+    """A picture that cannot be read, or is none; the message names the path where there is one."""
+
+
+class InputError(RobustSimError, ValueError):
+    """Arguments that do not fit: shapes, counts, value ranges, options."""
+
+
+class CardError(RobustSimError, ValueError):
+    """A card or a ``config.json`` that cannot be understood."""
+
+
+class ModelNotFoundError(RobustSimError, LookupError):
+    """A model name that is no catalogue entry, no Hub repository and no folder."""
+
+
+class WeightsError(RobustSimError, RuntimeError):
+    """Weights that do not fit the architecture or the card they are loaded for."""
+
+
+class CorruptFileError(WeightsError):
+    """A file whose content does not match its checksum, or cannot be parsed."""
+
+
+class HubError(RobustSimError, OSError):
+    """The Hub could not be used: no network, offline mode, no space on the disk."""
+
+
+class RepositoryError(HubError):
+    """A repository, revision or file that does not exist on the Hub or may not be read."""
+
+
+class OutputError(RobustSimError, OSError):
+    """A result that cannot be written, or an interrupted run that cannot be continued."""
+
+
+class MissingDependencyError(RobustSimError, ImportError):
+    """An optional package that a feature needs is not installed."""

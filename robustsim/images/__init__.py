@@ -1,0 +1,45 @@
+"""The one door for pictures: anything that shows something becomes RGB in [0, 1].
+
+An image is a path, ``bytes``, a PIL image, a NumPy array ``(H, W, 3)``, ``(H, W)`` or ``(N, H, W, 3)``, a tensor
+``(3, H, W)`` or ``(N, 3, H, W)``, or a list of those, of any sizes.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustsim.images.decode import read_image, to_rgb
+    from robustsim.images.files import find_images, prefetch
+    from robustsim.images.inputs import ImageInput, ImageSource, split_images, stream_pixels
+    from robustsim.images.preprocessing import Preprocessing
+
+__all__ = [
+    "ImageInput",
+    "ImageSource",
+    "Preprocessing",
+    "find_images",
+    "prefetch",
+    "read_image",
+    "split_images",
+    "stream_pixels",
+    "to_rgb",
+]
+
+# Loaded at first use: cards need `Preprocessing` alone, and the terminal's help needs neither Pillow nor torch.
+_HOMES = {
+    "ImageInput": "inputs",
+    "ImageSource": "inputs",
+    "Preprocessing": "preprocessing",
+    "find_images": "files",
+    "prefetch": "files",
+    "read_image": "decode",
+    "split_images": "inputs",
+    "stream_pixels": "inputs",
+    "to_rgb": "decode",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

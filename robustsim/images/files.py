@@ -1,0 +1,72 @@
+"""Walk folders of pictures, and read ahead of whoever uses them."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from robustsim.errors import ImageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+
+def find_images(folder: "str | os.PathLike[str]") -> Iterator[Path]:
+    """The image files below a folder, relative to it, in a fixed order; nothing but one folder's names is held.
+
+    Files count by their suffix (JPEG, PNG, WebP, GIF, BMP, TIFF); names that begin with a dot are left out, and
+    links to folders are not followed.
+
+    Raises:
+        ImageError: there is no such folder, or it may not be read.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ImageError(f"{os.fspath(folder)!r} is not a folder")
+    return _walk(root, Path())
+
+
+def _walk(root: Path, below: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(root / below) as entries:
+            named = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
+    except OSError as error:
+        raise ImageError(f"cannot list {os.fspath(root / below)!r}: {error.strerror or error}") from error
+    for name, is_folder, is_file in named:
+        if name.startswith("."):
+            continue
+        if is_folder:
+            yield from _walk(root, below / name)
+        elif is_file and os.path.splitext(name)[1].lower() in SUFFIXES:
+            yield below / name
+
+
+def worker_count() -> int:
+    """Threads that decode: one for each core this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)
+
+
+def prefetch(
+    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None, ahead: int = 64
+) -> Iterator[R]:
+    """``map(function, items)``, in order, computed by threads up to ``ahead`` items before they are asked for.
+
+    Pillow lets go of the interpreter lock while it decodes and resizes, so threads are enough. An exception of
+    ``function`` is raised at its item's turn.
+    """
+    pool = ThreadPoolExecutor(workers or worker_count(), thread_name_prefix="robustsim-decode")
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

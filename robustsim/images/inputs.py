@@ -1,0 +1,199 @@
+"""Sort out what was passed as images, check it, and bring it to the encoder's square."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from robustsim.errors import ImageError, InputError
+from robustsim.images.decode import read_image
+from robustsim.images.files import prefetch
+from robustsim.images.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, "NDArray[Any]", Tensor]
+ImageInput: TypeAlias = Union[ImageSource, Sequence[ImageSource]]
+
+_TOLERANCE = 1e-3
+_KINDS = (
+    "a path, bytes, a PIL image, an (H, W, 3) array, a (3, H, W) or (N, 3, H, W) tensor, or a list of those"
+)
+
+
+def split_images(images: ImageInput) -> list[Any]:
+    """What was passed, as a flat list: files, bytes, PIL images and uint8 arrays one by one, tensors as (N, 3, H, W).
+
+    Raises:
+        InputError: a shape or type that is no image, or an empty list.
+    """
+    if isinstance(images, list | tuple):
+        flat = [part for image in images for part in split_images(image)]
+        if not flat:
+            raise InputError("got an empty list of images: pass at least one")
+        return flat
+    if isinstance(images, Tensor):
+        return [_batched(images)]
+    if isinstance(images, np.ndarray):
+        return _from_array(images)
+    if isinstance(images, bytearray | memoryview):
+        return [bytes(images)]
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        return [images]
+    raise InputError(f"{type(images).__name__} is not an image: an image is {_KINDS}")
+
+
+def _batched(tensor: Tensor) -> Tensor:
+    shape = tuple(tensor.shape)
+    if tensor.ndim not in (3, 4) or shape[-3] != 3:
+        hint = ""
+        if tensor.ndim in (3, 4) and shape[-1] == 3:
+            order = "2, 0, 1" if tensor.ndim == 3 else "0, 3, 1, 2"
+            hint = f"; the channels are last here: use tensor.permute({order})"
+        elif tensor.ndim in (3, 4) and shape[-3] == 1:
+            hint = "; for grey images use tensor.expand(3, -1, -1), or expand(-1, 3, -1, -1) for a batch"
+        raise InputError(f"a tensor of shape {shape} is not an image: tensors are (3, H, W) or (N, 3, H, W){hint}")
+    if 0 in shape:
+        raise InputError(f"a tensor of shape {shape} holds no pixels")
+    return tensor if tensor.ndim == 4 else tensor[None]
+
+
+def _from_array(array: "NDArray[Any]") -> list[Any]:
+    shape = array.shape
+    if array.ndim == 4 and shape[-1] == 3:
+        return [part for image in array for part in _from_array(image)]
+    channels = 1 if array.ndim == 2 else shape[-1] if array.ndim == 3 else 0
+    if channels not in (1, 3, 4) or 0 in shape:
+        hint = ""
+        if array.ndim in (3, 4) and shape[-3] == 3:
+            order = "1, 2, 0" if array.ndim == 3 else "0, 2, 3, 1"
+            hint = f"; the channels are first here: use array.transpose({order}), or torch.from_numpy(array)"
+        raise InputError(f"an array of shape {shape} is not an image: arrays are (H, W, 3), (H, W, 4) or (H, W){hint}")
+    if array.dtype == np.uint8:
+        # The same picture as a file holds: the same path through Pillow, to the same bits.
+        return [Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)]
+    if channels == 4:
+        raise InputError(f"a {array.dtype} array with alpha, of shape {shape}: composite it first, or use uint8")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(_no_range(array.dtype))
+    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).reshape(*shape[:2], channels)
+    return [tensor.permute(2, 0, 1).expand(3, -1, -1)[None]]
+
+
+def _no_range(dtype: object) -> str:
+    return (
+        f"images of type {dtype} have no agreed range: use uint8 (0..255) or floating point in [0, 1] "
+        "(16-bit data: array / 65535)"
+    )
+
+
+def _unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
+    """Any accepted tensor as floating point in [0, 1], of at least 32 bits."""
+    if tensor.dtype == torch.uint8:
+        return tensor.to(torch.float32).div(255)
+    if not tensor.is_floating_point():
+        raise InputError(_no_range(tensor.dtype))
+    if tensor.dtype != torch.float32:
+        tensor = tensor.to(torch.float32)
+    low, high = input_range
+    if (low, high) != (0, 1):
+        if not low < high:
+            raise InputError(f"input_range must be (low, high) with low < high, not {input_range}")
+        tensor = (tensor - low) / (high - low)
+    if torch.compiler.is_compiling():
+        return tensor.clamp(0, 1)  # the check would break the graph
+    seen_low, seen_high = (float(value) for value in torch.aminmax(tensor.detach()))
+    if not (seen_low >= -_TOLERANCE and seen_high <= 1 + _TOLERANCE):
+        raise InputError(_range_message(seen_low, seen_high, input_range))
+    return tensor.clamp(0, 1) if seen_low < 0 or seen_high > 1 else tensor
+
+
+def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, float]) -> str:
+    low, high = input_range
+    seen_low, seen_high = (value * (high - low) + low for value in (seen_low, seen_high))
+    seen = f"floating-point images with values from {seen_low:.4g} to {seen_high:.4g}"
+    if seen_low != seen_low or seen_high != seen_high:
+        return "floating-point images that contain NaN: find out where it comes from before comparing them"
+    fix = "scale them to [0, 1]"
+    if (low, high) == (0, 1):
+        if -1 - _TOLERANCE <= seen_low and seen_high <= 1 + _TOLERANCE:
+            fix = "pass input_range=(-1, 1)"
+        elif seen_low >= 0 and seen_high <= 255:
+            fix = "pass input_range=(0, 255), or uint8"
+    return f"{seen}, outside [{low:g}, {high:g}]: {fix}"
+
+
+def load_square(source: Any, preprocessing: Preprocessing) -> Tensor:
+    """A path, bytes or PIL image as the encoder's square, uint8 (S, S, 3).
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    image = read_image(source)
+    try:
+        return torch.from_numpy(np.array(preprocessing.apply(image)))
+    except ImageError as error:
+        name = "" if isinstance(source, bytes | Image.Image) else f"{os.fspath(source)!r}: "
+        raise ImageError(f"{name}{error}") from None
+
+
+def stack_squares(squares: Sequence[Tensor], device: torch.device) -> Tensor:
+    """uint8 squares (S, S, 3) as float32 (N, 3, S, S) in [0, 1] on a device; they travel there as bytes."""
+    return torch.stack(tuple(squares)).to(device).permute(0, 3, 1, 2).to(torch.float32).div(255)
+
+
+def stream_pixels(
+    parts: Sequence[Any],
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    input_range: tuple[float, float] = (0, 1),
+    batch_size: int | None = None,
+) -> Iterator[Tensor]:
+    """The parts of :func:`split_images` as batches of float32 (N, 3, size, size) in [0, 1] on ``device``, in order.
+
+    Files, bytes, PIL images and uint8 arrays go through Pillow, decoded by threads ahead of the batch they belong to;
+    tensors and float arrays go through the differentiable path. A tensor is not cut: a batch may be larger than
+    ``batch_size``; without one, there is a single batch.
+
+    Raises:
+        ImageError: a file that cannot be read.
+        InputError: a type or value range that is no image.
+    """
+    files = [part for part in parts if not isinstance(part, Tensor)]
+    decode = partial(load_square, preprocessing=preprocessing)
+    ahead = 2 * batch_size if batch_size else 64
+    squares = prefetch(decode, files, ahead=ahead) if len(files) > 1 else map(decode, files)
+    for batch in _batches(parts, batch_size):
+        if not any(isinstance(part, Tensor) for part in batch):
+            yield stack_squares([next(squares) for _ in batch], device)
+            continue
+        pixels = [
+            preprocessing.apply_tensor(_unit_range(part.to(device), input_range))
+            if isinstance(part, Tensor)
+            else stack_squares([next(squares)], device)
+            for part in batch
+        ]
+        yield pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+
+
+def count_images(parts: Sequence[Any]) -> int:
+    """How many images the parts of :func:`split_images` are."""
+    return sum(len(part) if isinstance(part, Tensor) else 1 for part in parts)
+
+
+def _batches(parts: Sequence[Any], size: int | None) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for part in parts:
+        batch.append(part)
+        if size is not None and count_images(batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

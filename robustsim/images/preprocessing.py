@@ -1,0 +1,130 @@
+"""How a picture of any size becomes the square an encoder looks at.
+
+The file path goes through Pillow, so that it gives the pixels of the reference pipelines (torchvision's ``Resize``
+and ``CenterCrop``, as open_clip and timm compose them) bit for bit. The tensor path is differentiable.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from robustsim.errors import CardError, ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Mode = Literal["squash", "shortest", "longest"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+# A line of 1 x 10,000 pixels would be blown up to 224 x 2,240,000 before the crop.
+_MOST_PIXELS = 2**27
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Resize, then crop or pad to ``size`` x ``size``.
+
+    Attributes:
+        size: side of the square that the encoder sees, in pixels.
+        mode: ``squash`` resizes to the square whatever the aspect ratio, so that nothing is left out; ``shortest``
+            resizes the short side to ``resize`` and crops the centre; ``longest`` resizes the long side to
+            ``size`` and pads with ``fill``.
+        resize: the short side before the crop, in pixels; only for ``shortest``, where it is ``size`` if not given.
+        interpolation: ``bicubic`` or ``bilinear``, both antialiased.
+        fill: grey level of the padding of ``longest``, 0..255.
+    """
+
+    size: int = 224
+    mode: Mode = "squash"
+    resize: int | None = None
+    interpolation: Interpolation = "bicubic"
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise CardError(f"preprocessing mode {self.mode!r} is none of {', '.join(get_args(Mode))}")
+        if self.interpolation not in get_args(Interpolation):
+            raise CardError(f"interpolation {self.interpolation!r} is none of {', '.join(get_args(Interpolation))}")
+        if self.size < 1:
+            raise CardError(f"preprocessing size must be at least 1, not {self.size}")
+        if self.resize is not None and (self.mode != "shortest" or self.resize < self.size):
+            raise CardError(f"resize={self.resize} needs mode 'shortest' and at least the size {self.size}")
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after the resize and before the crop or padding."""
+        if self.mode == "squash":
+            return self.size, self.size
+        if self.mode == "longest":
+            ratio = max(width, height) / self.size
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        short = self.resize or self.size
+        if width <= height:
+            return short, int(short * height / width)
+        return int(short * width / height), short
+
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a ``width`` x ``height`` picture that the encoder looks at: (left, top, right, bottom), in its pixels."""
+        if self.mode != "shortest":
+            return 0.0, 0.0, float(width), float(height)
+        new_width, new_height = self.resized(width, height)
+        left, top = self._offset(new_width), self._offset(new_height)
+        x, y = width / new_width, height / new_height
+        return left * x, top * y, (left + self.size) * x, (top + self.size) * y
+
+    def _offset(self, length: int) -> int:
+        return int(round((length - self.size) / 2.0))  # noqa: RUF046 - torchvision's formula, kept to the letter
+
+    def _check(self, width: int, height: int) -> tuple[int, int]:
+        new_width, new_height = self.resized(width, height)
+        if new_width * new_height > _MOST_PIXELS:
+            raise ImageError(
+                f"a picture of {width} x {height} pixels would become {new_width} x {new_height} before its centre "
+                "is cropped: too elongated; crop it first, or use a model that squashes, such as 'lite-clean'"
+            )
+        return new_width, new_height
+
+    def apply(self, image: "Image.Image") -> "Image.Image":
+        """An RGB PIL image as the ``size`` x ``size`` RGB image of the reference pipeline.
+
+        Raises:
+            ImageError: the picture is so elongated that its resized form would not fit into memory.
+        """
+        from PIL import Image
+
+        width, height = self._check(*image.size)
+        if image.size != (width, height):
+            resample = Image.Resampling.BICUBIC if self.interpolation == "bicubic" else Image.Resampling.BILINEAR
+            image = image.resize((width, height), resample)
+        if self.mode == "longest" and (width, height) != (self.size, self.size):
+            square = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
+            square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
+            return square
+        if self.mode == "shortest" and (width, height) != (self.size, self.size):
+            left, top = self._offset(width), self._offset(height)
+            return image.crop((left, top, left + self.size, top + self.size))
+        return image
+
+    def apply_tensor(self, pixels: "Tensor") -> "Tensor":
+        """(N, 3, H, W) floating point in [0, 1] as (N, 3, size, size) in [0, 1]; differentiable.
+
+        Antialiased interpolation, clamped; within 2e-3 of :meth:`apply` on average, which rounds to 8 bits. Pixels
+        that need no resize, crop or padding come back as they are, without a copy.
+
+        Raises:
+            ImageError: as for :meth:`apply`.
+        """
+        import torch.nn.functional as F
+
+        width, height = self._check(pixels.shape[-1], pixels.shape[-2])
+        if pixels.shape[-2:] != (height, width):
+            pixels = F.interpolate(
+                pixels, size=(height, width), mode=self.interpolation, antialias=True, align_corners=False
+            ).clamp(0, 1)
+        if self.mode == "longest" and (width, height) != (self.size, self.size):
+            left, top = (self.size - width) // 2, (self.size - height) // 2
+            border = (left, self.size - width - left, top, self.size - height - top)
+            return F.pad(pixels, border, value=self.fill / 255)
+        if self.mode == "shortest" and (width, height) != (self.size, self.size):
+            left, top = self._offset(width), self._offset(height)
+            return pixels[..., top : top + self.size, left : left + self.size]
+        return pixels
