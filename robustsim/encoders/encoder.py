@@ -1,0 +1,157 @@
+"""The encoder: pixels in [0, 1] to features, with the normalisation inside."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from robustsim.encoders.card import EncoderCard
+from robustsim.encoders.heads import ResidualMLP
+from robustsim.errors import InputError
+
+
+class Trunk(Protocol):
+    """What the library-specific trunks have in common."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalised (N, 3, S, S) -> (N, D)."""
+
+    def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
+        """Normalised (N, 3, S, S) -> ((N, D), (N, C, h, w))."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """An encoder's view of N images, place by place.
+
+    Attributes:
+        embedding: (N, D), not normalised, as the encoder returns it.
+        tokens: (N, h * w, C), row by row: a transformer's patch tokens after the last norm, or a convolutional
+            network's last feature map.
+        grid: (h, w).
+    """
+
+    embedding: Tensor
+    tokens: Tensor
+    grid: tuple[int, int]
+
+
+class Encoder(nn.Module):
+    """A trunk with its card, its normalisation and its head.
+
+    Normalisation is inside, so that attacks and losses live in [0, 1] pixels. Parameters are as they were built,
+    not frozen: training wants them; :class:`robustsim.RobustSim` freezes its own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, card: EncoderCard, trunk: nn.Module, text: nn.Module | None = None) -> None:
+        super().__init__()
+        self.card = card
+        self.trunk = trunk
+        self.head = ResidualMLP(card.embedding_dim, card.head.hidden) if card.head.kind == "mlp" else None
+        self.text = text
+        # Not persistent: the card says them, and weights files stay those of the trunk.
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] to the trunk's input; in the pixels' precision, then in the encoder's type."""
+        mean, std = self.mean.to(pixels.dtype), self.std.to(pixels.dtype)
+        return ((pixels - mean) / std).to(self.mean.dtype)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features of preprocessed images.
+
+        Args:
+            pixels: (N, 3, S, S) in [0, 1], S the card's ``preprocessing.size``, on the encoder's device.
+
+        Returns:
+            (N, D) in the encoder's type, not normalised.
+        """
+        features: Tensor = self.trunk(self.normalize(pixels))
+        return features if self.head is None else self.head(features)
+
+    def features(self, pixels: Tensor, *, project: bool = False) -> Features:
+        """Features of preprocessed images together with their patch tokens or last feature map.
+
+        Args:
+            pixels: as for :meth:`forward`.
+            project: bring the tokens into the space of the embedding, by the projection that CLIP applies to the
+                class token, so that they can be compared with embeddings of texts (C is D then).
+
+        Raises:
+            InputError: the architecture has no projection that can be applied place by place.
+        """
+        trunk: Any = self.trunk
+        embedding, last = trunk.tokens(self.normalize(pixels), project=project)
+        if self.head is not None:
+            embedding = self.head(embedding)
+        height, width = last.shape[-2:]
+        return Features(embedding, last.flatten(2).transpose(1, 2), (height, width))
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """(N, D) features of texts, not normalised.
+
+        Raises:
+            InputError: the encoder was loaded without its text tower, or has none.
+        """
+        if self.text is None:
+            raise InputError(
+                f"{self.card.name!r} was loaded without a text tower: load it with text=True"
+                if self.card.architecture.library == "open_clip"
+                else f"{self.card.name!r} has no text tower: use a CLIP model, such as 'clip-vit-b-32', with text=True"
+            )
+        features: Tensor = self.text(texts)
+        return features
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Builds modules without drawing their initial values, which the weights file overwrites anyway.
+
+    That saves seconds for a large model, and leaves the caller's random numbers alone. Only this thread is affected.
+    """
+
+    _FILLS = frozenset({"normal_", "uniform_", "erfinv_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"})
+    _DRAWS = frozenset({"rand", "randn"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self._FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        if name in self._DRAWS:
+            return torch.empty(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def build_encoder(card: EncoderCard, *, text: bool = False, **options: Any) -> Encoder:
+    """The card's architecture with undefined weights; no random numbers are drawn.
+
+    Args:
+        card: what to build.
+        text: with the text tower.
+        options: for the library's own builder (see ``timm_models.build``).
+    """
+    library = card.architecture.library
+    # The fork catches what a constructor may draw in a way the mode does not see.
+    with torch.random.fork_rng(devices=[]), _Uninitialised():
+        tower: nn.Module | None = None
+        trunk: nn.Module
+        if library == "open_clip":
+            from robustsim.encoders import clip
+
+            trunk, tower = clip.build(card, text=text)
+        elif library == "timm":
+            from robustsim.encoders import timm_models
+
+            trunk = timm_models.build(card, **options)
+        else:
+            from robustsim.encoders.lite import LiteTrunk
+
+            trunk = LiteTrunk()
+        if text and tower is None:
+            raise InputError(f"{card.name!r} has no text tower: use a CLIP model, such as 'clip-vit-b-32'")
+        return Encoder(card, trunk, tower).eval()

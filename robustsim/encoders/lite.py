@@ -1,0 +1,89 @@
+"""EfficientNet-Lite0 without batch norms and classifier: the architecture of the bundled encoder.
+
+Tan and Le, EfficientNet (ICML 2019), in the Lite variant: no squeeze-and-excitation, ReLU6 throughout. The batch
+norms are folded into the convolutions before them, so every convolution has a bias.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# (blocks, kernel, stride, expansion, channels) of the seven stages
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_STEM, _HEAD = 32, 1280
+
+
+class _SameConv2d(nn.Conv2d):
+    """TensorFlow's "SAME" padding: with stride 2 on an even size, one more row and column at the end than before."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.stride == (1, 1):
+            return super().forward(input)
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        border: list[int] = []
+        for length in (input.shape[-1], input.shape[-2]):
+            total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+            border += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(input, border), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return _SameConv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
+
+
+class _Block(nn.Module):
+    """Inverted residual: widen by 1x1, filter each channel, narrow by 1x1."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = _conv(inputs, wide, 1) if expansion > 1 else None
+        self.depthwise = _conv(wide, wide, kernel, stride, groups=wide)
+        self.project = _conv(wide, outputs, 1)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class LiteTrunk(nn.Module):
+    """(N, 3, H, W) normalised pixels -> (N, 1280): the mean over the last feature map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        channels = _STEM
+        for count, kernel, stride, expansion, outputs in _STAGES:
+            for index in range(count):
+                blocks.append(_Block(channels, outputs, kernel, stride if index == 0 else 1, expansion))
+                channels = outputs
+        self.layers = nn.Sequential(
+            OrderedDict(stem=_conv(3, _STEM, 3, 2), blocks=nn.Sequential(*blocks), head=_conv(channels, _HEAD, 1))
+        )
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """(N, 1280, H / 32, W / 32), before the mean."""
+        # Channels last is what the CPU's and the GPU's convolutions are fastest with.
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.layers.blocks(F.relu6(self.layers.stem(x)))
+        return F.relu6(self.layers.head(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feature_map(x).mean((2, 3))
+
+    def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
+        """The embedding and the last feature map; there is no projection to apply."""
+        last = self.feature_map(x)
+        return last.mean((2, 3)), last

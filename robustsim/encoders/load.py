@@ -1,0 +1,211 @@
+"""From a name to a working encoder, and back into a folder."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from robustsim.encoders import timm_models
+from robustsim.encoders.card import FORMAT, EncoderCard, Head, card_of_repository, list_models, load_card
+from robustsim.encoders.encoder import Encoder, build_encoder
+from robustsim.encoders.heads import LORA_PREFIX, merge_lora
+from robustsim.encoders.hub import Folder, HubRepository, Repository
+from robustsim.encoders.weights import read_weights, sha256, whole_file, write_weights
+from robustsim.errors import CardError, CorruptFileError, WeightsError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+
+
+def load_encoder(
+    name: "str | os.PathLike[str]",
+    *,
+    revision: str | None = None,
+    cache_dir: "str | os.PathLike[str] | None" = None,
+    local_files_only: bool = False,
+    text: bool = False,
+) -> Encoder:
+    """An encoder with its weights, on the CPU, in eval mode and float32.
+
+    Args:
+        name: a catalogue name, a Hub id ``org/repo`` or ``org/repo@revision``, or a folder. A folder wins over a
+            Hub id, a catalogue name over both (write ``./name`` for a folder of that name).
+        revision: branch, tag or commit on the Hub; not together with ``@revision``.
+        cache_dir: where downloads are kept; huggingface_hub's cache if not given.
+        local_files_only: use the cache alone.
+        text: with the text tower of a CLIP model.
+
+    Raises:
+        ModelNotFoundError: no such name; the message has the nearest spellings.
+        HubError: the Hub could not be used, see :mod:`robustsim.encoders.hub`.
+        CardError, WeightsError: the files are not what they should be.
+    """
+    name = os.fspath(name)
+    if name in list_models():
+        card = load_card(name)
+        if card.source is None:
+            with as_file(files("robustsim.encoders").joinpath("bundled", name)) as root:
+                return _load_folder(Folder(root), card, text=text)
+        hub = HubRepository(
+            card.source.repo,
+            revision or card.source.revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        return _load_published(hub, card, text=text)
+    if os.path.isdir(name):
+        return _load_repository(Folder(Path(name)), None, text=text)
+    if not _HUB_ID.match(name):
+        load_card(name)  # raises, with the nearest spellings
+    repo, _, pinned = name.partition("@")
+    if pinned and revision:
+        raise CardError(f"the revision is given twice, in {name!r} and as revision={revision!r}")
+    found = HubRepository(repo, pinned or revision or "main", cache_dir=cache_dir, local_files_only=local_files_only)
+    return _load_repository(found, card_of_repository(repo), text=text)
+
+
+def _load_repository(repo: Repository, card: EncoderCard | None, *, text: bool) -> Encoder:
+    """An encoder from whatever layout a repository or folder has."""
+    if card is not None:
+        return _load_published(repo, card, text=text)
+    from robustsim.encoders import clip
+
+    if path := repo.file(clip.CONFIG):
+        return _load_published(repo, clip.card_from_config(repo.name, _read_json(path)), text=text)
+    path = repo.file(CONFIG)
+    if path is None:
+        repo.explain_absence(f"{clip.CONFIG} or {CONFIG}")
+    config = _read_json(path)
+    if config.get("format") == FORMAT:
+        where = f"{CONFIG} of {repo.name!r}"
+        return _load_folder(repo, EncoderCard.from_json(path.read_text(encoding="utf-8"), where=where), text=text)
+    return _load_published(repo, timm_models.card_from_config(repo.name, config), text=text)
+
+
+def _load_folder(repo: Repository, card: EncoderCard, *, text: bool) -> Encoder:
+    """Our own layout: ``config.json`` and ``model.safetensors``, the names those of the encoder's state dict."""
+    path = repo.file(WEIGHTS)
+    if path is None:
+        repo.explain_absence(WEIGHTS)
+    _check_sum(path, card.weights_sha256)
+    if text and not card.text and card.architecture.library == "open_clip":
+        raise WeightsError(f"{repo.name!r} was saved without its text tower: load it without text=True")
+    weights = read_weights(path, lambda key: text or not key.removeprefix(LORA_PREFIX).startswith("text."))
+    if card.head.kind == "lora":
+        weights = merge_lora(weights, card.head.scale)
+        card = dataclasses.replace(card, head=Head())  # saved again, the weights have it in them
+    encoder = build_encoder(dataclasses.replace(card, text=text), text=text)
+    return fill(encoder, weights, os.fspath(path))
+
+
+def _load_published(repo: Repository, card: EncoderCard, *, text: bool) -> Encoder:
+    """OpenCLIP's and timm's Hub layouts."""
+    source = card.source
+    card = dataclasses.replace(card, text=text)
+    if card.architecture.library == "open_clip":
+        from robustsim.encoders import clip
+
+        config = repo.file(clip.CONFIG)
+        if config is not None:
+            clip.check_config(card, _read_json(config), f"{clip.CONFIG} of {repo.name!r}")
+        path = _first(repo, card.weights_files)
+        _check_sum(path, source and source.sha256)
+        encoder = build_encoder(card, text=text)
+        weights = clip.adopt(read_weights(path, lambda key: text or key.startswith("visual.")))
+        return fill(encoder, weights, f"{path.name} of {repo.name!r}")
+    config = repo.file(timm_models.CONFIG)
+    said = _read_json(config) if config is not None else {}
+    if said.get("architecture", card.architecture.name) != card.architecture.name:
+        raise WeightsError(
+            f"{repo.name!r} holds a {said['architecture']!r}, the card {card.name!r} says {card.architecture.name!r}"
+        )
+    path = _first(repo, card.weights_files)
+    _check_sum(path, source and source.sha256)
+    encoder = build_encoder(card, text=text, classes=said.get("num_classes", 0), native_size=True)
+    fill(encoder, timm_models.adopt(read_weights(path)), f"{path.name} of {repo.name!r}")
+    trunk: Any = encoder.trunk
+    timm_models.finish(trunk, card)
+    return encoder
+
+
+def _first(repo: Repository, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if path := repo.file(name):
+            return path
+    repo.explain_absence(" or ".join(names))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CardError(f"{os.fspath(path)!r} is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CardError(f"{os.fspath(path)!r} holds no JSON object")
+    return data
+
+
+def _check_sum(path: Path, expected: str | None) -> None:
+    if expected is not None and (found := sha256(path)) != expected:
+        raise CorruptFileError(
+            f"{os.fspath(path)!r} is not the file that the card names: its SHA-256 is {found[:12]}..., the card says "
+            f"{expected[:12]}.... It is damaged, half-copied or replaced; fetch it anew"
+        )
+
+
+def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder:
+    """Copy weights into an encoder, every name accounted for.
+
+    Raises:
+        WeightsError: names missing or left over, or shapes that differ: it is another architecture.
+    """
+    wanted = encoder.state_dict()
+    missing = sorted(wanted.keys() - weights.keys())
+    extra = sorted(weights.keys() - wanted.keys())
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in sorted(wanted.keys() & weights.keys())
+        if weights[key].shape != wanted[key].shape
+    ]
+    found = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+        if names
+    ]
+    if found:
+        raise WeightsError(
+            f"the weights in {where} do not fit {encoder.card.architecture.name!r}: {'; '.join(found)}. "
+            "They belong to another architecture"
+        )
+    encoder.load_state_dict(weights, strict=True)
+    return encoder
+
+
+def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapping[str, Tensor] | None = None) -> Path:
+    """Write ``config.json`` and ``model.safetensors``; :func:`load_encoder` reads them back bit for bit.
+
+    The card holds the weights' checksum and is written last, so that a folder whose writing was interrupted never
+    passes for whole.
+
+    Args:
+        encoder: what to save.
+        folder: where; made if it is not there, its two files are replaced.
+        extra: more tensors for the weights file (adapters that are merged at load).
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    root = Path(folder)
+    write_weights(root / WEIGHTS, {**encoder.state_dict(), **(extra or {})})
+    card = dataclasses.replace(encoder.card, source=None, weights_sha256=sha256(root / WEIGHTS))
+    with whole_file(root / CONFIG) as temporary:
+        temporary.write_text(card.to_json(), encoding="utf-8")
+    return root

@@ -1,0 +1,118 @@
+"""timm's models with a pooled feature: DINO, DINOv2, DINOv3 and the rest; and timm's Hub repositories."""
+
+from collections.abc import Mapping
+from math import floor
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustsim.encoders.card import IMAGENET_MEAN, IMAGENET_STD, Architecture, EncoderCard
+from robustsim.errors import CardError, InputError
+from robustsim.images.preprocessing import Preprocessing
+
+CONFIG = "config.json"
+
+
+class TimmTrunk(nn.Module):
+    """A timm model without classifier: (N, 3, S, S) -> (N, D), the class token or the pooled feature."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.model(x)
+        return features
+
+    def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
+        """The embedding, and the last layer's places, (N, C, h, w), after the norm where there is one.
+
+        ``project`` changes nothing: these models have no projection, their tokens live in the embedding's space.
+
+        Raises:
+            InputError: timm gives no access to this model's last layer.
+        """
+        model: Any = self.model
+        if not hasattr(model, "forward_intermediates"):
+            raise InputError(f"timm gives no access to the last feature map of {type(model).__name__}")
+        last, maps = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW")
+        return model.forward_head(last, pre_logits=True), maps[-1]
+
+
+def build(card: EncoderCard, *, classes: int = 0, native_size: bool = False) -> TimmTrunk:
+    """A timm model without weights.
+
+    Args:
+        card: what to build.
+        classes: outputs of the classifier that a published file holds; :func:`finish` removes it.
+        native_size: keep the position embeddings at the architecture's own size, which a published file has.
+
+    Raises:
+        CardError: timm knows no such architecture, or not with these options.
+    """
+    import timm
+
+    spec = card.architecture
+    if not timm.is_model(spec.name):
+        from robustsim.encoders.card import _hint
+
+        raise CardError(f"timm knows no architecture {spec.name!r}{_hint(spec.name, timm.list_models())}")
+    try:
+        model = timm.create_model(spec.name, pretrained=False, num_classes=classes, **spec.options)
+    except TypeError as error:
+        raise CardError(f"timm cannot build {spec.name!r} with {dict(spec.options)}: {error}") from None
+    trunk = TimmTrunk(model)
+    if not native_size:
+        finish(trunk, card)
+    return trunk
+
+
+def finish(trunk: TimmTrunk, card: EncoderCard) -> None:
+    """Drop the classifier, and bring position embeddings to the card's size: once, not at every call."""
+    model: Any = trunk.model
+    if model.num_classes:
+        model.reset_classifier(0)
+    size = (card.preprocessing.size,) * 2
+    patches = getattr(model, "patch_embed", None)
+    if hasattr(model, "set_input_size") and getattr(patches, "img_size", size) not in (size, None):
+        model.set_input_size(img_size=size)
+
+
+def adopt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A published timm state dict under this library's names."""
+    return {f"trunk.model.{key}": value for key, value in weights.items()}
+
+
+def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
+    """A card for a repository in timm's layout, from its ``config.json``.
+
+    Raises:
+        CardError: the file lacks what is needed, or the model looks at something else than squares.
+    """
+    architecture, pre = config.get("architecture"), config.get("pretrained_cfg") or {}
+    if not isinstance(architecture, str):
+        raise CardError(
+            f"{CONFIG} of {name!r} names no timm architecture"
+            + (f" (it describes a transformers model, {config['model_type']!r})" if "model_type" in config else "")
+            + ": robustsim reads its own folders, OpenCLIP's and timm's"
+        )
+    channels, height, width = pre.get("input_size", (3, 224, 224))
+    if channels != 3 or height != width:
+        raise CardError(f"{name!r} takes input of {channels} x {height} x {width}: only RGB squares are supported")
+    crop, squash = float(pre.get("crop_pct") or 0.875), pre.get("crop_mode") == "squash"
+    if "num_features" not in config:
+        raise CardError(f"{CONFIG} of {name!r} does not say num_features")
+    return EncoderCard(
+        name=name,
+        architecture=Architecture(library="timm", name=architecture, options=config.get("model_args") or {}),
+        embedding_dim=config["num_features"],
+        preprocessing=Preprocessing(
+            size=height,
+            mode="squash" if squash else "shortest",
+            resize=None if squash else floor(height / crop),
+            interpolation="bilinear" if pre.get("interpolation") == "bilinear" else "bicubic",
+        ),
+        mean=tuple(pre.get("mean", IMAGENET_MEAN)),
+        std=tuple(pre.get("std", IMAGENET_STD)),
+        license=pre.get("license"),
+    )

@@ -1,0 +1,129 @@
+"""Weights files: read them safely, check them, write them whole or not at all."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from robustsim.errors import CorruptFileError, OutputError, RobustSimError, WeightsError
+
+
+def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors``, or of a ``.bin``, ``.pt`` or ``.pth`` read with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        keep: which names are wanted; a safetensors file's others are not read from the disk.
+
+    Raises:
+        CorruptFileError: the file cannot be parsed, or holds more than tensors.
+        WeightsError: it holds no tensors.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - no mapping
+        except SafetensorError as error:
+            raise CorruptFileError(f"{os.fspath(path)!r} is no whole safetensors file ({error}): fetch it anew") from error
+    tensors = unwrap(read_pickle(path))
+    if not tensors:
+        raise WeightsError(f"{os.fspath(path)!r} holds no tensors")
+    return {key: value for key, value in tensors.items() if keep(key)}
+
+
+def read_pickle(path: Path) -> Any:
+    """What a file of ``torch.save`` holds; code in it is not run.
+
+    Raises:
+        CorruptFileError: it cannot be parsed, or holds more than tensors and plain data.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CorruptFileError(
+            f"{os.fspath(path)!r} holds more than tensors and plain data, or is damaged, and was not loaded "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except (EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise CorruptFileError(f"{os.fspath(path)!r} is no whole file of torch.save ({error}): fetch it anew") from error
+
+
+def unwrap(loaded: Any) -> dict[str, Tensor]:
+    """The state dict inside what training scripts save: bare, or under ``state_dict`` or ``model``."""
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping):
+        return {}
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return _digest(path, hashlib.sha256())
+
+
+def git_blob(path: Path) -> str:
+    """The hash by which git, and so the Hub, names small files."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+
+
+def _digest(path: Path, digest: Any) -> str:
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    result: str = digest.hexdigest()
+    return result
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes its place as ``path`` when the block ends well, and is gone when it does not.
+
+    Raises:
+        OutputError: it cannot be written: permissions, disk full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # some writers put a file of their own there, which nobody else may read
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(error, RobustSimError):
+            raise
+        raise OutputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}; nothing was left there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with whole_file(path) as temporary:
+        try:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
+        except SafetensorError as error:  # what an OSError becomes on its way through Rust
+            raise OutputError(f"cannot write {os.fspath(path)!r}: {error}; nothing was left there") from error
