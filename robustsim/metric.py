@@ -1,0 +1,412 @@
+"""The metric: cosine distance of embeddings, as a pseudometric that can be differentiated.
+
+With unit-length embeddings u and v (R-CLIP paper, section III):
+
+    similarity(a, b) = <u, v>                           in [-1, 1]
+    distance(a, b)   = sqrt(1 - <u, v>) = |u - v| / sqrt(2)     in [0, sqrt(2)]
+
+The root makes the triangle inequality hold. ``squared=True`` gives ``1 - <u, v>``, DreamSim's distance.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias, TypeGuard, Union
+
+import torch
+from torch import Tensor, nn
+
+from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
+from robustsim.encoders.encoder import Encoder
+from robustsim.encoders.load import load_encoder, save_encoder
+from robustsim.errors import InputError
+from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
+
+#: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as :meth:`RobustSim.embed` returns.
+ImagesOrEmbeddings: TypeAlias = Union[ImageInput, Tensor]
+Range: TypeAlias = tuple[float, float]
+
+# Unit embeddings (N, D), and fingerprints (N,) of the pixels they come from, where they come from pixels.
+_Encoded: TypeAlias = tuple[Tensor, "Tensor | None"]
+
+_SQRT_HALF = 0.5**0.5
+# An embedding of that length within this counts as normalised, and is not touched again.
+_UNIT = 1e-5
+# Identical pixels, encoded in batches of other sizes, end this near to each other.
+_NEARLY_ZERO = 0.05
+
+
+class RobustSim(nn.Module):
+    """A perceptual metric over a frozen image encoder.
+
+    Wherever an image is expected, its embedding may stand in: a floating-point tensor (N, D) or (D,), as
+    :meth:`embed` returns it. So whatever does not change is encoded once::
+
+        reference = metric.embed("reference.png")
+        loss = metric(generated, reference).mean()
+
+    Images are described in :mod:`robustsim.images`. One image against N broadcasts; any other two counts must be
+    equal. Results are float32, whatever the encoder's type. Parameters are frozen and the module stays in eval mode
+    even after ``.train()``; gradients flow to image tensors that require them, and are finite everywhere.
+
+    Args:
+        encoder: what turns images into embeddings; :meth:`from_pretrained` makes one from a name.
+        persistent: whether the encoder's weights belong to the ``state_dict`` of modules that contain this one.
+            With False they are neither saved into nor expected in a checkpoint.
+        batch_size: images per encoding.
+    """
+
+    def __init__(self, encoder: Encoder, *, persistent: bool = True, batch_size: int = 32) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.persistent = persistent
+        self.batch_size = batch_size
+        super().train(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: "str | os.PathLike[str]" = DEFAULT_MODEL,
+        *,
+        revision: str | None = None,
+        cache_dir: "str | os.PathLike[str] | None" = None,
+        local_files_only: bool = False,
+        device: "str | torch.device | None" = None,
+        dtype: torch.dtype | None = None,
+        text: bool = False,
+        persistent: bool = True,
+    ) -> "RobustSim":
+        """A metric from a catalogue name, a Hub id or a folder; the default is bundled and needs no network.
+
+        Args:
+            name: ``"rclip-f-convnext-base"``, ``"org/repo"``, ``"org/repo@revision"`` or a folder.
+            revision: branch, tag or commit on the Hub.
+            cache_dir: where downloads are kept; huggingface_hub's cache if not given.
+            local_files_only: use the cache alone.
+            device: None for CUDA where there is one, else MPS, else the CPU.
+            dtype: the encoder's type; None for float32. Results are float32 in any case.
+            text: load a CLIP model's text tower too, for :meth:`embed_text`.
+            persistent: see the class.
+
+        Raises:
+            ModelNotFoundError: no such name; the nearest spellings are named.
+            HubError: the network, the repository or the disk; the message says what to do.
+            WeightsError: the files are damaged, or contradict their card.
+            InputError: this machine has no such device.
+        """
+        place = _device(device)
+        encoder = load_encoder(
+            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
+        )
+        return cls(encoder, persistent=persistent).to(place, dtype or torch.float32)
+
+    def save_pretrained(self, folder: "str | os.PathLike[str]") -> Path:
+        """Write ``config.json`` and ``model.safetensors``; :meth:`from_pretrained` reads them back bit for bit.
+
+        Raises:
+            OutputError: they cannot be written; what was there before stays.
+        """
+        return save_encoder(self.encoder, folder)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, revision: str | None = None) -> str:
+        """Publish to a Hub repository, with a model card made from the encoder's; returns the commit's address.
+
+        Raises:
+            HubError: no token with the right to write (``HF_TOKEN``), or no network.
+        """
+        from tempfile import TemporaryDirectory
+
+        from robustsim.encoders.hub import publish
+
+        with TemporaryDirectory() as folder:
+            root = self.save_pretrained(folder)
+            (root / "README.md").write_text(_model_card(self.card, repo), encoding="utf-8")
+            return publish(root, repo, private=private, revision=revision, message="Upload with robustsim")
+
+    @property
+    def card(self) -> EncoderCard:
+        """What the encoder is: architecture, preprocessing, provenance, licence."""
+        return self.encoder.card
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is; images are brought there."""
+        return self.encoder.mean.device  # an attribute, so that replicas of DataParallel have it too
+
+    def preprocess(self, images: ImageInput, *, input_range: Range = (0, 1)) -> Tensor:
+        """Images as the encoder sees them: (N, 3, S, S) float32 in [0, 1] on the metric's device.
+
+        Files and other 8-bit pictures give the pixels of the card's reference pipeline; the tensor path is
+        differentiable, antialiased and clamped.
+
+        Args:
+            images: one image or several, of any sizes.
+            input_range: the range of floating-point input, (-1, 1) for LPIPS-style tensors.
+
+        Raises:
+            ImageError: a file that cannot be read.
+            InputError: a shape, type or range that is no image.
+        """
+        return next(self._stream(split_images(images), input_range))
+
+    def embed(self, images: ImagesOrEmbeddings, *, input_range: Range = (0, 1)) -> Tensor:
+        """Unit-length embeddings, (N, D) float32. Arguments and errors as for :meth:`preprocess`."""
+        return self._encode(images, input_range)[0]
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Unit-length embeddings of images that :meth:`preprocess` returned: (N, 3, S, S) -> (N, D) float32.
+
+        No checks and no resizing; for loops that work on the encoder's own pixels, such as attacks.
+        """
+        if len(pixels) <= self.batch_size:
+            features = self.encoder(pixels)
+        else:
+            features = torch.cat([self.encoder(batch) for batch in pixels.split(self.batch_size)])
+        return _unit(features.to(torch.float32))
+
+    def embed_text(self, texts: "str | list[str]") -> Tensor:
+        """Unit-length embeddings of texts in the space of the images, (N, D) float32; CLIP models with ``text=True``.
+
+        Raises:
+            InputError: no texts, or no text tower.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError("embed_text takes a text or a list of at least one")
+        return _unit(self.encoder.encode_text(texts).to(torch.float32))
+
+    def forward(
+        self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, squared: bool = False, input_range: Range = (0, 1)
+    ) -> Tensor:
+        """The differentiable distance of pairs; :meth:`distance` is the same."""
+        return self._pairs(a, b, squared, input_range)
+
+    def distance(
+        self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, squared: bool = False, input_range: Range = (0, 1)
+    ) -> Tensor:
+        """Distance of pairs: ``sqrt(1 - similarity)``, (N,) float32 in [0, sqrt(2)]; identical images give exactly 0.
+
+        Args:
+            a: N images, or 1; an embedding may stand in for an image.
+            b: N images, or 1.
+            squared: give ``1 - similarity`` in [0, 2] instead, which is DreamSim's distance.
+            input_range: as for :meth:`preprocess`.
+
+        Raises:
+            InputError: the counts differ and neither is 1; else as :meth:`preprocess`.
+        """
+        return self._pairs(a, b, squared, input_range)
+
+    def similarity(self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, input_range: Range = (0, 1)) -> Tensor:
+        """Cosine similarity of pairs, (N,) float32 in [-1, 1]; identical images give exactly 1."""
+        return 1 - self._pairs(a, b, True, input_range)
+
+    def distance_matrix(
+        self,
+        a: ImagesOrEmbeddings,
+        b: ImagesOrEmbeddings | None = None,
+        *,
+        squared: bool = False,
+        input_range: Range = (0, 1),
+    ) -> Tensor:
+        """Distance of every a to every b, (N, M) float32, in N + M encodings; of every a to every a without b."""
+        u, seen_u = self._encode(a, input_range)
+        v, seen_v = (u, seen_u) if b is None else self._encode(b, input_range)
+        # Not by a matrix product: its rounding would show as 3e-4 where the distance is 0.
+        d = torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist") * _SQRT_HALF
+        if seen_u is not None and seen_v is not None:
+            same = (seen_u[:, None] == seen_v[None, :]) & (d.detach() < _NEARLY_ZERO)
+            d = d.masked_fill(same, 0)
+        return d.square() if squared else d
+
+    def two_afc(
+        self,
+        reference: ImagesOrEmbeddings,
+        left: ImagesOrEmbeddings,
+        right: ImagesOrEmbeddings,
+        *,
+        input_range: Range = (0, 1),
+    ) -> Tensor:
+        """Two-alternative forced choice: which of two looks more like the reference?
+
+        Returns:
+            (N,) float32: 0 where left is nearer, 1 where right is, 0.5 where they tie exactly.
+        """
+        z = self.embed(reference, input_range=input_range)
+        to_left = self.distance(z, left, input_range=input_range)
+        to_right = self.distance(z, right, input_range=input_range)
+        if len({len(to_left), len(to_right), 1}) > 2:
+            raise InputError(f"{len(to_left)} left images and {len(to_right)} right ones: they must be as many")
+        return (to_right < to_left).to(torch.float32) + 0.5 * (to_right == to_left)
+
+    def train(self, mode: bool = True) -> "RobustSim":
+        """Stays in eval mode, whatever ``mode``: the metric must not change while something is trained with it."""
+        return super().train(False)
+
+    def _pairs(self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, squared: bool, input_range: Range) -> Tensor:
+        (u, seen_u), (v, seen_v) = self._encode_both(a, b, input_range)
+        if len(u) != len(v) and 1 not in (len(u), len(v)):
+            raise InputError(f"{len(u)} images against {len(v)}: the counts must be equal, or one of them 1")
+        difference = u - v
+        if squared:
+            d = (0.5 * difference.square().sum(1)).clamp(max=2)
+        else:
+            # The norm's gradient at 0 is defined as 0; sqrt(1 - cos) would have none there.
+            d = (torch.linalg.vector_norm(difference, dim=1) * _SQRT_HALF).clamp(max=2**0.5)
+        if seen_u is not None and seen_v is not None:
+            d = d.masked_fill((seen_u == seen_v) & (d.detach() < _NEARLY_ZERO), 0)
+        return d
+
+    def _encode_both(
+        self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, input_range: Range
+    ) -> "tuple[_Encoded, _Encoded]":
+        if _is_embedding(a) or _is_embedding(b):
+            return self._encode(a, input_range), self._encode(b, input_range)
+        parts_a, parts_b = split_images(a), split_images(b)
+        if count_images(parts_a) + count_images(parts_b) > self.batch_size:
+            return self._encode_parts(parts_a, input_range), self._encode_parts(parts_b, input_range)
+        x, y = (next(self._stream(parts, input_range)) for parts in (parts_a, parts_b))
+        if x.requires_grad != y.requires_grad:  # in one batch, both would be differentiated
+            return self._encode_pixels(x), self._encode_pixels(y)
+        z, seen = self._encode_pixels(torch.cat((x, y)))
+        return (z[: len(x)], seen[: len(x)]), (z[len(x) :], seen[len(x) :])
+
+    def _encode(self, images: ImagesOrEmbeddings, input_range: Range) -> "_Encoded":
+        if not _is_embedding(images):
+            return self._encode_parts(split_images(images), input_range)
+        if images.shape[-1] != self.card.embedding_dim or not images.is_floating_point() or 0 in images.shape:
+            raise InputError(
+                f"a {images.dtype} tensor of shape {tuple(images.shape)} is neither an image, (3, H, W) or "
+                f"(N, 3, H, W), nor an embedding of {self.card.name!r}, floating point (N, {self.card.embedding_dim})"
+            )
+        return _unit(torch.atleast_2d(images).to(self.device, torch.float32)), None
+
+    def _encode_parts(self, parts: list[Any], input_range: Range) -> "tuple[Tensor, Tensor]":
+        encoded = [self._encode_pixels(pixels) for pixels in self._stream(parts, input_range, self.batch_size)]
+        if len(encoded) == 1:
+            return encoded[0]
+        return torch.cat([z for z, _ in encoded]), torch.cat([seen for _, seen in encoded])
+
+    def _stream(self, parts: list[Any], input_range: Range, batch_size: int | None = None) -> Iterator[Tensor]:
+        return stream_pixels(
+            parts, self.card.preprocessing, device=self.device, input_range=input_range, batch_size=batch_size
+        )
+
+    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embed_pixels(pixels), _fingerprint(pixels)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any module; empty inside a bigger module's if ``persistent`` is False."""
+        if self.persistent or not (kwargs.get("prefix") or len(args) > 1):
+            return super().state_dict(*args, **kwargs)
+        return kwargs["destination"] if "destination" in kwargs else args[0]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if not self.persistent and isinstance(state_dict, dict):
+            for key, value in self.encoder.state_dict(prefix=f"{prefix}encoder.").items():
+                state_dict.setdefault(key, value)  # what is not in the checkpoint stays as it is
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+
+def _is_embedding(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.ndim in (1, 2)
+
+
+def _unit(z: Tensor) -> Tensor:
+    """Rows scaled to length 1; rows that have it stay the same to the bit, and zeros stay zeros."""
+    length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
+
+
+def _fingerprint(pixels: Tensor) -> Tensor:
+    """(N,) integers, equal for equal pixels wherever they stand in a batch: integer sums know no rounding."""
+    bits = pixels.detach().contiguous().view(torch.int32).flatten(1)
+    return (bits * _mixers(bits.shape[1], bits.device)).sum(1)
+
+
+@lru_cache(maxsize=8)
+def _mixers(count: int, device: torch.device) -> Tensor:
+    index = torch.arange(1, count + 1, dtype=torch.int64, device=device)
+    mixed = (index * 0x9E3779B97F4A7C1) ^ ((index * 0x9E3779B97F4A7C1) >> 29)
+    return (mixed & 0x7FFFFFFF).to(torch.int32) | 1
+
+
+def _device(device: "str | torch.device | None") -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"{device!r} is no device: use 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if place.type in available and not available[place.type]():
+        raise InputError(f"this machine, or this build of torch, has no {place.type!r} device: use device='cpu'")
+    return place
+
+
+def _model_card(card: EncoderCard, repo: str) -> str:
+    head = f"---\nlibrary_name: robustsim\ntags:\n- robustsim\n- image-feature-extraction\nlicense: {card.license or 'other'}\n---\n"
+    lines = [
+        f"# {card.name}",
+        "",
+        "A perceptual metric in the format of `robustsim`.",
+        "",
+        "```python",
+        "from robustsim import RobustSim",
+        "",
+        f'metric = RobustSim.from_pretrained("{repo}")',
+        "```",
+        "",
+        f"- architecture: {card.architecture.name} ({card.architecture.library})",
+        f"- trained to withstand: {f'{card.method}, {card.threat}' if card.method else 'nothing (a clean encoder)'}",
+        f"- data: {card.data or 'not stated'}",
+        f"- origin: {card.origin or 'not stated'}",
+        *(f"- {name}: {value} %" for name, value in card.scores.items()),
+    ]
+    return head + "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=4)
+def _default_metric(model: str, device: str | None) -> RobustSim:
+    return RobustSim.from_pretrained(model, device=device)
+
+
+def distance(
+    a: ImagesOrEmbeddings,
+    b: ImagesOrEmbeddings,
+    *,
+    model: str = DEFAULT_MODEL,
+    device: str | None = None,
+    squared: bool = False,
+    input_range: Range = (0, 1),
+) -> Tensor:
+    """:meth:`RobustSim.distance` on a metric that is loaded at the first call and kept: (N,) float32."""
+    return _default_metric(model, device).distance(a, b, squared=squared, input_range=input_range)
+
+
+def similarity(
+    a: ImagesOrEmbeddings,
+    b: ImagesOrEmbeddings,
+    *,
+    model: str = DEFAULT_MODEL,
+    device: str | None = None,
+    input_range: Range = (0, 1),
+) -> Tensor:
+    """:meth:`RobustSim.similarity` on a metric that is loaded at the first call and kept: (N,) float32."""
+    return _default_metric(model, device).similarity(a, b, input_range=input_range)
+
+
+def embed(
+    images: ImagesOrEmbeddings,
+    *,
+    model: str = DEFAULT_MODEL,
+    device: str | None = None,
+    input_range: Range = (0, 1),
+) -> Tensor:
+    """:meth:`RobustSim.embed` on a metric that is loaded at the first call and kept: (N, D) float32."""
+    return _default_metric(model, device).embed(images, input_range=input_range)
