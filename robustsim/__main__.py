@@ -1,0 +1,5 @@
+"""``python -m robustsim`` is the ``robustsim`` command."""
+
+from robustsim.cli import main
+
+main()

@@ -1,0 +1,37 @@
+"""The ``robustsim`` command: one file per command, heavy imports only inside the command that needs them."""
+
+import sys
+
+import typer
+
+from robustsim.cli import compare, convert, embed, info, matrix, models
+from robustsim.errors import RobustSimError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="robustsim",
+    help="How similar do these images look? A perceptual metric that can be made to hold under tampering.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("compare")(compare.compare)
+app.command("matrix")(matrix.matrix)
+app.command("embed")(embed.embed)
+app.command("models")(models.models)
+app.command("info")(info.info)
+app.command("convert")(convert.convert)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0, 1 for a job that failed, 2 for wrong usage."""
+    try:
+        app()
+    except RobustSimError as error:
+        sys.stderr.write(f"robustsim: {error}\n")
+        sys.exit(1)
+    except BrokenPipeError:  # `robustsim ... | head`
+        sys.stderr.close()
+        sys.exit(1)

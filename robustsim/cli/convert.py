@@ -1,0 +1,28 @@
+"""``robustsim convert``: published checkpoint files into a folder that ``--model`` takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustsim.cli import output
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A bare vision .pt, an MLP .pt, or a folder with adapters of PEFT (LoRA).")
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")],
+    base: Annotated[
+        str, typer.Option("--base", help="The model it belongs to: a catalogue name, a Hub id or a folder.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name on the card; the folder's if not given.")] = None,
+) -> None:
+    """Turn a published checkpoint into a folder that every command and `from_pretrained` reads."""
+    from robustsim.encoders import convert as run
+
+    card = run(source, out, base=base, name=name)
+    output.note(
+        f"{out}: {card.name!r}, {card.architecture.name}, head {card.head.kind}, "
+        f"preprocessing {card.preprocessing.mode} to {card.preprocessing.size}"
+    )

@@ -1,0 +1,50 @@
+"""``robustsim info``: what a bug report needs."""
+
+import os
+from importlib import metadata
+
+from robustsim.cli import output
+
+
+def info(as_json: output.JsonOption = False) -> None:
+    """Versions, device and cache."""
+    import platform
+
+    import torch
+    from huggingface_hub import constants
+
+    import robustsim
+
+    facts = {
+        "robustsim": robustsim.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm", "huggingface_hub")},
+        **{name: _version(name) for name in ("safetensors", "pillow", "numpy")},
+        "device": _device_name(),
+        "threads": str(torch.get_num_threads()),
+        "default model": output.DEFAULT_MODEL,
+        "cache": constants.HF_HUB_CACHE,
+        "hub": os.environ.get("HF_ENDPOINT") or constants.ENDPOINT,
+        "offline": str(bool(constants.HF_HUB_OFFLINE)).lower(),
+    }
+    if as_json:
+        output.print_json(facts)
+    else:
+        output.print_table(("", ""), [(name, value) for name, value in facts.items()])
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device_name() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda ({torch.cuda.get_device_name()})"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+

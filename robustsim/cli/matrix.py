@@ -1,0 +1,59 @@
+"""``robustsim matrix``: the distance of every image of a folder to every other."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustsim.cli import output
+from robustsim.errors import ImageError
+
+_MOST_SHOWN = 12
+
+
+def matrix(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of images; folders in it count too.")],
+    model: output.ModelOption = output.DEFAULT_MODEL,
+    device: output.DeviceOption = None,
+    squared: output.SquaredOption = False,
+    as_json: output.JsonOption = False,
+    as_csv: output.CsvOption = False,
+    strict: output.StrictOption = False,
+) -> None:
+    """The distance of every image in a folder to every other; each is encoded once."""
+    import torch
+
+    from robustsim.search import embed_images
+
+    output.check_format(as_json, as_csv)
+    metric = output.load_metric(model, device)
+    names, rows, bad = [], [], 0
+    for found, result in embed_images(metric, folder):
+        if isinstance(result, ImageError):
+            bad += 1
+            output.report_bad(result)
+        else:
+            names.append(str(found))
+            rows.append(result)
+    if not rows:
+        output.finish(bad, 0, strict)
+        raise ImageError(f"the folder {str(folder)!r} holds no readable images")
+    distances = metric.distance_matrix(torch.stack(rows), squared=squared).tolist()
+    if as_json:
+        output.print_json(
+            {"model": metric.card.name, "squared": squared, "files": names, "distances": distances}
+        )
+    elif as_csv:
+        output.print_csv(("file", *names), ((name, *row) for name, row in zip(names, distances, strict=True)))
+    elif len(names) > _MOST_SHOWN:
+        output.note(f"{len(names)} images make a table too wide to read: use --csv or --json")
+        raise typer.Exit(2)
+    else:
+        short = [str(number) for number in range(1, len(names) + 1)]
+        cells = [
+            (number, name, *(f"{value:.4f}" for value in row))
+            for number, name, row in zip(short, names, distances, strict=True)
+        ]
+        output.print_table(("", "file", *short), cells, numbers=range(2, len(names) + 2))
+        typer.echo(output.explain(metric.card, squared))
+    output.finish(bad, len(rows), strict)

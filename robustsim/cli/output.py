@@ -1,0 +1,154 @@
+"""What the commands share: options, tables for people, JSON and CSV for machines."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
+from robustsim.errors import ImageError
+
+if TYPE_CHECKING:
+    from robustsim.metric import RobustSim
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A name of `robustsim models`, a Hub id (org/repo[@revision]) or a folder.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV, and nothing else, on standard output.")]
+SquaredOption = Annotated[
+    bool, typer.Option("--squared", help="Give 1 - similarity, DreamSim's distance, instead of its root.")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any file could not be read.")]
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "CsvOption",
+    "DeviceOption",
+    "JsonOption",
+    "ModelOption",
+    "SquaredOption",
+    "StrictOption",
+    "check_format",
+    "explain",
+    "finish",
+    "load_metric",
+    "note",
+    "print_csv",
+    "print_json",
+    "print_table",
+    "report_bad",
+    "unseen",
+]
+
+
+def note(text: str) -> None:
+    """A line for people, on standard error."""
+    sys.stderr.write(f"{text}\n")
+
+
+def check_format(as_json: bool, as_csv: bool) -> None:
+    """Refuse two machine formats at once."""
+    if as_json and as_csv:
+        raise typer.BadParameter("--json and --csv exclude each other")
+
+
+def load_metric(model: str, device: str | None) -> "RobustSim":
+    """The metric a command works with."""
+    from robustsim.metric import RobustSim
+
+    return RobustSim.from_pretrained(model, device=device)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """CSV with a header on standard output."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> None:
+    """A table for people on standard output; columns named in ``numbers`` are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # names are text, never markup
+    # A pipe has no width: let no column be squeezed there.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def explain(card: EncoderCard, squared: bool) -> str:
+    """What a distance of this model means, in words."""
+    formula, most = ("1 - similarity", "2") if squared else ("sqrt(1 - similarity)", "1.414")
+    lines = [
+        f"distance = {formula} by {card.name!r}: 0 is identical to it, {most} as different as can be. It ranks "
+        "pairs seen by one model; numbers of two models do not compare."
+    ]
+    if card.method is None:
+        lines.append(
+            f"{card.name!r} is a clean encoder: it was not trained against tampering, and pixels changed on purpose "
+            "can move this number."
+        )
+    else:
+        lines.append(f"{card.name!r} was trained to hold against tampering ({card.method}, {card.threat}).")
+    return "\n".join(lines)
+
+
+def unseen(card: EncoderCard, path: Path) -> dict[str, Any] | None:
+    """Which part of a picture the model's preprocessing leaves out: box and share, or None where it sees all."""
+    from robustsim.images.decode import image_size
+
+    width, height = image_size(path)
+    left, top, right, bottom = card.preprocessing.seen(width, height)
+    share = 1 - (right - left) * (bottom - top) / (width * height)
+    if share < 1e-9:
+        return None
+    return {
+        "file": str(path),
+        "size": [width, height],
+        "looked_at": [round(value, 1) for value in (left, top, right, bottom)],
+        "share_not_looked_at": round(share, 4),
+    }
+
+
+def unseen_lines(parts: Sequence[dict[str, Any]]) -> list[str]:
+    """The same for people, one line a picture."""
+    lines = []
+    for part in parts:
+        (width, height), (left, top, right, bottom) = part["size"], part["looked_at"]
+        lines.append(
+            f"{part['file']}: {part['share_not_looked_at']:.0%} was not looked at; of {width} x {height} pixels the "
+            f"model saw columns {left:g} to {right:g} and rows {top:g} to {bottom:g}."
+        )
+    return lines
+
+
+def report_bad(error: ImageError) -> None:
+    """A file that is skipped."""
+    note(f"skipped: {error}")
+
+
+def finish(bad: int, good: int, strict: bool) -> None:
+    """Say how many files were skipped, and leave with the exit code for it."""
+    if bad:
+        note(f"{bad} {'file' if bad == 1 else 'files'} could not be read and {'was' if bad == 1 else 'were'} skipped")
+    if (bad and strict) or not good:
+        raise typer.Exit(1)
