@@ -1,6 +1,7 @@
 """What the commands share: options, tables for people, JSON and CSV for machines."""
 
 import csv
+import gc
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -64,7 +65,10 @@ def load_metric(model: str, device: str | None) -> "RobustSim":
     """The metric a command works with."""
     from robustsim.metric import RobustSim
 
-    return RobustSim.from_pretrained(model, device=device)
+    metric = RobustSim.from_pretrained(model, device=device)
+    gc.freeze()
+    gc.enable()
+    return metric
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,71 @@
+"""What the metric adds to its encoder, as ratios of paired runs on the bundled encoder.
+
+    python benchmarks/api_overhead.py [--runs 15] [--threads 2]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robustsim import RobustSim
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def ratio(numerator: Callable[[], object], denominator: Callable[[], object], runs: int) -> float:
+    numerator(), denominator()
+    pairs = []
+    for index in range(runs):
+        # Alternate who goes first, so that drift of the clock favours nobody.
+        if index % 2:
+            below, above = seconds(denominator), seconds(numerator)
+        else:
+            above, below = seconds(numerator), seconds(denominator)
+        pairs.append(above / below)
+    return statistics.median(pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    runs, metric = options.runs, RobustSim.from_pretrained(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+
+    for count in (1, 8):
+        a, b = (torch.rand(count, 3, 224, 224, generator=generator) for _ in range(2))
+        both = torch.cat((a, b))
+        value = ratio(lambda a=a, b=b: metric.distance(a, b), lambda both=both: metric.encoder(both), runs)
+        print(f"{value:6.3f}  distance of {count} pair(s) / bare encoder on {2 * count} images")
+
+    a, b = (torch.rand(8, 3, 224, 224, generator=generator) for _ in range(2))
+    x = a.clone().requires_grad_()
+    fixed = metric.embed(b)
+
+    def step(reference: Tensor) -> None:
+        metric(x, reference).sum().backward()
+
+    y = b.clone().requires_grad_()
+    print(f"{ratio(lambda: step(fixed), lambda: step(y), runs):6.3f}  loss step, embedded reference / both differentiated")
+    print(f"{ratio(lambda: step(fixed), lambda: step(b), runs):6.3f}  loss step, embedded reference / reference encoded anew")
+
+    one, many = a[:1], torch.rand(31, 3, 224, 224, generator=generator)
+    bare = torch.cat((one, many))
+    value = ratio(lambda: metric.distance(one, many), lambda: metric.encoder(bare), runs)
+    print(f"{value:6.3f}  one image against 31 / bare encoder on 32 images")
+    value = ratio(lambda: metric.distance_matrix(a, many), lambda: (metric.encoder(a), metric.encoder(many)), runs)
+    print(f"{value:6.3f}  distance_matrix of 8 x 31 / bare encoder on 8 and 31 images")
+
+
+if __name__ == "__main__":
+    main()
