@@ -203,6 +203,7 @@ def publish(folder: Path, repo: str, *, private: bool = False, revision: str | N
         HubError: no token, no right to write, no network.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     if _offline():
         raise HubError("cannot publish with HF_HUB_OFFLINE set")
@@ -212,9 +213,11 @@ def publish(folder: Path, repo: str, *, private: bool = False, revision: str | N
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         done = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=message)
-    except Exception as error:  # as in HubRepository.file
+    except HfHubHTTPError as error:
         raise HubError(
-            f"publishing to {repo!r} failed: {error or type(error).__name__}. "
-            "A token with the right to write is needed: set HF_TOKEN or run `hf auth login`"
+            f"publishing to {repo!r} failed: {error} A token with the right to write there is needed: set HF_TOKEN "
+            "or run `hf auth login`"
         ) from error
+    except Exception as error:  # as in HubRepository.file
+        raise HubError(f"publishing to {repo!r} failed: {error.__cause__ or error or type(error).__name__}") from error
     return str(done.commit_url)

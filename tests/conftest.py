@@ -1,0 +1,71 @@
+import os
+
+# Before huggingface_hub is imported: it reads these once. Tests talk to their own server, in plain HTTP.
+os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+    os.environ.pop(name, None)
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import hub_server, layouts
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The data beside the project; tests that need it skip where it is missing."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def metric():
+    from robustsim import RobustSim
+
+    return RobustSim.from_pretrained(device="cpu")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A local Hub, and a cache of its own."""
+    with hub_server.serve() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        server.cache = tmp_path / "hub-cache"
+        yield server
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """Folders in the published layouts, with the models they hold: {name: (folder, model)}."""
+    root = tmp_path_factory.mktemp("published")
+    made = {}
+    for name, config in (("vit", layouts.VIT_B_32), ("convnext", layouts.CONVNEXT)):
+        made[name] = (root / name, layouts.write_open_clip(root / name, config))
+    made["vit-bin"] = (root / "vit-bin", layouts.write_open_clip(root / "vit-bin", layouts.VIT_B_32, binary=True))
+    for name, (architecture, args) in (("dino", layouts.DINO), ("dinov3", layouts.DINOV3)):
+        made[name] = (root / name, layouts.write_timm(root / name, architecture, args))
+    architecture, args = layouts.CONVNET
+    made["classifier"] = (root / "classifier", layouts.write_timm(root / "classifier", architecture, args, classes=7))
+    return made
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """A small natural picture, uint8 (H, W, 3), of odd size."""
+    with Image.open(EXAMPLES / "chelsea.png") as image:
+        return np.asarray(image.convert("RGB").resize((131, 87)))
