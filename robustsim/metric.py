@@ -57,6 +57,8 @@ class RobustSim(nn.Module):
         batch_size: images per encoding.
     """
 
+    _multipliers: Tensor
+
     def __init__(self, encoder: Encoder, *, persistent: bool = True, batch_size: int = 32) -> None:
         super().__init__()
         if batch_size < 1:
@@ -64,6 +66,8 @@ class RobustSim(nn.Module):
         self.encoder = encoder.eval().requires_grad_(False)
         self.persistent = persistent
         self.batch_size = batch_size
+        size = encoder.card.preprocessing.size
+        self.register_buffer("_multipliers", _multipliers(3 * size * size), persistent=False)
         super().train(False)
 
     @classmethod
@@ -296,7 +300,7 @@ class RobustSim(nn.Module):
         )
 
     def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.embed_pixels(pixels), _fingerprint(pixels)
+        return self.embed_pixels(pixels), _fingerprint(pixels, self._multipliers)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As for any module; empty inside a bigger module's if ``persistent`` is False."""
@@ -321,17 +325,16 @@ def _unit(z: Tensor) -> Tensor:
     return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
 
 
-def _fingerprint(pixels: Tensor) -> Tensor:
+def _fingerprint(pixels: Tensor, multipliers: Tensor) -> Tensor:
     """(N,) integers, equal for equal pixels wherever they stand in a batch: integer sums know no rounding."""
     bits = pixels.detach().contiguous().view(torch.int32).flatten(1)
-    return (bits * _mixers(bits.shape[1], bits.device)).sum(1)
+    return (bits * multipliers).sum(1)
 
 
-@lru_cache(maxsize=8)
-def _mixers(count: int, device: torch.device) -> Tensor:
-    index = torch.arange(1, count + 1, dtype=torch.int64, device=device)
-    mixed = (index * 0x9E3779B97F4A7C1) ^ ((index * 0x9E3779B97F4A7C1) >> 29)
-    return (mixed & 0x7FFFFFFF).to(torch.int32) | 1
+def _multipliers(count: int) -> Tensor:
+    """Fixed odd int32 numbers, one for each value of an image, with no pattern between them."""
+    mixed = torch.arange(1, count + 1) * 0x9E3779B97F4A7C1
+    return ((mixed ^ (mixed >> 29)) & 0x7FFFFFFF).to(torch.int32) | 1
 
 
 def _device(device: "str | torch.device | None") -> torch.device:
