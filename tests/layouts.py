@@ -36,9 +36,12 @@ def randomise(module, seed=0):
     """Values with enough spread that a wrong activation or eps shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
-            scale = 0.3 if parameter.ndim < 2 else 2 / parameter[0].numel() ** 0.5
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim < 2:
+                parameter.copy_(0.3 * values + name.endswith("weight"))  # norms: around 1
+            else:
+                parameter.copy_(values * (1.5 / parameter[0].numel() ** 0.5))
     return module.eval()
 
 

@@ -1,6 +1,7 @@
 """The ``robustsim`` command: one file per command, heavy imports only inside the command that needs them."""
 
 import gc
+import os
 import sys
 
 import typer
@@ -35,5 +36,7 @@ def main() -> None:
         sys.stderr.write(f"robustsim: {error}\n")
         sys.exit(1)
     except BrokenPipeError:  # `robustsim ... | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         sys.exit(1)
+    finally:
+        gc.enable()

@@ -66,7 +66,6 @@ def load_metric(model: str, device: str | None) -> "RobustSim":
     from robustsim.metric import RobustSim
 
     metric = RobustSim.from_pretrained(model, device=device)
-    gc.freeze()
     gc.enable()
     return metric
 

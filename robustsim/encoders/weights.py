@@ -4,7 +4,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def read_pickle(path: Path) -> Any:
             f"{os.fspath(path)!r} holds more than tensors and plain data, or is damaged, and was not loaded "
             f"({str(error).splitlines()[0]})"
         ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError) as error:
+    except FileNotFoundError:
+        raise WeightsError(f"there is no file {os.fspath(path)!r}") from None
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CorruptFileError(f"{os.fspath(path)!r} is no whole file of torch.save ({error}): fetch it anew") from error
 
 
@@ -110,7 +112,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise
         raise OutputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}; nothing was left there") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
