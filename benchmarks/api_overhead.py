@@ -1,6 +1,6 @@
 """What the metric adds to its encoder, as ratios of paired runs on the bundled encoder.
 
-    python benchmarks/api_overhead.py [--runs 15] [--threads 2]
+python benchmarks/api_overhead.py [--runs 15] [--threads 2]
 """
 
 import argparse
@@ -56,8 +56,10 @@ def main() -> None:
         metric(x, reference).sum().backward()
 
     y = b.clone().requires_grad_()
-    print(f"{ratio(lambda: step(fixed), lambda: step(y), runs):6.3f}  loss step, embedded reference / both differentiated")
-    print(f"{ratio(lambda: step(fixed), lambda: step(b), runs):6.3f}  loss step, embedded reference / reference encoded anew")
+    value = ratio(lambda: step(fixed), lambda: step(y), runs)
+    print(f"{value:6.3f}  loss step, reference embedded before / both sides encoded and differentiated")
+    value = ratio(lambda: step(fixed), lambda: step(b), runs)
+    print(f"{value:6.3f}  loss step, reference embedded before / reference encoded anew, not differentiated")
 
     one, many = a[:1], torch.rand(31, 3, 224, 224, generator=generator)
     bare = torch.cat((one, many))

@@ -127,7 +127,7 @@ class RobustSim(nn.Module):
 
         with TemporaryDirectory() as folder:
             root = self.save_pretrained(folder)
-            (root / "README.md").write_text(_model_card(self.card, repo), encoding="utf-8")
+            (root / "README.md").write_text(self.card.to_readme(repo), encoding="utf-8")
             return publish(root, repo, private=private, revision=revision, message="Upload with robustsim")
 
     @property
@@ -168,7 +168,7 @@ class RobustSim(nn.Module):
         if len(pixels) <= self.batch_size:
             features = self.encoder(pixels)
         else:
-            features = torch.cat([self.encoder(batch) for batch in pixels.split(self.batch_size)])
+            features = torch.cat([self.encoder(batch) for batch in torch.split(pixels, self.batch_size)])
         return _unit(features.to(torch.float32))
 
     def embed_text(self, texts: "str | list[str]") -> Tensor:
@@ -286,7 +286,7 @@ class RobustSim(nn.Module):
                 f"a {images.dtype} tensor of shape {tuple(images.shape)} is neither an image, (3, H, W) or "
                 f"(N, 3, H, W), nor an embedding of {self.card.name!r}, floating point (N, {self.card.embedding_dim})"
             )
-        return _unit(torch.atleast_2d(images).to(self.device, torch.float32)), None
+        return _unit(images.to(self.device, torch.float32).reshape(-1, self.card.embedding_dim)), None
 
     def _encode_parts(self, parts: list[Any], input_range: Range) -> "tuple[Tensor, Tensor]":
         encoded = [self._encode_pixels(pixels) for pixels in self._stream(parts, input_range, self.batch_size)]
@@ -312,7 +312,7 @@ class RobustSim(nn.Module):
         if not self.persistent and isinstance(state_dict, dict):
             for key, value in self.encoder.state_dict(prefix=f"{prefix}encoder.").items():
                 state_dict.setdefault(key, value)  # what is not in the checkpoint stays as it is
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _is_embedding(value: object) -> TypeGuard[Tensor]:
@@ -346,32 +346,10 @@ def _device(device: "str | torch.device | None") -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"{device!r} is no device: use 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if place.type in available and not available[place.type]():
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if missing.get(place.type):
         raise InputError(f"this machine, or this build of torch, has no {place.type!r} device: use device='cpu'")
     return place
-
-
-def _model_card(card: EncoderCard, repo: str) -> str:
-    head = f"---\nlibrary_name: robustsim\ntags:\n- robustsim\n- image-feature-extraction\nlicense: {card.license or 'other'}\n---\n"
-    lines = [
-        f"# {card.name}",
-        "",
-        "A perceptual metric in the format of `robustsim`.",
-        "",
-        "```python",
-        "from robustsim import RobustSim",
-        "",
-        f'metric = RobustSim.from_pretrained("{repo}")',
-        "```",
-        "",
-        f"- architecture: {card.architecture.name} ({card.architecture.library})",
-        f"- trained to withstand: {f'{card.method}, {card.threat}' if card.method else 'nothing (a clean encoder)'}",
-        f"- data: {card.data or 'not stated'}",
-        f"- origin: {card.origin or 'not stated'}",
-        *(f"- {name}: {value} %" for name, value in card.scores.items()),
-    ]
-    return head + "\n".join(lines) + "\n"
 
 
 @lru_cache(maxsize=4)

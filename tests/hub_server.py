@@ -1,4 +1,4 @@
-"""A local HTTP server that speaks as much of the Hub's protocol as loading and publishing need, with faults on demand."""
+"""A local HTTP server with as much of the Hub's protocol as loading and publishing need, and faults on demand."""
 
 import hashlib
 import json
@@ -151,7 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
                 elif entry["key"] == "lfsFile":
                     hub.uploads[repo][entry["value"]["path"]] = hub.blobs[entry["value"]["oid"]]
             return self._json(
-                {"success": True, "commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""}
+                {
+                    "success": True,
+                    "commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                    "hookOutput": "",
+                }
             )
         if path.endswith("/validate-yaml"):
             return self._json({"errors": [], "warnings": []})

@@ -1,6 +1,7 @@
 """The terminal: what goes to which stream, in which form, with which exit code."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -26,6 +27,7 @@ def run(monkeypatch, capsys):
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["robustsim", *map(str, words)])
+        monkeypatch.setattr(gc, "freeze", lambda: None)  # for a process that ends after the command
         code = 0
         try:
             main()
@@ -67,7 +69,7 @@ def test_compare_two_files(run, metric):
     assert f"{distance:.4f}" in out
     assert f"{1 - distance**2:.4f}" in out
     assert "0 is identical" in out
-    assert "not trained against tampering" in out
+    assert "names no training against tampering" in out.replace("\n", " ")
 
 
 def test_compare_one_against_many_as_json(run, metric):
@@ -244,7 +246,9 @@ def test_models_say_what_is_cached(run, hub, published, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub.cache))
     import importlib
 
-    monkeypatch.setattr(importlib.import_module("huggingface_hub.file_download"), "HF_HUB_CACHE", str(hub.cache), raising=False)
+    monkeypatch.setattr(
+        importlib.import_module("huggingface_hub.file_download"), "HF_HUB_CACHE", str(hub.cache), raising=False
+    )
     weights = {row["name"]: row["weights"] for row in json.loads(run("models", "--json")[1])}
     assert weights["dino-vit-b-16"] == "cached"
     assert weights["dinov2-vit-b-14"] == "on the Hub"
@@ -273,7 +277,11 @@ def test_convert(run, published, tmp_path):
 
 def test_a_closed_pipe_is_no_traceback():
     done = subprocess.run(
-        f"{sys.executable} -m robustsim models --json | head -c 10", shell=True, capture_output=True, text=True, check=False
+        f"{sys.executable} -m robustsim models --json | head -c 10",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Traceback" not in done.stderr
 

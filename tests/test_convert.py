@@ -40,8 +40,10 @@ def adapted_output(wrapped, x):
 @pytest.mark.parametrize("name", ["vit", "convnext"])
 @pytest.mark.parametrize("prefix", ["", "module.", "visual."])
 def test_bare_vision_state_dict_of_clip(published, tmp_path, name, prefix):
-    folder, model = published[name]
-    tower = layouts.randomise(layouts.open_clip_model(layouts.VIT_B_32 if name == "vit" else layouts.CONVNEXT), seed=8).visual
+    folder, _ = published[name]
+    tower = layouts.randomise(
+        layouts.open_clip_model(layouts.VIT_B_32 if name == "vit" else layouts.CONVNEXT), seed=8
+    ).visual
     torch.save({prefix + key: value for key, value in tower.state_dict().items()}, tmp_path / "x-eps4.pt")
     card = convert(tmp_path / "x-eps4.pt", tmp_path / "out", base=folder)
     encoder = load_encoder(tmp_path / "out")
@@ -73,7 +75,9 @@ def test_mlp_file(published, tmp_path):
     dim, generator = layouts.VIT_B_32["embed_dim"], torch.Generator().manual_seed(0)
     fc1, fc2 = torch.nn.Linear(dim, 512), torch.nn.Linear(512, dim)
     layouts.randomise(torch.nn.Sequential(fc1, fc2), seed=4)
-    state = {f"perceptual_model.mlp.{n}.{k}": v for n, m in (("fc1", fc1), ("fc2", fc2)) for k, v in m.state_dict().items()}
+    state = {
+        f"perceptual_model.mlp.{n}.{k}": v for n, m in (("fc1", fc1), ("fc2", fc2)) for k, v in m.state_dict().items()
+    }
     state["perceptual_model.extractor.something"] = torch.rand(3, generator=generator)
     torch.save({"epoch": 20, "state_dict": state}, tmp_path / "mlp.pt")
     card = convert(tmp_path / "mlp.pt", tmp_path / "out", base=folder)
@@ -88,7 +92,9 @@ def test_peft_folder_of_a_convnext(published, tmp_path):
     """Every fc1 and fc2, as the ConvNeXt checkpoints have it; the result agrees with PEFT's own merge."""
     folder, _ = published["convnext"]
     tower = layouts.open_clip_model(layouts.CONVNEXT).visual
-    expected = adapted_output(peft_folder(tower, ["fc1", "fc2"], tmp_path / "lora"), load_encoder(folder).normalize(pixels()))
+    expected = adapted_output(
+        peft_folder(tower, ["fc1", "fc2"], tmp_path / "lora"), load_encoder(folder).normalize(pixels())
+    )
     card = convert(tmp_path / "lora", tmp_path / "out", base=folder)
     assert (card.head.kind, card.head.scale, card.preprocessing.mode) == ("lora", 0.125, "squash")
     assert any(key.startswith("lora.") for key in load_file(tmp_path / "out" / "model.safetensors"))
@@ -117,13 +123,21 @@ def test_peft_folder_of_a_clip_vit_in_dinos_naming(published, tmp_path):
     """``qkv`` is open_clip's ``in_proj``, and the LayerNorms have the eps of DINO's module, 1e-6."""
     import timm
 
-    folder, clip = published["vit"]
-    stand_in = timm.create_model("vit_small_patch16_224", num_classes=0, img_size=64, depth=2, embed_dim=64, num_heads=2)
+    folder, _ = published["vit"]
+    stand_in = timm.create_model(
+        "vit_small_patch16_224", num_classes=0, img_size=64, depth=2, embed_dim=64, num_heads=2
+    )
     wrapped = peft_folder(stand_in, ["qkv"], tmp_path / "lora")
-    deltas = [module.get_delta_weight("default") for _, module in wrapped.named_modules() if hasattr(module, "get_delta_weight")]
+    deltas = [
+        module.get_delta_weight("default")
+        for _, module in wrapped.named_modules()
+        if hasattr(module, "get_delta_weight")
+    ]
     convert(tmp_path / "lora", tmp_path / "out", base=folder)
     encoder = load_encoder(tmp_path / "out")
-    expected = layouts.open_clip_model({**layouts.VIT_B_32, "vision_cfg": {**layouts.VIT_B_32["vision_cfg"], "norm_kwargs": {"eps": 1e-6}}})
+    expected = layouts.open_clip_model(
+        {**layouts.VIT_B_32, "vision_cfg": {**layouts.VIT_B_32["vision_cfg"], "norm_kwargs": {"eps": 1e-6}}}
+    )
     with torch.no_grad():
         for block, delta in zip(expected.visual.transformer.resblocks, deltas, strict=True):
             block.attn.in_proj_weight += delta
@@ -136,7 +150,7 @@ def test_what_convert_refuses(published, tmp_path):
     vit, dino = published["vit"][0], published["dino"][0]
     with pytest.raises(WeightsError, match="there is no file or folder"):
         convert(tmp_path / "nothing.pt", tmp_path / "out", base=vit)
-    with pytest.raises(WeightsError, match="is no PEFT adapter: it holds no adapter_config.json"):
+    with pytest.raises(WeightsError, match=r"is no PEFT adapter: it holds no adapter_config.json"):
         convert(dino, tmp_path / "out", base=vit)
     torch.save(layouts.open_clip_model(layouts.CONVNEXT).visual.state_dict(), tmp_path / "other.pt")
     with pytest.raises(WeightsError, match="belong to another architecture"):
@@ -172,11 +186,16 @@ def test_adapters_of_another_base_are_refused(published, tmp_path):
 
     model = timm.create_model(layouts.DINO[0], num_classes=0, **{**layouts.DINO[1], "depth": 3})
     peft_folder(model, ["qkv"], tmp_path / "lora")
-    with pytest.raises(WeightsError, match=r"changes 'blocks\.2\.attn\.qkv', of which .* has 0: it belongs to another base"):
+    with pytest.raises(
+        WeightsError, match=r"changes 'blocks\.2\.attn\.qkv', of which .* has 0: it belongs to another base"
+    ):
         convert(tmp_path / "lora", tmp_path / "out", base=published["dino"][0])
     weights = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     shutil.rmtree(tmp_path / "lora")
     peft_folder(timm.create_model(layouts.DINO[0], num_classes=0, **layouts.DINO[1]), ["qkv"], tmp_path / "lora")
-    save_file({key.replace("lora_A", "lora_magnitude"): v for key, v in weights.items()}, tmp_path / "lora" / "adapter_model.safetensors")
+    save_file(
+        {key.replace("lora_A", "lora_magnitude"): v for key, v in weights.items()},
+        tmp_path / "lora" / "adapter_model.safetensors",
+    )
     with pytest.raises(WeightsError, match="no lora_A or lora_B matrix"):
         convert(tmp_path / "lora", tmp_path / "out", base=published["dino"][0])

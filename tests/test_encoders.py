@@ -111,7 +111,9 @@ def test_features_of_a_clip_convnext(published):
     torch.testing.assert_close(features.embedding, encoder(x))
 
 
-@pytest.mark.parametrize(("name", "grid", "width"), [("dino", (4, 4), 48), ("dinov3", (4, 4), 48), ("classifier", None, None)])
+@pytest.mark.parametrize(
+    ("name", "grid", "width"), [("dino", (4, 4), 48), ("dinov3", (4, 4), 48), ("classifier", None, None)]
+)
 def test_features_of_timm_models(published, name, grid, width):
     encoder = load_encoder(published[name][0])
     x = pixels(2, 64)
@@ -204,10 +206,10 @@ def test_a_folder_half_written_or_damaged_never_passes(metric, tmp_path):
         with pytest.raises(CorruptFileError, match="not the file that the card names"):
             load_encoder(root)
     (root / "model.safetensors").unlink()
-    with pytest.raises(RepositoryError, match="holds no model.safetensors; it holds config.json"):
+    with pytest.raises(RepositoryError, match=r"holds no model.safetensors; it holds config.json"):
         load_encoder(root)
     (root / "config.json").unlink()
-    with pytest.raises(RepositoryError, match="holds no open_clip_config.json or config.json; it holds nothing"):
+    with pytest.raises(RepositoryError, match=r"holds no open_clip_config.json or config.json; it holds nothing"):
         load_encoder(root)
 
 
@@ -229,7 +231,10 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path):
         raise KeyError
     assert path.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(OutputError, match="cannot write .*nothing was left there"), whole_file(path / "below") as temporary:
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*nothing was left there"),
+        whole_file(path / "below") as temporary,
+    ):
         temporary.write_text("x")
     with whole_file(path) as temporary:
         temporary.write_text("after")
@@ -301,7 +306,10 @@ def test_cards_of_unknown_architectures_name_the_nearest():
 
 def test_weights_of_another_shape(published, tmp_path):
     folder = layouts.copy(published["dino"][0], tmp_path / "wide")
-    state = {key: value.repeat(2) if key == "norm.bias" else value for key, value in load_file(folder / "model.safetensors").items()}
+    state = {
+        key: value.repeat(2) if key == "norm.bias" else value
+        for key, value in load_file(folder / "model.safetensors").items()
+    }
     save_file(state, folder / "model.safetensors")
     with pytest.raises(WeightsError, match=r"1 of another shape \(trunk.model.norm.bias is \(96,\), not \(48,\)\)"):
         load_encoder(folder)

@@ -296,7 +296,9 @@ def test_the_card_decides_the_activation(hub, load, tmp_path, monkeypatch, name,
 
 
 def test_names_that_do_not_exist():
-    with pytest.raises(ModelNotFoundError, match=r"no model is called 'rclip-f-convnext'; did you mean 'rclip-f-convnext-base'"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"no model is called 'rclip-f-convnext'; did you mean 'rclip-f-convnext-base'"
+    ):
         RobustSim.from_pretrained("rclip-f-convnext")
 
 

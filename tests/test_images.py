@@ -110,11 +110,11 @@ def test_sixteen_bits_give_their_high_byte():
 
 def test_integer_and_float_images_need_a_range_with_a_meaning():
     np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(np.full((2, 2), 0x1234, np.int32))))[..., 0], 0x12)
-    with pytest.raises(ImageError, match="values from 0 to 70000.*0..65535"):
+    with pytest.raises(ImageError, match=r"values from 0 to 70000.*0..65535"):
         read_image(Image.fromarray(np.array([[0, 70000]], np.int32)))
     assert np.asarray(to_rgb(Image.fromarray(np.full((2, 2), 0.5, np.float32))))[0, 0, 0] == 128
     for bad in (2.0, np.nan):
-        with pytest.raises(ImageError, match="float image with values from .* scale it to"):
+        with pytest.raises(ImageError, match=r"float image with values from .* scale it to"):
             read_image(Image.fromarray(np.array([[0, bad]], np.float32)))
 
 
@@ -167,7 +167,7 @@ def test_empty_missing_foreign_and_folder(tmp_path):
         read_image(text)
     with pytest.raises(ImageError, match=r"missing\.png': there is no such file"):
         read_image(tmp_path / "missing.png")
-    with pytest.raises(ImageError, match="is a folder.*robustsim embed"):
+    with pytest.raises(ImageError, match=r"is a folder.*robustsim embed"):
         read_image(tmp_path)
     with pytest.raises(ImageError, match="9 bytes starting with b'not a pi'"):
         read_image(b"not a pic")
@@ -187,9 +187,11 @@ def test_decompression_bomb(tmp_path):
         read_image(path)
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a.png", "http://x/y.jpg", "s3://bucket/key", "data:image/png;base64,xx"])
+@pytest.mark.parametrize(
+    "url", ["https://example.org/a.png", "http://x/y.jpg", "s3://bucket/key", "data:image/png;base64,xx"]
+)
 def test_urls_are_refused_with_a_hint(url):
-    with pytest.raises(ImageError, match="is a URL.*fetch it yourself"):
+    with pytest.raises(ImageError, match=r"is a URL.*fetch it yourself"):
         read_image(url)
 
 

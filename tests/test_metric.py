@@ -436,7 +436,10 @@ def test_input_range_of_lpips(metric):
 
 
 def test_save_and_load_bit_for_bit(metric, published, tmp_path):
-    for name, one in (("lite", metric), *((n, RobustSim.from_pretrained(f, device="cpu")) for n, (f, _) in published.items())):
+    for name, one in (
+        ("lite", metric),
+        *((n, RobustSim.from_pretrained(f, device="cpu")) for n, (f, _) in published.items()),
+    ):
         one.save_pretrained(tmp_path / name)
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["config.json", "model.safetensors"]
         again = RobustSim.from_pretrained(tmp_path / name, device="cpu")
@@ -490,7 +493,9 @@ def test_module_level_functions_use_one_cached_metric(metric):
     assert torch.equal(robustsim.similarity(CHELSEA, COFFEE, device="cpu"), metric.similarity(CHELSEA, COFFEE))
     assert torch.equal(robustsim.embed(CHELSEA, device="cpu"), metric.embed(CHELSEA))
     assert module._default_metric.cache_info().misses == 1
-    assert torch.equal(robustsim.distance(CHELSEA, COFFEE, device="cpu", squared=True), metric(CHELSEA, COFFEE, squared=True))
+    assert torch.equal(
+        robustsim.distance(CHELSEA, COFFEE, device="cpu", squared=True), metric(CHELSEA, COFFEE, squared=True)
+    )
 
 
 def test_list_models():

@@ -65,7 +65,9 @@ def reference(card):
         import timm
         from timm.data import create_transform, resolve_data_config
 
-        config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(card.source.repo.split("/")[1]).to_dict())
+        config = resolve_data_config(
+            {}, pretrained_cfg=timm.get_pretrained_cfg(card.source.repo.split("/")[1]).to_dict()
+        )
         return create_transform(**{**config, "input_size": (3, 224, 224)})
     return image_transform(224, is_train=False, resize_mode="squash", mean=card.mean, std=card.std)
 

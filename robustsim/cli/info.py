@@ -31,7 +31,7 @@ def info(as_json: output.JsonOption = False) -> None:
     if as_json:
         output.print_json(facts)
     else:
-        output.print_table(("", ""), [(name, value) for name, value in facts.items()])
+        output.print_table(("", ""), list(facts.items()))
 
 
 def _version(package: str) -> str:
@@ -47,4 +47,3 @@ def _device_name() -> str:
     if torch.cuda.is_available():
         return f"cuda ({torch.cuda.get_device_name()})"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-

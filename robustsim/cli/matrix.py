@@ -40,9 +40,7 @@ def matrix(
         raise ImageError(f"the folder {str(folder)!r} holds no readable images")
     distances = metric.distance_matrix(torch.stack(rows), squared=squared).tolist()
     if as_json:
-        output.print_json(
-            {"model": metric.card.name, "squared": squared, "files": names, "distances": distances}
-        )
+        output.print_json({"model": metric.card.name, "squared": squared, "files": names, "distances": distances})
     elif as_csv:
         output.print_csv(("file", *names), ((name, *row) for name, row in zip(names, distances, strict=True)))
     elif len(names) > _MOST_SHOWN:

@@ -126,6 +126,36 @@ class EncoderCard:
             return "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
         return "model.safetensors", "pytorch_model.bin"
 
+    def to_readme(self, repo: str) -> str:
+        """The text of a model page on the Hub."""
+        tampering = f"{self.method}, {self.threat}" if self.method else "nothing that its card names"
+        return "\n".join(
+            (
+                "---",
+                "library_name: robustsim",
+                "tags: [robustsim, image-feature-extraction]",
+                f"license: {(self.license or 'other').lower() if ' ' not in (self.license or '') else 'other'}",
+                "---",
+                f"# {self.name}",
+                "",
+                "A perceptual metric in the format of `robustsim`.",
+                "",
+                "```python",
+                "from robustsim import RobustSim",
+                "",
+                f'metric = RobustSim.from_pretrained("{repo}")',
+                "```",
+                "",
+                f"- architecture: {self.architecture.name} ({self.architecture.library})",
+                f"- trained to withstand: {tampering}",
+                f"- data: {self.data or 'not stated'}",
+                f"- origin: {self.origin or 'not stated'}",
+                f"- licence: {self.license or 'not stated'}",
+                *(f"- {name}: {value} %" for name, value in self.scores.items()),
+                "",
+            )
+        )
+
     def to_json(self) -> str:
         """The card as JSON, fields at their defaults left out; :meth:`from_json` reads it back."""
         return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **_dump(self)}, indent=2) + "\n"
@@ -145,7 +175,9 @@ class EncoderCard:
             raise CardError(f'{where} is no robustsim card: it does not say "format": "{FORMAT}"')
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise CardError(f"{where} has format version {version!r}, this robustsim reads {FORMAT_VERSION}: upgrade it")
+            raise CardError(
+                f"{where} has format version {version!r}, this robustsim reads {FORMAT_VERSION}: upgrade it"
+            )
         return _build(cls, data, where)
 
 
@@ -176,13 +208,11 @@ def _build(kind: type[T], data: Any, where: str) -> T:
         raise CardError(f"{where}: expected an object, found {data!r}")
     specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data.keys() - specs.keys():
-        raise CardError(f"{where} has the unknown key {key!r}{_hint(key, list(specs))}")
+        raise CardError(f"{where} has the unknown key {key!r}{did_you_mean(key, list(specs))}")
     missing = [
         name
         for name, spec in specs.items()
-        if name not in data
-        and spec.default is dataclasses.MISSING
-        and spec.default_factory is dataclasses.MISSING
+        if name not in data and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise CardError(f"{where} lacks {', '.join(missing)}")
@@ -200,7 +230,8 @@ def _build(kind: type[T], data: Any, where: str) -> T:
         raise CardError(f"{where}: {error}") from None
 
 
-def _hint(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The end of an error message: the nearest spellings, or nothing."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=3, cutoff=0.5)
@@ -223,7 +254,7 @@ def load_card(name: str) -> EncoderCard:
     known = _catalogue()
     if name not in known:
         raise ModelNotFoundError(
-            f"no model is called {name!r}{_hint(name, list(known))} `robustsim models` lists the catalogue; "
+            f"no model is called {name!r}{did_you_mean(name, list(known))} `robustsim models` lists the catalogue; "
             "a Hub id has the form org/repo or org/repo@revision, a folder must exist"
         )
     resource = known[name]

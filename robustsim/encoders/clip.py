@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustsim.encoders.card import CLIP_MEAN, CLIP_STD, Architecture, EncoderCard
+from robustsim.encoders.card import CLIP_MEAN, CLIP_STD, Architecture, EncoderCard, did_you_mean
 from robustsim.encoders.text import TextTower
 from robustsim.errors import CardError, InputError, WeightsError
 from robustsim.images.preprocessing import Preprocessing
@@ -57,11 +57,8 @@ def model_config(architecture: Architecture) -> dict[str, Any]:
 
     config = architecture.options.get("model_cfg") or open_clip.get_model_config(architecture.name)
     if config is None:
-        from robustsim.encoders.card import _hint
-
-        raise CardError(
-            f"open_clip knows no architecture {architecture.name!r}{_hint(architecture.name, open_clip.list_models())}"
-        )
+        hint = did_you_mean(architecture.name, open_clip.list_models())
+        raise CardError(f"open_clip knows no architecture {architecture.name!r}{hint}")
     return {**deepcopy(dict(config)), "quick_gelu": architecture.quick_gelu}
 
 
@@ -86,9 +83,7 @@ def build(card: EncoderCard, *, text: bool) -> tuple[ClipTrunk, TextTower | None
 
 def adopt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published OpenCLIP state dict under this library's names."""
-    return {
-        ("trunk." if key.startswith("visual.") else "text.model.") + key: value for key, value in weights.items()
-    }
+    return {("trunk." if key.startswith("visual.") else "text.model.") + key: value for key, value in weights.items()}
 
 
 def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
@@ -153,7 +148,7 @@ def check_config(card: EncoderCard, config: Mapping[str, Any], where: str) -> No
     for key, theirs, wanted in pairs:
         if theirs != wanted:
             raise WeightsError(
-                f"{where} says {key} = {theirs!r}, the card {card.name!r} says {wanted!r}: with the wrong one the model "
-                "answers wrongly without a sign. Pin a revision that agrees (org/repo@revision), or load the "
-                "repository's files from a folder with a config.json that says what they are"
+                f"{where} says {key} = {theirs!r}, the card {card.name!r} says {wanted!r}: with the wrong one, the "
+                "model answers wrongly without a sign. Pin a revision that agrees (org/repo@revision); to take the "
+                "repository's word instead, download it and load the folder"
             )

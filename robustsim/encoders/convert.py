@@ -109,9 +109,7 @@ def _with_mlp(mlp: Mapping[str, Tensor], base: "str | os.PathLike[str]", where: 
     if "fc1.weight" not in mlp:
         raise WeightsError(f"the MLP in {where!r} has no fc1.weight, only {', '.join(sorted(mlp)[:4])}")
     head = Head(kind="mlp", hidden=mlp["fc1.weight"].shape[0])
-    encoder = Encoder(
-        dataclasses.replace(below.card, head=head, preprocessing=_squash(below.card)), below.trunk
-    ).eval()
+    encoder = Encoder(dataclasses.replace(below.card, head=head, preprocessing=_squash(below.card)), below.trunk).eval()
     weights = {key: value for key, value in below.state_dict().items() if not key.startswith("head.")}
     return fill(encoder, {**weights, **{f"head.{key}": value for key, value in mlp.items()}}, repr(where))
 
@@ -125,7 +123,9 @@ def _with_lora(folder: Path, base: "str | os.PathLike[str]") -> tuple[Encoder, d
         raise CardError(f"{os.fspath(folder / _ADAPTER)!r} is no adapter configuration: {error!r}") from None
     for key, allowed in _PLAIN_LORA.items():
         if config.get(key) not in allowed:
-            raise WeightsError(f"the adapter uses {key} = {config[key]!r}, which is not plain LoRA and is not supported")
+            raise WeightsError(
+                f"the adapter uses {key} = {config[key]!r}, which is not plain LoRA and is not supported"
+            )
     files = [folder / "adapter_model.safetensors", folder / "adapter_model.bin"]
     path = next((file for file in files if file.is_file()), None)
     if path is None:
@@ -151,12 +151,13 @@ def _match(tensors: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]
         if kind not in ("A", "B"):
             raise WeightsError(f"the adapter holds {key!r}, which is no lora_A or lora_B matrix of a linear layer")
         # DINO's module names, which the LoRA checkpoints of CLIP's ViTs use, beside open_clip's own.
-        renamed = f"transformer.res{path}".replace(".attn.qkv", ".attn.in_proj")
-        ends = [f".{path}.weight", f".{renamed}_weight"]
-        found = [parameter for parameter in parameters if parameter.endswith(tuple(ends))]
+        tail = path.rpartition("blocks.")[2].replace(".attn.qkv", ".attn.in_proj_weight")
+        ends = (f".{path}.weight", f".resblocks.{tail}")
+        found = [parameter for parameter in parameters if parameter.endswith(ends)]
         if len(found) != 1:
             raise WeightsError(
-                f"the adapter changes {path!r}, of which {encoder.card.name!r} has {len(found)}: it belongs to another base"
+                f"the adapter changes {path!r}, of which {encoder.card.name!r} has {len(found)}: "
+                "it belongs to another base"
             )
         if value.ndim > 2:
             value = value.flatten(1)

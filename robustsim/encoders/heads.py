@@ -21,7 +21,8 @@ class ResidualMLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.fc2(F.relu(self.fc1(x)))
+        change: Tensor = self.fc2(F.relu(self.fc1(x)))
+        return x + change
 
 
 def merge_lora(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

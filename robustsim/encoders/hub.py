@@ -56,7 +56,8 @@ class HubRepository:
         cache_dir: "str | os.PathLike[str] | None" = None,
         local_files_only: bool = False,
     ) -> None:
-        self.repo, self.revision, self.cache_dir = repo, revision, cache_dir
+        self.repo, self.revision = repo, revision
+        self.cache_dir = os.fspath(cache_dir) if cache_dir is not None else None
         self.local_files_only = local_files_only or _offline()
         self.name = repo if revision == "main" else f"{repo}@{revision}"
         self._unreachable: BaseException | None = None
@@ -100,7 +101,7 @@ class HubRepository:
             raise RepositoryError(
                 f"the repository {self.name!r} holds no {what}: robustsim reads its own layout, OpenCLIP's and timm's"
             )
-        place = os.fspath(self.cache_dir) if self.cache_dir else "the cache (`robustsim info` says where)"
+        place = self.cache_dir or "the cache (`robustsim info` says where)"
         if self.local_files_only:
             raise HubError(
                 f"{self.name!r} is not in {place}, and the network is off (local_files_only or HF_HUB_OFFLINE): "

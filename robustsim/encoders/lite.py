@@ -4,8 +4,6 @@ Tan and Le, EfficientNet (ICML 2019), in the Lite variant: no squeeze-and-excita
 norms are folded into the convolutions before them, so every convolution has a bias.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,15 +24,15 @@ _STEM, _HEAD = 32, 1280
 class _SameConv2d(nn.Conv2d):
     """TensorFlow's "SAME" padding: with stride 2 on an even size, one more row and column at the end than before."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.stride == (1, 1):
-            return super().forward(input)
+            return super().forward(x)
         kernel, stride = self.kernel_size[0], self.stride[0]
         border: list[int] = []
-        for length in (input.shape[-1], input.shape[-2]):
+        for length in (x.shape[-1], x.shape[-2]):
             total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
             border += [total // 2, total - total // 2]
-        return F.conv2d(F.pad(input, border), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(F.pad(x, border), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -54,8 +52,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        out: Tensor = self.project(F.relu6(self.depthwise(y)))
+        return x + out if self.residual else out
 
 
 class LiteTrunk(nn.Module):
@@ -69,16 +67,16 @@ class LiteTrunk(nn.Module):
             for index in range(count):
                 blocks.append(_Block(channels, outputs, kernel, stride if index == 0 else 1, expansion))
                 channels = outputs
-        self.layers = nn.Sequential(
-            OrderedDict(stem=_conv(3, _STEM, 3, 2), blocks=nn.Sequential(*blocks), head=_conv(channels, _HEAD, 1))
-        )
+        self.stem = _conv(3, _STEM, 3, 2)
+        self.blocks = nn.Sequential(*blocks)
+        self.head = _conv(channels, _HEAD, 1)
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, 1280, H / 32, W / 32), before the mean."""
         # Channels last is what the CPU's and the GPU's convolutions are fastest with.
         x = x.contiguous(memory_format=torch.channels_last)
-        x = self.layers.blocks(F.relu6(self.layers.stem(x)))
-        return F.relu6(self.layers.head(x))
+        x = self.blocks(F.relu6(self.stem(x)))
+        return F.relu6(self.head(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.feature_map(x).mean((2, 3))

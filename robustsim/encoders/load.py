@@ -52,7 +52,7 @@ def load_encoder(
     if name in list_models():
         card = load_card(name)
         if card.source is None:
-            with as_file(files("robustsim.encoders").joinpath("bundled", name)) as root:
+            with as_file(files("robustsim.encoders").joinpath("bundled").joinpath(name)) as root:
                 return _load_folder(Folder(root), card, text=text)
         hub = HubRepository(
             card.source.repo,
@@ -108,7 +108,7 @@ def _load_folder(repo: Repository, card: EncoderCard, *, text: bool) -> Encoder:
 
 def _load_published(repo: Repository, card: EncoderCard, *, text: bool) -> Encoder:
     """OpenCLIP's and timm's Hub layouts."""
-    source = card.source
+    checksum = card.source.sha256 if card.source is not None else None
     card = dataclasses.replace(card, text=text)
     if card.architecture.library == "open_clip":
         from robustsim.encoders import clip
@@ -117,7 +117,7 @@ def _load_published(repo: Repository, card: EncoderCard, *, text: bool) -> Encod
         if config is not None:
             clip.check_config(card, _read_json(config), f"{clip.CONFIG} of {repo.name!r}")
         path = _first(repo, card.weights_files)
-        _check_sum(path, source and source.sha256)
+        _check_sum(path, checksum)
         encoder = build_encoder(card, text=text)
         weights = clip.adopt(read_weights(path, lambda key: text or key.startswith("visual.")))
         return fill(encoder, weights, f"{path.name} of {repo.name!r}")
@@ -128,7 +128,7 @@ def _load_published(repo: Repository, card: EncoderCard, *, text: bool) -> Encod
             f"{repo.name!r} holds a {said['architecture']!r}, the card {card.name!r} says {card.architecture.name!r}"
         )
     path = _first(repo, card.weights_files)
-    _check_sum(path, source and source.sha256)
+    _check_sum(path, checksum)
     encoder = build_encoder(card, text=text, classes=said.get("num_classes", 0), native_size=True)
     fill(encoder, timm_models.adopt(read_weights(path)), f"{path.name} of {repo.name!r}")
     trunk: Any = encoder.trunk
@@ -137,10 +137,10 @@ def _load_published(repo: Repository, card: EncoderCard, *, text: bool) -> Encod
 
 
 def _first(repo: Repository, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if path := repo.file(name):
-            return path
-    repo.explain_absence(" or ".join(names))
+    path = next(filter(None, map(repo.file, names)), None)
+    if path is None:
+        repo.explain_absence(" or ".join(names))
+    return path
 
 
 def _read_json(path: Path) -> dict[str, Any]:

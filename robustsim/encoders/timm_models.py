@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustsim.encoders.card import IMAGENET_MEAN, IMAGENET_STD, Architecture, EncoderCard
+from robustsim.encoders.card import IMAGENET_MEAN, IMAGENET_STD, Architecture, EncoderCard, did_you_mean
 from robustsim.errors import CardError, InputError
 from robustsim.images.preprocessing import Preprocessing
 
@@ -54,9 +54,7 @@ def build(card: EncoderCard, *, classes: int = 0, native_size: bool = False) -> 
 
     spec = card.architecture
     if not timm.is_model(spec.name):
-        from robustsim.encoders.card import _hint
-
-        raise CardError(f"timm knows no architecture {spec.name!r}{_hint(spec.name, timm.list_models())}")
+        raise CardError(f"timm knows no architecture {spec.name!r}{did_you_mean(spec.name, timm.list_models())}")
     try:
         model = timm.create_model(spec.name, pretrained=False, num_classes=classes, **spec.options)
     except TypeError as error:

@@ -31,7 +31,9 @@ def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> 
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - no mapping
         except SafetensorError as error:
-            raise CorruptFileError(f"{os.fspath(path)!r} is no whole safetensors file ({error}): fetch it anew") from error
+            raise CorruptFileError(
+                f"{os.fspath(path)!r} is no whole safetensors file ({error}): fetch it anew"
+            ) from error
     tensors = unwrap(read_pickle(path))
     if not tensors:
         raise WeightsError(f"{os.fspath(path)!r} holds no tensors")
@@ -58,7 +60,9 @@ def read_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise WeightsError(f"there is no file {os.fspath(path)!r}") from None
     except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"{os.fspath(path)!r} is no whole file of torch.save ({error}): fetch it anew") from error
+        raise CorruptFileError(
+            f"{os.fspath(path)!r} is no whole file of torch.save ({error}): fetch it anew"
+        ) from error
 
 
 def unwrap(loaded: Any) -> dict[str, Tensor]:
@@ -110,7 +114,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, RobustSimError):
             raise
-        raise OutputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}; nothing was left there") from error
+        raise OutputError(
+            f"cannot write {os.fspath(path)!r}: {error.strerror or error}; nothing was left there"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

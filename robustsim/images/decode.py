@@ -19,7 +19,7 @@ import os
 import re
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from robustsim.errors import ImageError
 
@@ -78,7 +78,7 @@ def _decode(stream: "io.BufferedReader | io.BytesIO", what: str) -> Image.Image:
             return _convert(image, what)
     except ImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(f"cannot read {what}: it is not an image in a known format, or its head is damaged") from None
     except Image.DecompressionBombError as error:
         raise ImageError(

@@ -22,9 +22,7 @@ ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, "NDArr
 ImageInput: TypeAlias = Union[ImageSource, Sequence[ImageSource]]
 
 _TOLERANCE = 1e-3
-_KINDS = (
-    "a path, bytes, a PIL image, an (H, W, 3) array, a (3, H, W) or (N, 3, H, W) tensor, or a list of those"
-)
+_KINDS = "a path, bytes, a PIL image, an (H, W, 3) array, a (3, H, W) or (N, 3, H, W) tensor, or a list of those"
 
 
 def split_images(images: ImageInput) -> list[Any]:
@@ -122,7 +120,7 @@ def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, 
         return "floating-point images that contain NaN: find out where it comes from before comparing them"
     fix = "scale them to [0, 1]"
     if (low, high) == (0, 1):
-        if -1 - _TOLERANCE <= seen_low and seen_high <= 1 + _TOLERANCE:
+        if seen_low >= -1 - _TOLERANCE and seen_high <= 1 + _TOLERANCE:
             fix = "pass input_range=(-1, 1)"
         elif seen_low >= 0 and seen_high <= 255:
             fix = "pass input_range=(0, 255), or uint8"

@@ -63,7 +63,7 @@ class Preprocessing:
         return int(short * width / height), short
 
     def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a ``width`` x ``height`` picture that the encoder looks at: (left, top, right, bottom), in its pixels."""
+        """What the encoder looks at of a ``width`` x ``height`` picture: (left, top, right, bottom), in its pixels."""
         if self.mode != "shortest":
             return 0.0, 0.0, float(width), float(height)
         new_width, new_height = self.resized(width, height)

@@ -141,7 +141,11 @@ def _run(
     on_error: Callable[[ImageError], object],
 ) -> EmbedReport:
     journal = _Journal(partial_dir, metric.card.embedding_dim)
-    identity = {"folder": os.fspath(folder.resolve()), "model": json.loads(metric.card.to_json()), **_weights_id(metric)}
+    identity = {
+        "folder": os.fspath(folder.resolve()),
+        "model": json.loads(metric.card.to_json()),
+        **_weights_id(metric),
+    }
     resumed = 0
     if restart:
         journal.clear()

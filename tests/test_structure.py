@@ -1,0 +1,139 @@
+"""The plan of the house: who imports whom, what an import costs, and which names are public."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import robustsim
+from tests.conftest import ROOT
+
+PACKAGE = Path(robustsim.__file__).parent
+
+# Each room, and the rooms it may import. Nothing imports the terminal.
+ALLOWED = {
+    "errors": set(),
+    "images": {"errors"},
+    "encoders": {"errors", "images"},
+    "metric": {"errors", "images", "encoders"},
+    "search": {"errors", "images", "encoders", "metric"},
+    "cli": {"errors", "images", "encoders", "metric", "search"},
+    "__main__": {"cli"},
+}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        for name in names:
+            if name.startswith("robustsim."):
+                yield name.split(".")[1]
+
+
+def test_rooms_import_only_whom_they_may():
+    for path in PACKAGE.rglob("*.py"):
+        if path == PACKAGE / "__init__.py":
+            continue
+        own = room(path)
+        assert own in ALLOWED, f"{path}: a room that the plan does not know"
+        for other in imported_rooms(path):
+            assert other == own or other in ALLOWED[own], f"{path}: {own} may not import {other}"
+
+
+def test_only_hub_touches_the_network():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name in ("hub.py", "info.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            bad = {"huggingface_hub", "requests", "httpx", "urllib", "socket"} & {name.split(".")[0] for name in names}
+            assert not bad, f"{path} imports {bad}"
+
+
+def modules_after(code):
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], check=True, capture_output=True, text=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_import_robustsim_is_light():
+    assert not {"torch", "numpy", "PIL", "typer", "huggingface_hub"} & modules_after("import robustsim")
+    assert "torch" not in modules_after("import robustsim; robustsim.list_models()")
+
+
+def test_the_bundled_model_needs_torch_alone():
+    files = [str(ROOT / "examples" / name) for name in ("chelsea.png", "coffee.png")]
+    code = f"import robustsim; robustsim.distance(*{files!r})"
+    heavy = {"torchvision", "timm", "open_clip", "peft", "huggingface_hub", "transformers", "typer", "pyarrow"}
+    assert not heavy & modules_after(code)
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['robustsim', 'compare', '--help']\n"
+        "from robustsim.cli import main\ntry: main()\nexcept SystemExit: pass"
+    )
+    assert not {"torch", "numpy", "PIL"} & modules_after(code)
+
+
+@pytest.mark.parametrize("name", ["robustsim", "robustsim.images", "robustsim.encoders", "robustsim.search"])
+def test_public_names_are_sorted_and_there(name):
+    module = importlib.import_module(name)
+    assert module.__all__ == sorted(module.__all__)
+    for public in module.__all__:
+        assert getattr(module, public) is not None
+        assert public in dir(module) or name != "robustsim"
+    with pytest.raises(AttributeError, match="no attribute 'nothing_here'"):
+        _ = module.nothing_here
+
+
+def test_the_face_of_the_package_is_small():
+    assert len((PACKAGE / "__init__.py").read_text().splitlines()) <= 40
+    assert robustsim.__all__ == [
+        "EncoderCard", "RobustSim", "RobustSimError", "distance", "embed", "list_models", "similarity",
+    ]  # fmt: skip
+
+
+def test_errors_are_one_tree_and_drawn():
+    from robustsim import errors
+
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert all(issubclass(one, errors.RobustSimError) for one in classes)
+    assert all(one.__name__ in errors.__doc__ for one in classes)
+
+
+def test_the_default_is_named_in_one_place():
+    from robustsim.encoders.card import DEFAULT_MODEL
+
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value == DEFAULT_MODEL:
+                assert path.name == "card.py", path
+
+
+def test_what_ships_is_credited():
+    import hashlib
+    import json
+
+    credited = (ROOT / "examples" / "CREDITS.md").read_text()
+    for path in (ROOT / "examples").iterdir():
+        if path.suffix in (".png", ".jpg"):
+            assert hashlib.sha256(path.read_bytes()).hexdigest() in credited, path.name
+    for folder in (PACKAGE / "encoders" / "bundled").iterdir():
+        card = json.loads((folder / "config.json").read_text())
+        assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == card["weights_sha256"]
+        assert card["license"] in (folder / "NOTICE").read_text().replace("Apache License 2.0", "Apache-2.0")
