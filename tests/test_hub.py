@@ -181,6 +181,23 @@ def test_damage_in_the_cache_is_noticed(hub, load, published):
     load("org/model")
 
 
+def test_blobs_shared_between_repositories(hub, load, published):
+    """huggingface_hub keeps files of Xet repositories once, under another hash, with links to them."""
+    hub.add("org/model", published["dino"][0])
+    load("org/model")
+    blob = max(hub.cache.rglob("models--*/blobs/*"), key=lambda path: path.stat().st_size)
+    store = hub.cache / "blobs" / "ab" / ("ab" * 32)
+    store.parent.mkdir(parents=True)
+    blob.rename(store)
+    blob.symlink_to(os.path.relpath(store, blob.parent))
+    load("org/model", local_files_only=True)
+    store.write_bytes(store.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(CorruptFileError, match="damaged"):
+        load("org/model", local_files_only=True)
+    assert not store.exists()
+    load("org/model")
+
+
 def test_checksum_of_the_card_holds(hub, load, published, monkeypatch):
     import dataclasses
 

@@ -168,24 +168,25 @@ def _offline() -> bool:
 def _verify(path: Path, what: str) -> None:
     """Hold a cached file against the hash that the Hub gave for it, which is the name of its blob.
 
+    A cache without links (Windows without developer mode) keeps no hash; there, a card's checksum still holds.
+
     Raises:
         CorruptFileError: they differ; the file is removed, so that the next try downloads it anew.
     """
     from robustsim.encoders.weights import git_blob, sha256
 
-    blob = Path(os.path.realpath(path))
-    expected = blob.name
-    if len(expected) == 64:
-        found = sha256(blob)
-    elif len(expected) == 40 and blob.parent.name == "blobs":
-        found = git_blob(blob)
-    else:
-        return  # a cache without links keeps no hash; a card's checksum still holds
-    if found != expected:
-        path.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
+    if not path.is_symlink():
+        return
+    # One step, not to the end: the blob may itself be a link into a store whose names are other hashes.
+    blob = path.parent / os.readlink(path)
+    if len(blob.name) not in (40, 64):
+        return
+    found = sha256(blob) if len(blob.name) == 64 else git_blob(blob)
+    if found != blob.name:
+        for link in (Path(os.path.realpath(blob)), blob, path):
+            link.unlink(missing_ok=True)
         raise CorruptFileError(
-            f"{what} is damaged: its hash is {found[:12]}..., the Hub says {expected[:12]}.... "
+            f"{what} is damaged: its hash is {found[:12]}..., the Hub says {blob.name[:12]}.... "
             "It was removed from the cache; run again to download it anew"
         )
 

@@ -1,0 +1,61 @@
+"""The README and the pages: their Python blocks run, top to bottom, and so do their robustsim commands."""
+
+import re
+import shlex
+import shutil
+import sys
+
+import pytest
+
+from tests.conftest import EXAMPLES, ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?P<skip><!-- not run: needs [^>]+ -->\n)?^```(?P<kind>python|sh)\n(?P<text>.*?)^```$", re.M | re.S
+)
+
+
+def blocks(page):
+    return [(match["kind"], match["text"], bool(match["skip"])) for match in BLOCK.finditer(page.read_text())]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_blocks_run(page, tmp_path, monkeypatch, capsys):
+    from robustsim.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    names, ran = {}, 0
+    for kind, text, skip in blocks(page):
+        if skip:
+            continue
+        if kind == "python":
+            exec(compile(text, f"{page.name}", "exec"), names)
+            ran += 1
+            continue
+        for line in text.splitlines():
+            if not line.startswith("robustsim "):
+                continue  # pip and pytest: .ci/run runs these
+            monkeypatch.setattr(sys, "argv", shlex.split(line))
+            try:
+                main()
+            except SystemExit as stop:
+                assert not stop.code, line  # noqa: PT017
+            ran += 1
+    assert ran
+
+
+def test_few_blocks_are_left_out_and_each_says_why():
+    skipped = [text for page in PAGES for _, text, skip in blocks(page) if skip]
+    assert len(skipped) <= 4
+    fences = sum(len(re.findall(r"^```\w", page.read_text(), re.M)) for page in PAGES)
+    assert fences == sum(len(blocks(page)) for page in PAGES), "a fence of a kind that is not run"
+
+
+def test_readme_names_every_model():
+    from robustsim import list_models
+
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in list_models() if f"`{name}`" not in readme] == []
