@@ -1,7 +1,8 @@
 """Encoders: what turns pixels into an embedding, the cards that describe them, and where their weights come from."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.encoders.card import Architecture, EncoderCard, Head, Source, list_models, load_card
@@ -23,23 +24,19 @@ __all__ = [
     "save_encoder",
 ]
 
-_HOMES = {
-    "Architecture": "card",
-    "Encoder": "encoder",
-    "EncoderCard": "card",
-    "Features": "encoder",
-    "Head": "card",
-    "Source": "card",
-    "convert": "convert",
-    "list_models": "card",
-    "load_card": "card",
-    "load_encoder": "load",
-    "save_encoder": "load",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Architecture": "card",
+        "Encoder": "encoder",
+        "EncoderCard": "card",
+        "Features": "encoder",
+        "Head": "card",
+        "Source": "card",
+        "convert": "convert",
+        "list_models": "card",
+        "load_card": "card",
+        "load_encoder": "load",
+        "save_encoder": "load",
+    },
+)

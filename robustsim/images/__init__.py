@@ -4,8 +4,9 @@ An image is a path, ``bytes``, a PIL image, a NumPy array ``(H, W, 3)``, ``(H, W
 ``(3, H, W)`` or ``(N, 3, H, W)``, or a list of those, of any sizes.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.images.decode import read_image, to_rgb
@@ -26,20 +27,17 @@ __all__ = [
 ]
 
 # Loaded at first use: cards need `Preprocessing` alone, and the terminal's help needs neither Pillow nor torch.
-_HOMES = {
-    "ImageInput": "inputs",
-    "ImageSource": "inputs",
-    "Preprocessing": "preprocessing",
-    "find_images": "files",
-    "prefetch": "files",
-    "read_image": "decode",
-    "split_images": "inputs",
-    "stream_pixels": "inputs",
-    "to_rgb": "decode",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ImageInput": "inputs",
+        "ImageSource": "inputs",
+        "Preprocessing": "preprocessing",
+        "find_images": "files",
+        "prefetch": "files",
+        "read_image": "decode",
+        "split_images": "inputs",
+        "stream_pixels": "inputs",
+        "to_rgb": "decode",
+    },
+)
