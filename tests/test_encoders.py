@@ -244,6 +244,23 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_saving_that_fails_leaves_the_old_folder(metric, published, tmp_path, monkeypatch):
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    root = metric.save_pretrained(tmp_path / "m")
+    before = {path.name: path.read_bytes() for path in root.iterdir()}
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OutputError, match="No space left on device; nothing was left there"):
+        RobustSim.from_pretrained(published["dino"][0], device="cpu").save_pretrained(root)
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == before
+
+
 def test_saved_weights_can_be_read_by_others_on_the_machine(metric, tmp_path):
     root = metric.save_pretrained(tmp_path / "m")
     modes = {path.stat().st_mode & 0o777 for path in root.iterdir()}

@@ -192,8 +192,8 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
 def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapping[str, Tensor] | None = None) -> Path:
     """Write ``config.json`` and ``model.safetensors``; :func:`load_encoder` reads them back bit for bit.
 
-    The card holds the weights' checksum and is written last, so that a folder whose writing was interrupted never
-    passes for whole.
+    Both are written beside their places first, and then put there, the weights before the card, which holds their
+    checksum: a folder whose writing was interrupted never passes for whole.
 
     Args:
         encoder: what to save.
@@ -201,11 +201,11 @@ def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapp
         extra: more tensors for the weights file (adapters that are merged at load).
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written; what was there before stays.
     """
     root = Path(folder)
-    write_weights(root / WEIGHTS, {**encoder.state_dict(), **(extra or {})})
-    card = dataclasses.replace(encoder.card, source=None, weights_sha256=sha256(root / WEIGHTS))
-    with whole_file(root / CONFIG) as temporary:
-        temporary.write_text(card.to_json(), encoding="utf-8")
+    with whole_file(root / CONFIG) as card_file, whole_file(root / WEIGHTS) as weights_file:
+        write_weights(weights_file, {**encoder.state_dict(), **(extra or {})})
+        card = dataclasses.replace(encoder.card, source=None, weights_sha256=sha256(weights_file))
+        card_file.write_text(card.to_json(), encoding="utf-8")
     return root

@@ -123,7 +123,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all.
+    """Write a safetensors file to a path that :func:`whole_file` gave.
 
     Raises:
         OutputError: it cannot be written.
@@ -131,8 +131,9 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with whole_file(path) as temporary:
-        try:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
-        except SafetensorError as error:  # what an OSError becomes on its way through Rust
-            raise OutputError(f"cannot write {os.fspath(path)!r}: {error}; nothing was left there") from error
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+    except SafetensorError as error:  # what an OSError becomes on its way through Rust
+        raise OutputError(
+            f"cannot write weights into {os.fspath(path.parent)!r}: {error}; nothing was left there"
+        ) from error
