@@ -66,6 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.hub, unquote(self.path.partition("?")[0])
         hub.requests.append((self.command, path, self.headers.get("Range")))
         match = _RESOLVE.match(path)
+        about = re.match(r"^/api/models/([\w.-]+/[\w.-]+)/revision/main$", path)
+        if about and about[1] in hub.uploads:
+            return self._json({"id": about[1], "xetEnabled": False})
         if match is None:
             return self._refuse(404, "EntryNotFound", body)
         repo, revision, name = match.groups()

@@ -31,7 +31,7 @@ def split_images(images: ImageInput) -> list[Any]:
     Raises:
         InputError: a shape or type that is no image, or an empty list.
     """
-    if isinstance(images, list | tuple):
+    if isinstance(images, (list, tuple)):
         flat = [part for image in images for part in split_images(image)]
         if not flat:
             raise InputError("got an empty list of images: pass at least one")
@@ -40,9 +40,9 @@ def split_images(images: ImageInput) -> list[Any]:
         return [_batched(images)]
     if isinstance(images, np.ndarray):
         return _from_array(images)
-    if isinstance(images, bytearray | memoryview):
+    if isinstance(images, (bytearray, memoryview)):
         return [bytes(images)]
-    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+    if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
         return [images]
     raise InputError(f"{type(images).__name__} is not an image: an image is {_KINDS}")
 
@@ -137,7 +137,7 @@ def load_square(source: Any, preprocessing: Preprocessing) -> Tensor:
     try:
         return torch.from_numpy(np.array(preprocessing.apply(image)))
     except ImageError as error:
-        name = "" if isinstance(source, bytes | Image.Image) else f"{os.fspath(source)!r}: "
+        name = "" if isinstance(source, (bytes, Image.Image)) else f"{os.fspath(source)!r}: "
         raise ImageError(f"{name}{error}") from None
 
 
