@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, Union
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ from robustsim.encoders.load import load_encoder, save_encoder
 from robustsim.errors import InputError
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
 
-#: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as :meth:`RobustSim.embed` returns.
+#: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as :meth:`RobustSim.embed` returns, or a
+#: NumPy array of them, such as ``robustsim embed`` writes.
 ImagesOrEmbeddings: TypeAlias = Union[ImageInput, Tensor]
 Range: TypeAlias = tuple[float, float]
 
@@ -102,10 +104,12 @@ class RobustSim(nn.Module):
             InputError: this machine has no such device.
         """
         place = _device(device)
-        encoder = load_encoder(
-            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
-        )
-        return cls(encoder, persistent=persistent).to(place, dtype or torch.float32)
+        # Tensors made in inference mode could never be part of a graph again, and a metric may live long.
+        with torch.inference_mode(False):
+            encoder = load_encoder(
+                name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
+            )
+            return cls(encoder, persistent=persistent).to(place, dtype or torch.float32)
 
     def save_pretrained(self, folder: "str | os.PathLike[str]") -> Path:
         """Write ``config.json`` and ``model.safetensors``; :meth:`from_pretrained` reads them back bit for bit.
@@ -220,11 +224,11 @@ class RobustSim(nn.Module):
         u, seen_u = self._encode(a, input_range)
         v, seen_v = (u, seen_u) if b is None else self._encode(b, input_range)
         # Not by a matrix product: its rounding would show as 3e-4 where the distance is 0.
-        d = torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist") * _SQRT_HALF
+        d = torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist").mul(_SQRT_HALF).clamp(max=2**0.5)
         if seen_u is not None and seen_v is not None:
             same = (seen_u[:, None] == seen_v[None, :]) & (d.detach() < _NEARLY_ZERO)
             d = d.masked_fill(same, 0)
-        return d.square() if squared else d
+        return d.square().clamp(max=2) if squared else d
 
     def two_afc(
         self,
@@ -239,34 +243,27 @@ class RobustSim(nn.Module):
         Returns:
             (N,) float32: 0 where left is nearer, 1 where right is, 0.5 where they tie exactly.
         """
-        z = self.embed(reference, input_range=input_range)
-        to_left = self.distance(z, left, input_range=input_range)
-        to_right = self.distance(z, right, input_range=input_range)
-        if len({len(to_left), len(to_right), 1}) > 2:
-            raise InputError(f"{len(to_left)} left images and {len(to_right)} right ones: they must be as many")
-        return (to_right < to_left).to(torch.float32) + 0.5 * (to_right == to_left)
+        z = self._encode(reference, input_range)
+        x, y = self._encode_both(left, right, input_range)
+        if len({len(x[0]), len(y[0]), 1}) > 2:
+            raise InputError(f"{len(x[0])} left images and {len(y[0])} right ones: they must be as many")
+        to_left, to_right = _distance(z, x, squared=True), _distance(z, y, squared=True)
+        tie = to_right == to_left
+        if x[1] is not None and y[1] is not None:
+            tie = tie | (x[1] == y[1])
+        return torch.where(tie, 0.5, (to_right < to_left).to(torch.float32))
 
     def train(self, mode: bool = True) -> "RobustSim":
         """Stays in eval mode, whatever ``mode``: the metric must not change while something is trained with it."""
         return super().train(False)
 
     def _pairs(self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, squared: bool, input_range: Range) -> Tensor:
-        (u, seen_u), (v, seen_v) = self._encode_both(a, b, input_range)
-        if len(u) != len(v) and 1 not in (len(u), len(v)):
-            raise InputError(f"{len(u)} images against {len(v)}: the counts must be equal, or one of them 1")
-        difference = u - v
-        if squared:
-            d = (0.5 * difference.square().sum(1)).clamp(max=2)
-        else:
-            # The norm's gradient at 0 is defined as 0; sqrt(1 - cos) would have none there.
-            d = (torch.linalg.vector_norm(difference, dim=1) * _SQRT_HALF).clamp(max=2**0.5)
-        if seen_u is not None and seen_v is not None:
-            d = d.masked_fill((seen_u == seen_v) & (d.detach() < _NEARLY_ZERO), 0)
-        return d
+        return _distance(*self._encode_both(a, b, input_range), squared=squared)
 
     def _encode_both(
         self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, input_range: Range
     ) -> "tuple[_Encoded, _Encoded]":
+        a, b = self._stand_in(a), self._stand_in(b)
         if _is_embedding(a) or _is_embedding(b):
             return self._encode(a, input_range), self._encode(b, input_range)
         parts_a, parts_b = split_images(a), split_images(b)
@@ -279,6 +276,7 @@ class RobustSim(nn.Module):
         return (z[: len(x)], seen[: len(x)]), (z[len(x) :], seen[len(x) :])
 
     def _encode(self, images: ImagesOrEmbeddings, input_range: Range) -> "_Encoded":
+        images = self._stand_in(images)
         if not _is_embedding(images):
             return self._encode_parts(split_images(images), input_range)
         if images.shape[-1] != self.card.embedding_dim or not images.is_floating_point() or 0 in images.shape:
@@ -287,6 +285,14 @@ class RobustSim(nn.Module):
                 f"(N, 3, H, W), nor an embedding of {self.card.name!r}, floating point (N, {self.card.embedding_dim})"
             )
         return _unit(images.to(self.device, torch.float32).reshape(-1, self.card.embedding_dim)), None
+
+    def _stand_in(self, images: ImagesOrEmbeddings) -> ImagesOrEmbeddings:
+        """An array of embeddings, such as np.load gives, as a tensor; any other array (H, W) is a grey picture."""
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim in (1, 2):
+            lengths = np.linalg.norm(images, axis=-1)
+            if images.shape[-1] == self.card.embedding_dim and np.allclose(lengths, 1, atol=1e-3):
+                return torch.from_numpy(np.array(images, dtype=np.float32))
+        return images
 
     def _encode_parts(self, parts: list[Any], input_range: Range) -> "tuple[Tensor, Tensor]":
         encoded = [self._encode_pixels(pixels) for pixels in self._stream(parts, input_range, self.batch_size)]
@@ -313,6 +319,22 @@ class RobustSim(nn.Module):
             for key, value in self.encoder.state_dict(prefix=f"{prefix}encoder.").items():
                 state_dict.setdefault(key, value)  # what is not in the checkpoint stays as it is
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _distance(a: _Encoded, b: _Encoded, *, squared: bool) -> Tensor:
+    """Distances of pairs of encoded images, (N,)."""
+    (u, seen_u), (v, seen_v) = a, b
+    if len(u) != len(v) and 1 not in (len(u), len(v)):
+        raise InputError(f"{len(u)} images against {len(v)}: the counts must be equal, or one of them 1")
+    difference = u - v
+    if squared:
+        d = (0.5 * difference.square().sum(1)).clamp(max=2)
+    else:
+        # The norm's gradient at 0 is defined as 0; sqrt(1 - cos) would have none there.
+        d = (torch.linalg.vector_norm(difference, dim=1) * _SQRT_HALF).clamp(max=2**0.5)
+    if seen_u is not None and seen_v is not None:
+        d = d.masked_fill((seen_u == seen_v) & (d.detach() < _NEARLY_ZERO), 0)
+    return d
 
 
 def _is_embedding(value: object) -> TypeGuard[Tensor]:

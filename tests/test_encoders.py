@@ -209,7 +209,7 @@ def test_a_folder_half_written_or_damaged_never_passes(metric, tmp_path):
     with pytest.raises(RepositoryError, match=r"holds no model.safetensors; it holds config.json"):
         load_encoder(root)
     (root / "config.json").unlink()
-    with pytest.raises(RepositoryError, match=r"holds no open_clip_config.json or config.json; it holds nothing"):
+    with pytest.raises(RepositoryError, match=r"holds no config.json or open_clip_config.json; it holds nothing"):
         load_encoder(root)
 
 
@@ -293,7 +293,7 @@ def test_pickles_with_code_in_them_are_refused(tmp_path):
         ({"format": "other"}, "is no robustsim card"),
         ({"format_version": 99}, "format version 99, this robustsim reads 1: upgrade"),
         ({"preprocesing": {}}, "unknown key 'preprocesing'; did you mean 'preprocessing'"),
-        ({"mean": [1, 2]}, "mean must be three numbers"),
+        ({"mean": [1, 2]}, r"mean cannot be \[1, 2\]"),
         ({"preprocessing": {"mode": "stretch"}}, "'stretch' is none of squash, shortest, longest"),
         ({"preprocessing": {"size": 224, "mode": "shortest", "resize": 200}}, "resize=200"),
         ({"preprocessing": 3}, "expected an object, found 3"),

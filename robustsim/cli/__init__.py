@@ -1,6 +1,7 @@
 """The ``robustsim`` command: one file per command, heavy imports only inside the command that needs them."""
 
 import gc
+import io
 import os
 import sys
 
@@ -30,12 +31,20 @@ app.command("convert")(convert.convert)
 def main() -> None:
     """Run the command line. Exit codes: 0, 1 for a job that failed, 2 for wrong usage."""
     gc.disable()  # until the imports are done (load_metric): there is no garbage in them, only an eighth of their time
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be more than the terminal can show
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except RobustSimError as error:
         sys.stderr.write(f"robustsim: {error}\n")
         sys.exit(1)
-    except BrokenPipeError:  # `robustsim ... | head`
+    except OSError as error:  # a closed pipe (`robustsim ... | head`), a full disk
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"robustsim: cannot write the output: {error.strerror or error}\n")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         sys.exit(1)
     finally:

@@ -1,6 +1,6 @@
 """``robustsim compare``: distances of pairs, of one image to many, or of two folders."""
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ _CHUNK = 256
 
 def compare(
     images: Annotated[
-        list[Path],
+        list[str],  # not Path, which would make a URL look like a file
         typer.Argument(
             metavar="A B [B2 ...]",
             help="Two files; one file and several, or a folder, to compare it with; or two folders, whose files "
@@ -33,31 +33,32 @@ def compare(
 ) -> None:
     """How different do images look? 0 is identical."""
     output.check_format(as_json, as_csv)
-    pairs, lenient = _pairs(images)
+    pairs, named = _pairs(images)
     metric = output.load_metric(model, device)
     rows, bad = [], 0
-    for a, b, result in _distances(metric, pairs, squared):
-        if isinstance(result, ImageError):
-            if not lenient:
-                raise result
-            bad += 1
-            output.report_bad(result)
-        else:
-            rows.append((a, b, *result))
-    shown = dict.fromkeys(path for a, b, *_ in rows for path in (a, b))
-    crops = metric.card.preprocessing.mode == "shortest"
-    parts = [part for path in shown if (part := output.unseen(metric.card, path))] if crops else []
+    for start in range(0, len(pairs), _CHUNK):
+        chunk = pairs[start : start + _CHUNK]
+        try:
+            rows += _distances(metric, chunk, squared)
+        except ImageError:
+            broken = _broken(metric, chunk)
+            for path, error in broken.items():
+                if path in named:
+                    raise error from None
+                output.report_bad(error)
+            bad += len(broken)
+            rows += _distances(metric, [pair for pair in chunk if not broken.keys() & set(pair)], squared)
+    parts = output.unseen(metric.card, dict.fromkeys(path for a, b, *_ in rows for path in (a, b)))
     if as_json:
         output.print_json(_document(metric, rows, parts, squared))
     elif as_csv:
         output.print_csv(("a", "b", "distance", "similarity"), rows)
     else:
-        cells = [(str(a), str(b), f"{distance:.4f}", f"{similarity:.4f}") for a, b, distance, similarity in rows]
+        cells = [(a, b, f"{distance:.4f}", f"{similarity:.4f}") for a, b, distance, similarity in rows]
         output.print_table(("a", "b", "distance", "similarity"), cells, numbers=(2, 3))
         typer.echo(output.explain(metric.card, squared))
     if not as_json:
-        for line in output.unseen_lines(parts):
-            (output.note if as_csv else typer.echo)(line)
+        output.tell_unseen(parts, aside=as_csv)
     output.finish(bad, len(rows), strict)
 
 
@@ -66,35 +67,34 @@ def _document(metric: "RobustSim", rows: list[Any], parts: list[Any], squared: b
         "model": metric.card.name,
         "squared": squared,
         "pairs": [
-            {"a": str(a), "b": str(b), "distance": distance, "similarity": similarity}
-            for a, b, distance, similarity in rows
+            {"a": a, "b": b, "distance": distance, "similarity": similarity} for a, b, distance, similarity in rows
         ],
         "not_looked_at": parts,
     }
 
 
-def _pairs(images: list[Path]) -> tuple[list[tuple[Path, Path]], bool]:
-    """What is compared with what, and whether a bad file among it is skipped (folders) or fatal (named files)."""
+def _pairs(images: list[str]) -> tuple[list[tuple[str, str]], set[str]]:
+    """What is compared with what, and the files that were named, which must not be bad; those of folders may."""
     if len(images) < 2:
         raise typer.BadParameter("compare takes at least two files, or two folders")
     first, rest = images[0], images[1:]
-    if first.is_dir():
-        if len(rest) != 1 or not rest[0].is_dir():
+    if os.path.isdir(first):
+        if len(rest) != 1 or not os.path.isdir(rest[0]):
             raise typer.BadParameter("a folder is compared with one other folder")
-        return _matched(first, rest[0]), True
-    if len(rest) == 1 and rest[0].is_dir():
+        return _matched(Path(first), Path(rest[0])), set()
+    if len(rest) == 1 and os.path.isdir(rest[0]):
         from robustsim.images import find_images
 
-        many = [rest[0] / found for found in find_images(rest[0])]
+        many = [os.path.join(rest[0], found) for found in find_images(rest[0])]
         if not many:
-            raise ImageError(f"the folder {str(rest[0])!r} holds no images")
-        return [(first, path) for path in many], True
-    if any(path.is_dir() for path in rest):
+            raise ImageError(f"the folder {rest[0]!r} holds no images")
+        return [(first, path) for path in many], {first}
+    if any(os.path.isdir(path) for path in rest):
         raise typer.BadParameter("a folder cannot stand among several files")
-    return [(first, path) for path in rest], False
+    return [(first, path) for path in rest], set(images)
 
 
-def _matched(left: Path, right: Path) -> list[tuple[Path, Path]]:
+def _matched(left: Path, right: Path) -> list[tuple[str, str]]:
     """Files of two folders with the same name; without its suffix, where that leaves no doubt."""
     from robustsim.images import find_images
 
@@ -108,7 +108,7 @@ def _matched(left: Path, right: Path) -> list[tuple[Path, Path]]:
         output.note(f"{alone} files have no partner of the same name in the other folder")
     if not pairs:
         raise ImageError(f"no image in {str(left)!r} has the name of one in {str(right)!r}")
-    return [(left / a, right / b) for a, b in sorted(pairs)]
+    return [(str(left / a), str(right / b)) for a, b in sorted(pairs)]
 
 
 def _by_stem(names: list[Path], taken: set[Path]) -> dict[Path, Path]:
@@ -119,25 +119,28 @@ def _by_stem(names: list[Path], taken: set[Path]) -> dict[Path, Path]:
     return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
 
 
-def _distances(
-    metric: "RobustSim", pairs: list[tuple[Path, Path]], squared: bool
-) -> "Iterator[tuple[Path, Path, tuple[float, float] | ImageError]]":
-    for start in range(0, len(pairs), _CHUNK):
-        chunk = pairs[start : start + _CHUNK]
-        try:
-            results: list[Any] = _chunk(metric, chunk, squared)
-        except ImageError as error:
-            if len(chunk) == 1:
-                results = [error]
-            else:  # find out which
-                results = [result for pair in chunk for *_, result in _distances(metric, [pair], squared)]
-        for (a, b), result in zip(chunk, results, strict=True):
-            yield a, b, result
-
-
-def _chunk(metric: "RobustSim", chunk: list[tuple[Path, Path]], squared: bool) -> list[tuple[float, float]]:
-    left: list[Path] = [a for a, _ in chunk]
-    one = len(set(left)) == 1
-    squares = metric.distance(left[0] if one else left, [b for _, b in chunk], squared=True)
+def _distances(metric: "RobustSim", pairs: list[tuple[str, str]], squared: bool) -> list[tuple[str, str, float, float]]:
+    """(a, b, distance, similarity) of each pair; what is the same in all of them is encoded once."""
+    if not pairs:
+        return []
+    left = [a for a, _ in pairs]
+    squares = metric.distance(left[0] if len(set(left)) == 1 else left, [b for _, b in pairs], squared=True)
     distances = squares if squared else squares.sqrt()
-    return list(zip(distances.tolist(), (1 - squares).tolist(), strict=True))
+    values = zip(pairs, distances.tolist(), (1 - squares).tolist(), strict=True)
+    return [(a, b, distance, similarity) for (a, b), distance, similarity in values]
+
+
+def _broken(metric: "RobustSim", pairs: list[tuple[str, str]]) -> dict[str, ImageError]:
+    """Which files cannot be read, and why."""
+    from robustsim.images.files import prefetch
+    from robustsim.images.inputs import load_square
+
+    def check(path: str) -> ImageError | None:
+        try:
+            load_square(path, metric.card.preprocessing)
+        except ImageError as error:
+            return ImageError(str(error))
+        return None
+
+    paths = list(dict.fromkeys(path for pair in pairs for path in pair))
+    return {path: error for path, error in zip(paths, prefetch(check, paths), strict=True) if error is not None}

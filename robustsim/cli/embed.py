@@ -31,6 +31,7 @@ def embed(
     total = sum(1 for _ in find_images(folder))
     metric = output.load_metric(model, device)
     metric.batch_size = batch_size
+    output.tell_cropping(metric.card)
 
     from tqdm import tqdm
 

@@ -23,9 +23,13 @@ def matrix(
     """The distance of every image in a folder to every other; each is encoded once."""
     import torch
 
+    from robustsim.images import find_images
     from robustsim.search import embed_images
 
     output.check_format(as_json, as_csv)
+    count = sum(1 for _ in find_images(folder))
+    if count > _MOST_SHOWN and not (as_json or as_csv):
+        raise typer.BadParameter(f"{count} images make a table too wide to read: use --csv or --json")
     metric = output.load_metric(model, device)
     names, rows, bad = [], [], 0
     for found, result in embed_images(metric, folder):
@@ -38,14 +42,20 @@ def matrix(
     if not rows:
         output.finish(bad, 0, strict)
         raise ImageError(f"the folder {str(folder)!r} holds no readable images")
+    parts = output.unseen(metric.card, (folder / name for name in names))
     distances = metric.distance_matrix(torch.stack(rows), squared=squared).tolist()
     if as_json:
-        output.print_json({"model": metric.card.name, "squared": squared, "files": names, "distances": distances})
+        output.print_json(
+            {
+                "model": metric.card.name,
+                "squared": squared,
+                "files": names,
+                "distances": distances,
+                "not_looked_at": parts,
+            }
+        )
     elif as_csv:
         output.print_csv(("file", *names), ((name, *row) for name, row in zip(names, distances, strict=True)))
-    elif len(names) > _MOST_SHOWN:
-        output.note(f"{len(names)} images make a table too wide to read: use --csv or --json")
-        raise typer.Exit(2)
     else:
         short = [str(number) for number in range(1, len(names) + 1)]
         cells = [
@@ -54,4 +64,6 @@ def matrix(
         ]
         output.print_table(("", "file", *short), cells, numbers=range(2, len(names) + 2))
         typer.echo(output.explain(metric.card, squared))
+    if not as_json:
+        output.tell_unseen(parts, aside=as_csv)
     output.finish(bad, len(rows), strict)

@@ -46,6 +46,8 @@ __all__ = [
     "print_json",
     "print_table",
     "report_bad",
+    "tell_cropping",
+    "tell_unseen",
     "unseen",
 ]
 
@@ -76,7 +78,7 @@ def load_metric(model: str, device: str | None) -> "RobustSim":
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -119,33 +121,48 @@ def explain(card: EncoderCard, squared: bool) -> str:
     return "\n".join(lines)
 
 
-def unseen(card: EncoderCard, path: Path) -> dict[str, Any] | None:
-    """Which part of a picture the model's preprocessing leaves out: box and share, or None where it sees all."""
+def unseen(card: EncoderCard, paths: Iterable["str | Path"]) -> list[dict[str, Any]]:
+    """Which part of each picture the model's preprocessing leaves out: box and share; nothing where it sees all."""
+    if card.preprocessing.seen(3, 2) == (0, 0, 3, 2):
+        return []
     from robustsim.images.decode import image_size
 
-    width, height = image_size(path)
-    left, top, right, bottom = card.preprocessing.seen(width, height)
-    share = 1 - (right - left) * (bottom - top) / (width * height)
-    if share < 1e-9:
-        return None
-    return {
-        "file": str(path),
-        "size": [width, height],
-        "looked_at": [round(value, 1) for value in (left, top, right, bottom)],
-        "share_not_looked_at": round(share, 4),
-    }
+    parts = []
+    for path in paths:
+        width, height = image_size(path)
+        left, top, right, bottom = card.preprocessing.seen(width, height)
+        share = 1 - (right - left) * (bottom - top) / (width * height)
+        if share > 1e-9:
+            parts.append(
+                {
+                    "file": str(path),
+                    "size": [width, height],
+                    "looked_at": [round(value, 1) for value in (left, top, right, bottom)],
+                    "share_not_looked_at": round(share, 4),
+                }
+            )
+    return parts
 
 
-def unseen_lines(parts: Sequence[dict[str, Any]]) -> list[str]:
-    """The same for people, one line a picture."""
-    lines = []
+def tell_unseen(parts: Sequence[dict[str, Any]], *, aside: bool) -> None:
+    """The same for people, a line each; ``aside`` where standard output is for a machine."""
     for part in parts:
         (width, height), (left, top, right, bottom) = part["size"], part["looked_at"]
-        lines.append(
+        (note if aside else typer.echo)(
             f"{part['file']}: {part['share_not_looked_at']:.0%} was not looked at; of {width} x {height} pixels the "
             f"model saw columns {left:g} to {right:g} and rows {top:g} to {bottom:g}."
         )
-    return lines
+
+
+def tell_cropping(card: EncoderCard) -> None:
+    """What a cropping model leaves out of any picture, where there are too many to go through one by one."""
+    pre = card.preprocessing
+    if pre.seen(3, 2) != (0, 0, 3, 2):
+        side = "short side" if pre.mode == "shortest" else "picture"
+        note(
+            f"{card.name!r} resizes the {side} to {pre.resize or pre.size} and looks at the {pre.size} x {pre.size} "
+            "pixels in the middle: what lies outside them is in no embedding"
+        )
 
 
 def report_bad(error: ImageError) -> None:

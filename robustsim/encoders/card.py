@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from robustsim.errors import CardError, ModelNotFoundError
 from robustsim.images.preprocessing import Preprocessing
@@ -207,6 +208,7 @@ def _build(kind: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise CardError(f"{where}: expected an object, found {data!r}")
     specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
     for key in data.keys() - specs.keys():
         raise CardError(f"{where} has the unknown key {key!r}{did_you_mean(key, list(specs))}")
     missing = [
@@ -220,14 +222,29 @@ def _build(kind: type[T], data: Any, where: str) -> T:
     for key, value in data.items():
         if key in _NESTED and value is not None:
             values[key] = _build(_NESTED[key], value, f"{where}, {key}")
-        elif key in ("mean", "std"):
-            if not (isinstance(value, list | tuple) and len(value) == 3):
-                raise CardError(f"{where}: {key} must be three numbers, not {value!r}")
-            values[key] = tuple(float(part) for part in value)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise CardError(f"{where}: {error}") from None
+        elif isinstance(value, list):
+            values[key] = tuple(value)
+        if key in _NESTED and value is None and key != "source":
+            raise CardError(f"{where}: {key} cannot be null")
+        if key not in _NESTED and not _fits(values[key], hints[key]):
+            raise CardError(f"{where}: {key} cannot be {json.dumps(value)}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a type that a card's field has."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is Literal:
+        return isinstance(value, str)  # which of them, the class itself checks
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin is not None:
+        return isinstance(value, Mapping)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

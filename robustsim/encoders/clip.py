@@ -31,6 +31,8 @@ class ClipTrunk(nn.Module):
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """The embedding, and the last layer's places after the final norm, (N, C, h, w)."""
         visual: Any = self.visual
+        if getattr(visual, "attn_pool", None) is not None:
+            raise InputError("this image tower pools by attention (CoCa): its tokens are not in reach")
         out = visual.forward_intermediates(x, indices=1, normalize_intermediates=True, output_fmt="NCHW")
         last = out["image_intermediates"][-1]
         return out["image_features"], self._project(last) if project else last
@@ -68,17 +70,24 @@ def build(card: EncoderCard, *, text: bool) -> tuple[ClipTrunk, TextTower | None
 
     config = model_config(card.architecture)
     config["vision_cfg"].update(timm_model_pretrained=False, output_tokens=False)
+    if text and ("multimodal_cfg" in config or {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys()):
+        raise InputError(
+            f"the text tower of {card.name!r} is not supported (a CoCa model, or one with a tokenizer or tower of "
+            "transformers): load it without text=True"
+        )
+    custom = config.pop("custom_text", False)
     if not text:
-        kept = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu")}
-        return ClipTrunk(open_clip.CLIP(**kept, text_cfg=dict(_NO_TEXT)).visual), None
-    if "multimodal_cfg" in config:
-        raise InputError(f"{card.name!r} is a CoCa model: its text tower is not supported, load it without text=True")
-    custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    config["text_cfg"]["hf_model_pretrained"] = False
-    model: Any = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        config = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu")} | {"text_cfg": dict(_NO_TEXT)}
+    try:
+        model: Any = (open_clip.CustomTextCLIP if text and custom else open_clip.CLIP)(**config)
+    except (TypeError, RuntimeError) as error:
+        raise CardError(
+            f"open_clip {open_clip.__version__} cannot build {card.architecture.name!r}: {error}. "
+            "A newer version of open_clip_torch or timm may"
+        ) from error
     trunk = ClipTrunk(model.visual)
     del model.visual
-    return trunk, TextTower(model, card.architecture.name, config["text_cfg"])
+    return trunk, TextTower(model, config["text_cfg"]) if text else None
 
 
 def adopt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,6 +121,7 @@ def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
         preprocessing=Preprocessing(
             size=size,
             mode=pre.get("resize_mode") or "shortest",
+            # "random" was for training; open_clip itself evaluates it as bicubic.
             interpolation="bilinear" if pre.get("interpolation") == "bilinear" else "bicubic",
             fill=pre.get("fill_color") or 0,
         ),

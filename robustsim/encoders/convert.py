@@ -40,6 +40,9 @@ def convert(
     *,
     base: "str | os.PathLike[str]",
     name: str | None = None,
+    method: str | None = None,
+    threat: str | None = None,
+    license: str | None = None,  # noqa: A002 - the card's word
 ) -> EncoderCard:
     """Turn a published file into a folder that ``from_pretrained`` reads.
 
@@ -54,6 +57,10 @@ def convert(
         base: the model it belongs to: a catalogue name, Hub id or folder. For a bare tower its card is enough where
             the catalogue has it, and no weights are downloaded.
         name: the new card's name; the output folder's if not given.
+        method: how it was trained against tampering, such as ``FARE``. Nothing is taken over from the base's card: a
+            card must not claim for these weights what was measured on others.
+        threat: what it was trained to withstand, such as ``linf 4/255``.
+        license: of these weights.
 
     Returns:
         The card that was written.
@@ -66,26 +73,35 @@ def convert(
     path, name = Path(source), name or Path(output).name
     if not path.exists():
         raise WeightsError(f"there is no file or folder {os.fspath(source)!r}")
+    claims = {
+        "name": name,
+        "method": method,
+        "threat": threat,
+        "license": license,
+        "origin": f"converted from {path.name}, with the base {os.fspath(base)}",
+    }
     if path.is_dir():
         if not (path / _ADAPTER).is_file():
             raise WeightsError(f"the folder {os.fspath(source)!r} is no PEFT adapter: it holds no {_ADAPTER}")
         encoder, adapters = _with_lora(path, base)
-        return _save(encoder, output, name, adapters)
+        return _save(encoder, output, claims, adapters)
     loaded = read_weights(path) if path.suffix == ".safetensors" else read_pickle(path)
     tensors = unwrap(loaded)
     mlp = {key.removeprefix(_MLP_PREFIX): value for key, value in tensors.items() if key.startswith(_MLP_PREFIX)}
     if mlp:
-        return _save(_with_mlp(mlp, base, os.fspath(path)), output, name)
+        return _save(_with_mlp(mlp, base, os.fspath(path)), output, claims)
     if not tensors:
         raise WeightsError(f"{os.fspath(source)!r} holds no tensors")
-    return _save(_bare(tensors, base, os.fspath(path)), output, name)
+    return _save(_bare(tensors, base, os.fspath(path)), output, claims)
 
 
 def _save(
-    encoder: Encoder, output: "str | os.PathLike[str]", name: str, extra: Mapping[str, Tensor] | None = None
+    encoder: Encoder,
+    output: "str | os.PathLike[str]",
+    claims: Mapping[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
 ) -> EncoderCard:
-    # Scores and checksums are the base's, not this one's.
-    encoder.card = dataclasses.replace(encoder.card, name=name, scores={}, source=None)
+    encoder.card = dataclasses.replace(encoder.card, scores={}, source=None, data=None, **claims)
     root = save_encoder(encoder, output, extra)
     return EncoderCard.from_json((root / "config.json").read_text(encoding="utf-8"))
 
@@ -97,10 +113,17 @@ def _squash(card: EncoderCard) -> Preprocessing:
 def _bare(tensors: Mapping[str, Tensor], base: "str | os.PathLike[str]", where: str) -> Encoder:
     card = load_card(str(base)) if str(base) in list_models() else load_encoder(base).card
     prefix = {"open_clip": "trunk.visual.", "timm": "trunk.model."}.get(card.architecture.library, "trunk.")
-    for wrapper in ("module.", "model.", "visual."):
+    for wrapper in ("module.", "model."):
         if all(key.startswith(wrapper) for key in tensors):
             tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
+    if any(key.startswith("visual.") for key in tensors):  # a whole CLIP: its image tower
+        tensors = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
     encoder = build_encoder(dataclasses.replace(card, text=False), text=False)
+    inner: Any = encoder.trunk
+    if card.architecture.library == "timm":
+        classifier = (inner.model.pretrained_cfg or {}).get("classifier") or ""
+        dropped = {f"{classifier}.weight", f"{classifier}.bias"}
+        tensors = {key: value for key, value in tensors.items() if key not in dropped}
     return fill(encoder, {prefix + key: value for key, value in tensors.items()}, repr(where))
 
 
@@ -150,10 +173,7 @@ def _match(tensors: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]
         path, _, kind = key.removeprefix(_PEFT_PREFIX).removesuffix(".weight").rpartition(".lora_")
         if kind not in ("A", "B"):
             raise WeightsError(f"the adapter holds {key!r}, which is no lora_A or lora_B matrix of a linear layer")
-        # DINO's module names, which the LoRA checkpoints of CLIP's ViTs use, beside open_clip's own.
-        tail = path.rpartition("blocks.")[2].replace(".attn.qkv", ".attn.in_proj_weight")
-        ends = (f".{path}.weight", f".resblocks.{tail}")
-        found = [parameter for parameter in parameters if parameter.endswith(ends)]
+        found = _candidates(path, parameters)
         if len(found) != 1:
             raise WeightsError(
                 f"the adapter changes {path!r}, of which {encoder.card.name!r} has {len(found)}: "
@@ -165,6 +185,21 @@ def _match(tensors: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]
     if not out:
         raise WeightsError("the adapter file holds no adapters")
     return out
+
+
+def _candidates(path: str, parameters: set[str]) -> list[str]:
+    """The parameters that an adapter's module path may mean, whatever it was wrapped in when it was saved."""
+    # DINO's module names, which the LoRA checkpoints of CLIP's ViTs use, beside open_clip's own.
+    tail = path.rpartition("blocks.")[2].replace(".attn.qkv", ".attn.in_proj_weight")
+    parts = path.split(".")
+    indices = [place for place, part in enumerate(parts) if part.isdigit()]
+    found: list[str] = []
+    for start in range(max(1, indices[0]) if indices else 1):  # "blocks.3" must stay whole
+        ends = (f".{'.'.join(parts[start:])}.weight", f".resblocks.{tail}")
+        found = [parameter for parameter in parameters if parameter.endswith(ends)]
+        if found:
+            break
+    return found
 
 
 def _tuned_architecture(architecture: Architecture) -> Architecture:

@@ -18,6 +18,10 @@ class Repository(Protocol):
     def name(self) -> str:
         """What messages call it."""
 
+    @property
+    def short_name(self) -> str:
+        """What a card made from it is called."""
+
     def file(self, filename: str) -> Path | None:
         """A local copy of the file, verified; None where there is no such file."""
 
@@ -31,6 +35,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.name = os.fspath(root)
+        self.short_name = root.resolve().name
 
     def file(self, filename: str) -> Path | None:
         path = self.root / filename
@@ -59,15 +64,17 @@ class HubRepository:
         self.repo, self.revision = repo, revision
         self.cache_dir = os.fspath(cache_dir) if cache_dir is not None else None
         self.local_files_only = local_files_only or _offline()
-        self.name = repo if revision == "main" else f"{repo}@{revision}"
-        self._unreachable: BaseException | None = None
+        self.name = self.short_name = repo if revision == "main" else f"{repo}@{revision}"
 
     def file(self, filename: str) -> Path | None:
         """A verified local copy, downloaded unless it is cached; None where the repository has no such file.
 
+        Not being able to tell is an error, not None: a configuration that could not be read must not be taken for
+        one that is not there.
+
         Raises:
             RepositoryError: unknown or gated repository, unknown revision.
-            HubError: the download failed.
+            HubError: the download failed, or the file is not cached and the network is off.
             CorruptFileError: the content does not match the Hub's hash; it was removed from the cache.
         """
         from huggingface_hub import hf_hub_download
@@ -86,31 +93,78 @@ class HubRepository:
                 )
             )
         except LocalEntryNotFoundError as error:
-            self._unreachable = error
-            return None
+            if self._known_absent(filename):
+                return None
+            self._explain_unreachable(error, filename)
         except EntryNotFoundError:
             return None
         except Exception as error:
             # What a failing connection raises depends on huggingface_hub's version and its HTTP library.
             self._explain(error, filename)
-        _verify(path, f"{filename} of {self.name!r}")
+        self._verify(path, f"{filename} of {self.name!r}")
         return path
 
     def explain_absence(self, what: str) -> NoReturn:
-        if self._unreachable is None:
-            raise RepositoryError(
-                f"the repository {self.name!r} holds no {what}: robustsim reads its own layout, OpenCLIP's and timm's"
+        raise RepositoryError(
+            f"the repository {self.name!r} holds no {what}: robustsim reads its own layout, OpenCLIP's and timm's"
+        )
+
+    def _known_absent(self, filename: str) -> bool:
+        """Whether the Hub has said before that this revision has no such file."""
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repo, filename, cache_dir=self.cache_dir, revision=self.revision)
+        return found is _CACHED_NO_EXIST
+
+    def _verify(self, path: Path, what: str) -> None:
+        """Hold a cached file against the hash that the Hub gave for it, which is the name of its blob.
+
+        A cache without links (Windows without developer mode) keeps no hash; there, the Hub is asked for it while the
+        network is on, and offline only a card's checksum holds.
+
+        Raises:
+            CorruptFileError: they differ; the file is removed, so that the next try downloads it anew.
+        """
+        from robustsim.encoders.weights import git_blob, sha256
+
+        # One step, not to the end: the blob may itself be a link into a store whose names are other hashes.
+        blob = path.parent / os.readlink(path) if path.is_symlink() else path
+        expected = blob.name if path.is_symlink() else self._etag(path.name)
+        if expected is None or len(expected) not in (40, 64):
+            return
+        found = sha256(blob) if len(expected) == 64 else git_blob(blob)
+        if found != expected:
+            for link in (Path(os.path.realpath(blob)), blob, path):
+                link.unlink(missing_ok=True)
+            raise CorruptFileError(
+                f"{what} is damaged: its hash is {found[:12]}..., the Hub says {expected[:12]}.... "
+                "It was removed from the cache; run again to download it anew"
             )
+
+    def _etag(self, filename: str) -> str | None:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        if self.local_files_only:
+            return None
+        try:
+            url = hf_hub_url(self.repo, filename, revision=self.revision, endpoint=_endpoint())
+            return get_hf_file_metadata(url).etag
+        except Exception:  # the file is here; that the Hub cannot be asked at this moment is no reason to refuse it
+            return None
+
+    def _explain_unreachable(self, error: Exception, filename: str) -> NoReturn:
+        what = f"{filename} of {self.name!r}"
         place = self.cache_dir or "the cache (`robustsim info` says where)"
         if self.local_files_only:
             raise HubError(
-                f"{self.name!r} is not in {place}, and the network is off (local_files_only or HF_HUB_OFFLINE): "
+                f"{what} is not in {place}, and the network is off (local_files_only or HF_HUB_OFFLINE): "
                 "load it once with the network, or use the bundled 'lite-clean'"
-            ) from self._unreachable
+            ) from error
+        reason = str(error.__cause__ or "no connection").splitlines()[0]
         raise HubError(
-            f"{_endpoint() or 'the Hub'} cannot be reached and {self.name!r} is not in {place}: check the connection "
-            "and HF_ENDPOINT, or use the bundled 'lite-clean', which needs no network"
-        ) from self._unreachable
+            f"{_endpoint() or 'the Hub'} cannot be reached ({reason}), and {what} is not in {place}: check the "
+            "connection and HF_ENDPOINT, or use the bundled 'lite-clean', which needs no network"
+        ) from error
 
     def _explain(self, error: Exception, filename: str) -> NoReturn:
         from huggingface_hub.errors import (
@@ -163,32 +217,6 @@ def _endpoint() -> str | None:
 
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() not in _FALSE
-
-
-def _verify(path: Path, what: str) -> None:
-    """Hold a cached file against the hash that the Hub gave for it, which is the name of its blob.
-
-    A cache without links (Windows without developer mode) keeps no hash; there, a card's checksum still holds.
-
-    Raises:
-        CorruptFileError: they differ; the file is removed, so that the next try downloads it anew.
-    """
-    from robustsim.encoders.weights import git_blob, sha256
-
-    if not path.is_symlink():
-        return
-    # One step, not to the end: the blob may itself be a link into a store whose names are other hashes.
-    blob = path.parent / os.readlink(path)
-    if len(blob.name) not in (40, 64):
-        return
-    found = sha256(blob) if len(blob.name) == 64 else git_blob(blob)
-    if found != blob.name:
-        for link in (Path(os.path.realpath(blob)), blob, path):
-            link.unlink(missing_ok=True)
-        raise CorruptFileError(
-            f"{what} is damaged: its hash is {found[:12]}..., the Hub says {blob.name[:12]}.... "
-            "It was removed from the cache; run again to download it anew"
-        )
 
 
 def is_cached(repo: str, revision: str, names: tuple[str, ...]) -> bool:

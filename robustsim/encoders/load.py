@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustsim.encoders import timm_models
@@ -17,7 +18,7 @@ from robustsim.encoders.encoder import Encoder, build_encoder
 from robustsim.encoders.heads import LORA_PREFIX, merge_lora
 from robustsim.encoders.hub import Folder, HubRepository, Repository
 from robustsim.encoders.weights import read_weights, sha256, whole_file, write_weights
-from robustsim.errors import CardError, CorruptFileError, WeightsError
+from robustsim.errors import CardError, CorruptFileError, InputError, WeightsError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -49,6 +50,9 @@ def load_encoder(
         CardError, WeightsError: the files are not what they should be.
     """
     name = os.fspath(name)
+    here = os.path.isdir(name) and name not in list_models()
+    if revision is not None and (here or (name in list_models() and load_card(name).source is None)):
+        raise InputError(f"{name!r} is {'a folder' if here else 'bundled'} and has no revisions: leave revision out")
     if name in list_models():
         card = load_card(name)
         if card.source is None:
@@ -61,7 +65,7 @@ def load_encoder(
             local_files_only=local_files_only,
         )
         return _load_published(hub, card, text=text)
-    if os.path.isdir(name):
+    if here:
         return _load_repository(Folder(Path(name)), None, text=text)
     if not _HUB_ID.match(name):
         load_card(name)  # raises, with the nearest spellings
@@ -78,16 +82,22 @@ def _load_repository(repo: Repository, card: EncoderCard | None, *, text: bool) 
         return _load_published(repo, card, text=text)
     from robustsim.encoders import clip
 
-    if path := repo.file(clip.CONFIG):
-        return _load_published(repo, clip.card_from_config(repo.name, _read_json(path)), text=text)
-    path = repo.file(CONFIG)
-    if path is None:
-        repo.explain_absence(f"{clip.CONFIG} or {CONFIG}")
-    config = _read_json(path)
-    if config.get("format") == FORMAT:
+    own = repo.file(CONFIG)
+    config = _read_json(own) if own is not None else {}
+    if own is not None and config.get("format") == FORMAT:
         where = f"{CONFIG} of {repo.name!r}"
-        return _load_folder(repo, EncoderCard.from_json(path.read_text(encoding="utf-8"), where=where), text=text)
-    return _load_published(repo, timm_models.card_from_config(repo.name, config), text=text)
+        return _load_folder(repo, EncoderCard.from_json(own.read_text(encoding="utf-8"), where=where), text=text)
+    if path := repo.file(clip.CONFIG):
+        return _load_published(repo, clip.card_from_config(repo.short_name, _read_json(path)), text=text)
+    if own is None:
+        repo.explain_absence(f"{CONFIG} or {clip.CONFIG}")
+    encoder = _load_published(repo, timm_models.card_from_config(repo.short_name, config), text=text)
+    # num_features is not always the width of what comes out (a head may widen it): only the model knows.
+    size = encoder.card.preprocessing.size
+    with torch.no_grad():
+        width = encoder(torch.zeros(1, 3, size, size)).shape[-1]
+    encoder.card = dataclasses.replace(encoder.card, embedding_dim=width)
+    return encoder
 
 
 def _load_folder(repo: Repository, card: EncoderCard, *, text: bool) -> Encoder:
@@ -168,6 +178,9 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
         WeightsError: names missing or left over, or shapes that differ: it is another architecture.
     """
     wanted = encoder.state_dict()
+    # Older files hold tables that are computed now: buffers, which the state dict leaves out.
+    computed = {key for key, _ in encoder.named_buffers()} - wanted.keys()
+    weights = {key: value for key, value in weights.items() if key not in computed}
     missing = sorted(wanted.keys() - weights.keys())
     extra = sorted(weights.keys() - wanted.keys())
     shapes = [

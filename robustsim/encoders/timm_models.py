@@ -87,7 +87,8 @@ def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
     Raises:
         CardError: the file lacks what is needed, or the model looks at something else than squares.
     """
-    architecture, pre = config.get("architecture"), config.get("pretrained_cfg") or {}
+    # Repositories of timm's early days have everything on one level.
+    architecture, pre = config.get("architecture"), config.get("pretrained_cfg") or config
     if not isinstance(architecture, str):
         raise CardError(
             f"{CONFIG} of {name!r} names no timm architecture"
@@ -97,7 +98,13 @@ def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
     channels, height, width = pre.get("input_size", (3, 224, 224))
     if channels != 3 or height != width:
         raise CardError(f"{name!r} takes input of {channels} x {height} x {width}: only RGB squares are supported")
-    crop, squash = float(pre.get("crop_pct") or 0.875), pre.get("crop_mode") == "squash"
+    crop, mode = float(pre.get("crop_pct") or 0.875), pre.get("crop_mode") or "center"
+    interpolation = pre.get("interpolation") or "bicubic"
+    if crop > 1 or mode not in ("center", "squash") or interpolation not in ("bicubic", "bilinear"):
+        raise CardError(
+            f"{name!r} wants crop_pct {crop}, crop_mode {mode!r} and interpolation {interpolation!r}: supported are "
+            "up to 1, center or squash, and bicubic or bilinear"
+        )
     if "num_features" not in config:
         raise CardError(f"{CONFIG} of {name!r} does not say num_features")
     return EncoderCard(
@@ -106,9 +113,9 @@ def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
         embedding_dim=config["num_features"],
         preprocessing=Preprocessing(
             size=height,
-            mode="squash" if squash else "shortest",
-            resize=None if squash else floor(height / crop),
-            interpolation="bilinear" if pre.get("interpolation") == "bilinear" else "bicubic",
+            mode="squash" if mode == "squash" else "shortest",
+            resize=floor(height / crop),
+            interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
         ),
         mean=tuple(pre.get("mean", IMAGENET_MEAN)),
         std=tuple(pre.get("std", IMAGENET_STD)),

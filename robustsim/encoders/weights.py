@@ -52,16 +52,16 @@ def read_pickle(path: Path) -> Any:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"there is no file {os.fspath(path)!r}") from None
     except pickle.UnpicklingError as error:
         raise CorruptFileError(
             f"{os.fspath(path)!r} holds more than tensors and plain data, or is damaged, and was not loaded "
             f"({str(error).splitlines()[0]})"
         ) from error
-    except FileNotFoundError:
-        raise WeightsError(f"there is no file {os.fspath(path)!r}") from None
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # the unpickler answers damage with whatever its next step stumbles over
         raise CorruptFileError(
-            f"{os.fspath(path)!r} is no whole file of torch.save ({error}): fetch it anew"
+            f"{os.fspath(path)!r} is no whole file of torch.save ({error or type(error).__name__}): fetch it anew"
         ) from error
 
 

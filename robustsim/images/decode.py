@@ -8,7 +8,7 @@ EXIF orientation       applied, so that up is up
 alpha, or a            composited on white
 transparent colour
 palette, grey, 1 bit   expanded to RGB
-16 bits a channel      the high byte, as Pillow itself does for 16-bit RGB
+16 bits a channel      the high byte, as Pillow itself does for 16-bit RGB; a transparent colour likewise
 float grey             values in [0, 1] scaled to 0..255; other ranges are refused
 CMYK, YCbCr            Pillow's conversion; colour profiles are not applied, as in the reference pipelines
 =====================  ==================================================================================
@@ -23,7 +23,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from robustsim.errors import ImageError
 
-_URL = re.compile(r"(?i)^(?:[a-z][a-z0-9+.-]+://|data:)")
+# One slash is what pathlib leaves of two.
+_URL = re.compile(r"(?i)^(?:[a-z][a-z0-9+.-]+:/|data:)")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # EXIF's orientation tag, and its values that ask for a turn or a flip.
 _ORIENTATION, _TURNED, _SIDEWAYS = 0x0112, range(2, 9), range(5, 9)
@@ -37,7 +38,7 @@ def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.
             it refuses), of no known format, or a URL. The message names the path.
     """
     if isinstance(source, Image.Image):
-        return _convert(source, "the PIL image")
+        return loaded(source)
     if isinstance(source, bytes):
         if not source:
             raise ImageError("cannot read an image from 0 bytes: the data is empty")
@@ -60,13 +61,28 @@ def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.
         raise ImageError(f"cannot read {name!r}: there is no such file (looked from {os.getcwd()!r})") from None
     except OSError as error:
         raise ImageError(f"cannot read {name!r}: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a null byte
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"cannot read {name!r}: {error}") from None
+
+
+def loaded(image: Image.Image) -> Image.Image:
+    """A PIL image in mode RGB, decoded: Pillow's lazy loading must not happen in two threads at once.
+
+    Raises:
+        ImageError: the file behind it is damaged, or its mode has no rule.
+    """
+    return _convert(image, "the PIL image")
 
 
 def image_size(path: "str | os.PathLike[str]") -> tuple[int, int]:
     """(width, height) of a picture as :func:`read_image` gives it, upright; only its head is read."""
     with Image.open(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
+        # Pillow gives a TIFF's size upright already.
+        sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
+        return (height, width) if sideways else (width, height)
 
 
 def _decode(stream: "io.BufferedReader | io.BytesIO", what: str) -> Image.Image:
@@ -91,11 +107,20 @@ def _decode(stream: "io.BufferedReader | io.BytesIO", what: str) -> Image.Image:
 def _convert(image: Image.Image, what: str) -> Image.Image:
     try:
         image.load()
+        if 0 in image.size:
+            raise ImageError(f"it has {image.width} x {image.height} pixels")
         return to_rgb(image)
     except ImageError as error:
         raise ImageError(f"cannot use {what}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"cannot use {what}: {error}") from error
+    except Exception as error:  # as in _decode
+        raise ImageError(f"cannot use {what}: {error or type(error).__name__}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block is no reason to refuse the pixels
+        return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -104,13 +129,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: the mode has no such rule, or a float image leaves [0, 1].
     """
-    if image.getexif().get(_ORIENTATION) in _TURNED:
+    if _orientation(image) in _TURNED:
         image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         image = _high_byte(image)
     elif image.mode == "F":
         image = _from_float(image)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        colour = image.info.get("transparency")
+        if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 0xFF:
+            image.info["transparency"] = tuple(part >> 8 for part in colour)  # of 16 bits, as the pixels were
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -126,7 +154,10 @@ def _high_byte(image: Image.Image) -> Image.Image:
             f"a 32-bit integer image with values from {values.min()} to {values.max()}: "
             "only 0..65535 has an agreed meaning, so scale it to 8 or 16 bits first"
         )
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    grey = (values >> 8).astype(np.uint8)
+    if isinstance(colour := image.info.get("transparency"), int):
+        grey[values == colour] = 255
+    return Image.fromarray(grey)
 
 
 def _from_float(image: Image.Image) -> Image.Image:

@@ -19,7 +19,8 @@ def find_images(folder: "str | os.PathLike[str]") -> Iterator[Path]:
     """The image files below a folder, relative to it, in a fixed order; nothing but one folder's names is held.
 
     Files count by their suffix (JPEG, PNG, WebP, GIF, BMP, TIFF); names that begin with a dot are left out, and
-    links to folders are not followed.
+    links to folders are not followed. What cannot be read (a broken link, a folder that may not be listed) is among
+    them, so that its reader reports it.
 
     Raises:
         ImageError: there is no such folder, or it may not be read.
@@ -33,16 +34,26 @@ def find_images(folder: "str | os.PathLike[str]") -> Iterator[Path]:
 def _walk(root: Path, below: Path) -> Iterator[Path]:
     try:
         with os.scandir(root / below) as entries:
-            named = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
+            named = sorted((entry.name, _is_folder(entry)) for entry in entries)
     except OSError as error:
-        raise ImageError(f"cannot list {os.fspath(root / below)!r}: {error.strerror or error}") from error
-    for name, is_folder, is_file in named:
+        if below == Path():
+            raise ImageError(f"cannot list {os.fspath(root)!r}: {error.strerror or error}") from error
+        yield below  # whoever reads it learns why it cannot be read
+        return
+    for name, is_folder in named:
         if name.startswith("."):
             continue
         if is_folder:
             yield from _walk(root, below / name)
-        elif is_file and os.path.splitext(name)[1].lower() in SUFFIXES:
+        elif os.path.splitext(name)[1].lower() in SUFFIXES:
             yield below / name
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
 
 
 def worker_count() -> int:

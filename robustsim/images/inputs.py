@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from robustsim.errors import ImageError, InputError
-from robustsim.images.decode import read_image
+from robustsim.images.decode import loaded, read_image
 from robustsim.images.files import prefetch
-from robustsim.images.preprocessing import Preprocessing
+from robustsim.images.preprocessing import RANGE_TOLERANCE, Preprocessing, clip
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, "NDArray[Any]", Tensor]
 ImageInput: TypeAlias = Union[ImageSource, Sequence[ImageSource]]
 
-_TOLERANCE = 1e-3
 _KINDS = "a path, bytes, a PIL image, an (H, W, 3) array, a (3, H, W) or (N, 3, H, W) tensor, or a list of those"
 
 
@@ -42,7 +41,9 @@ def split_images(images: ImageInput) -> list[Any]:
         return _from_array(images)
     if isinstance(images, (bytearray, memoryview)):
         return [bytes(images)]
-    if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
+    if isinstance(images, Image.Image):
+        return [loaded(images)]
+    if isinstance(images, (str, os.PathLike, bytes)):
         return [images]
     raise InputError(f"{type(images).__name__} is not an image: an image is {_KINDS}")
 
@@ -57,8 +58,8 @@ def _batched(tensor: Tensor) -> Tensor:
         elif tensor.ndim in (3, 4) and shape[-3] == 1:
             hint = "; for grey images use tensor.expand(3, -1, -1), or expand(-1, 3, -1, -1) for a batch"
         raise InputError(f"a tensor of shape {shape} is not an image: tensors are (3, H, W) or (N, 3, H, W){hint}")
-    if 0 in shape:
-        raise InputError(f"a tensor of shape {shape} holds no pixels")
+    if 0 in shape or tensor.layout != torch.strided or tensor.is_meta:
+        raise InputError(f"a tensor of shape {shape}, {tensor.layout} on {tensor.device}, holds no pixels")
     return tensor if tensor.ndim == 4 else tensor[None]
 
 
@@ -80,7 +81,8 @@ def _from_array(array: "NDArray[Any]") -> list[Any]:
         raise InputError(f"a {array.dtype} array with alpha, of shape {shape}: composite it first, or use uint8")
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(_no_range(array.dtype))
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).reshape(*shape[:2], channels)
+    array = np.array(array, dtype=np.float32, order="C")  # a copy: torch takes no read-only memory
+    tensor = torch.from_numpy(array).reshape(*shape[:2], channels)
     return [tensor.permute(2, 0, 1).expand(3, -1, -1)[None]]
 
 
@@ -101,15 +103,13 @@ def _unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
         tensor = tensor.to(torch.float32)
     low, high = input_range
     if (low, high) != (0, 1):
-        if not low < high:
-            raise InputError(f"input_range must be (low, high) with low < high, not {input_range}")
         tensor = (tensor - low) / (high - low)
     if torch.compiler.is_compiling():
-        return tensor.clamp(0, 1)  # the check would break the graph
+        return clip(tensor)  # the check would break the graph
     seen_low, seen_high = (float(value) for value in torch.aminmax(tensor.detach()))
-    if not (seen_low >= -_TOLERANCE and seen_high <= 1 + _TOLERANCE):
+    if not (seen_low >= -RANGE_TOLERANCE and seen_high <= 1 + RANGE_TOLERANCE):
         raise InputError(_range_message(seen_low, seen_high, input_range))
-    return tensor.clamp(0, 1) if seen_low < 0 or seen_high > 1 else tensor
+    return clip(tensor) if seen_low < 0 or seen_high > 1 else tensor
 
 
 def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, float]) -> str:
@@ -120,7 +120,7 @@ def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, 
         return "floating-point images that contain NaN: find out where it comes from before comparing them"
     fix = "scale them to [0, 1]"
     if (low, high) == (0, 1):
-        if seen_low >= -1 - _TOLERANCE and seen_high <= 1 + _TOLERANCE:
+        if seen_low >= -1 - RANGE_TOLERANCE and seen_high <= 1 + RANGE_TOLERANCE:
             fix = "pass input_range=(-1, 1)"
         elif seen_low >= 0 and seen_high <= 255:
             fix = "pass input_range=(0, 255), or uint8"
@@ -164,6 +164,8 @@ def stream_pixels(
         ImageError: a file that cannot be read.
         InputError: a type or value range that is no image.
     """
+    if not (isinstance(input_range, (tuple, list)) and len(input_range) == 2 and input_range[0] < input_range[1]):
+        raise InputError(f"input_range must be (low, high) with low < high, not {input_range!r}")
     files = [part for part in parts if not isinstance(part, Tensor)]
     decode = partial(load_square, preprocessing=preprocessing)
     ahead = 2 * batch_size if batch_size else 64

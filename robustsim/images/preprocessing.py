@@ -16,8 +16,25 @@ if TYPE_CHECKING:
 Mode = Literal["squash", "shortest", "longest"]
 Interpolation = Literal["bicubic", "bilinear"]
 
+#: How far outside [0, 1] a value may lie by rounding.
+RANGE_TOLERANCE = 1e-3
+
 # A line of 1 x 10,000 pixels would be blown up to 224 x 2,240,000 before the crop.
 _MOST_PIXELS = 2**27
+
+
+def clip(pixels: "Tensor") -> "Tensor":
+    """``clamp(0, 1)`` whose gradient passes at the bounds, and as far beyond as rounding goes.
+
+    That of ``torch.clamp`` may be 0 there: black and white pixels would not move, and a saturated picture would look
+    as if no attack could change it.
+    """
+    import torch
+
+    inside = pixels.detach().clamp(0, 1)
+    near = (pixels >= -RANGE_TOLERANCE) & (pixels <= 1 + RANGE_TOLERANCE)
+    passed = torch.where(near, pixels, inside)
+    return passed + (inside - passed).detach()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +43,10 @@ class Preprocessing:
 
     Attributes:
         size: side of the square that the encoder sees, in pixels.
-        mode: ``squash`` resizes to the square whatever the aspect ratio, so that nothing is left out; ``shortest``
-            resizes the short side to ``resize`` and crops the centre; ``longest`` resizes the long side to
-            ``size`` and pads with ``fill``.
-        resize: the short side before the crop, in pixels; only for ``shortest``, where it is ``size`` if not given.
+        mode: ``squash`` resizes to a square whatever the aspect ratio; ``shortest`` resizes the short side to
+            ``resize`` and crops the centre; ``longest`` resizes the long side to ``size`` and pads with ``fill``.
+        resize: the side (``squash``) or short side (``shortest``) before the centre of ``size`` is cropped, in
+            pixels; ``size`` if not given, so that ``squash`` leaves nothing out.
         interpolation: ``bicubic`` or ``bilinear``, both antialiased.
         fill: grey level of the padding of ``longest``, 0..255.
     """
@@ -47,24 +64,24 @@ class Preprocessing:
             raise CardError(f"interpolation {self.interpolation!r} is none of {', '.join(get_args(Interpolation))}")
         if self.size < 1:
             raise CardError(f"preprocessing size must be at least 1, not {self.size}")
-        if self.resize is not None and (self.mode != "shortest" or self.resize < self.size):
-            raise CardError(f"resize={self.resize} needs mode 'shortest' and at least the size {self.size}")
+        if self.resize is not None and (self.mode == "longest" or self.resize < self.size):
+            raise CardError(f"resize={self.resize} needs mode 'shortest' or 'squash' and at least the size {self.size}")
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after the resize and before the crop or padding."""
+        short = self.resize or self.size
         if self.mode == "squash":
-            return self.size, self.size
+            return short, short
         if self.mode == "longest":
             ratio = max(width, height) / self.size
             return max(1, round(width / ratio)), max(1, round(height / ratio))
-        short = self.resize or self.size
         if width <= height:
             return short, int(short * height / width)
         return int(short * width / height), short
 
     def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """What the encoder looks at of a ``width`` x ``height`` picture: (left, top, right, bottom), in its pixels."""
-        if self.mode != "shortest":
+        if self.mode == "longest":
             return 0.0, 0.0, float(width), float(height)
         new_width, new_height = self.resized(width, height)
         left, top = self._offset(new_width), self._offset(new_height)
@@ -99,7 +116,7 @@ class Preprocessing:
             square = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
             square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
             return square
-        if self.mode == "shortest" and (width, height) != (self.size, self.size):
+        if self.mode != "longest" and (width, height) != (self.size, self.size):
             left, top = self._offset(width), self._offset(height)
             return image.crop((left, top, left + self.size, top + self.size))
         return image
@@ -119,12 +136,13 @@ class Preprocessing:
         if pixels.shape[-2:] != (height, width):
             pixels = F.interpolate(
                 pixels, size=(height, width), mode=self.interpolation, antialias=True, align_corners=False
-            ).clamp(0, 1)
+            )
+            pixels = clip(pixels)
         if self.mode == "longest" and (width, height) != (self.size, self.size):
             left, top = (self.size - width) // 2, (self.size - height) // 2
             border = (left, self.size - width - left, top, self.size - height - top)
             return F.pad(pixels, border, value=self.fill / 255)
-        if self.mode == "shortest" and (width, height) != (self.size, self.size):
+        if self.mode != "longest" and (width, height) != (self.size, self.size):
             left, top = self._offset(width), self._offset(height)
             return pixels[..., top : top + self.size, left : left + self.size]
         return pixels

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,19 +9,22 @@ from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from robustsim.errors import ImageError, InputError, OutputError
+from robustsim.encoders.weights import whole_file
+from robustsim.errors import ImageError, InputError, OutputError, RobustSimError
 from robustsim.images.files import find_images, prefetch
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.metric import RobustSim
 from robustsim.search.store import FORMATS, Writer
+
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -46,34 +48,30 @@ def embed_images(
         folder: the images.
         skip: files to leave out at the beginning.
     """
-    root = Path(folder)
+    for path, _, result in _embed_stamped(metric, Path(folder), skip):
+        yield path, result
+
+
+# What tells whether a file is still the one that was read: its name, size and time of change.
+_Stamp: TypeAlias = dict[str, Any]
+
+
+def _embed_stamped(metric: RobustSim, root: Path, skip: int) -> "Iterator[tuple[Path, _Stamp, Tensor | ImageError]]":
     decode = partial(_decode, root, metric.card.preprocessing)
     decoded = prefetch(decode, islice(find_images(root), skip, None), ahead=2 * metric.batch_size)
-    waiting: list[tuple[Path, Tensor | ImageError]] = []
-    squares: list[Tensor] = []
-    for path, square in decoded:
-        waiting.append((path, square))
-        if isinstance(square, Tensor):
-            squares.append(square)
-        if len(squares) == metric.batch_size:
-            yield from _embedded(metric, waiting, squares)
-            waiting, squares = [], []
-    yield from _embedded(metric, waiting, squares)
+    while batch := list(islice(decoded, metric.batch_size)):
+        squares = [found for *_, found in batch if isinstance(found, Tensor)]
+        rows = iter(metric.embed_pixels(stack_squares(squares, metric.device)).cpu() if squares else ())
+        for path, stamp, found in batch:
+            yield path, stamp, next(rows) if isinstance(found, Tensor) else found
 
 
-def _decode(root: Path, preprocessing: Preprocessing, path: Path) -> "tuple[Path, Tensor | ImageError]":
+def _decode(root: Path, preprocessing: Preprocessing, path: Path) -> "tuple[Path, _Stamp, Tensor | ImageError]":
+    stamp = _stamp(root, path)  # before it is read: what changes meanwhile is noticed
     try:
-        return path, load_square(root / path, preprocessing)
+        return path, stamp, load_square(root / path, preprocessing)
     except ImageError as error:
-        return path, error
-
-
-def _embedded(
-    metric: RobustSim, waiting: "list[tuple[Path, Tensor | ImageError]]", squares: list[Tensor]
-) -> "Iterator[tuple[Path, Tensor | ImageError]]":
-    rows = iter(metric.embed_pixels(stack_squares(squares, metric.device)).cpu() if squares else ())
-    for path, found in waiting:
-        yield path, next(rows) if isinstance(found, Tensor) else found
+        return path, stamp, ImageError(str(error))  # without the traceback, which holds the half-decoded picture
 
 
 def embed_folder(
@@ -114,21 +112,35 @@ def embed_folder(
     if out.exists() and not overwrite:
         raise OutputError(f"{os.fspath(out)!r} is there already: pass overwrite (--overwrite) or another name")
     partial_dir = out.with_suffix(".partial")
+    _check_partial(partial_dir, Path(folder))
     try:
         partial_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(partial_dir / "lock", timeout=0):
+        with FileLock(partial_dir / _LOCK, timeout=0):
             report = _run(metric, Path(folder), out, partial_dir, restart, progress, on_error)
-        shutil.rmtree(partial_dir)
     except Timeout:
         raise OutputError(f"another run is writing {os.fspath(out)!r} at this moment") from None
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, RobustSimError):
             raise
         raise OutputError(
             f"cannot write {os.fspath(out)!r}: {error.strerror or error}; what is done is kept in "
             f"{os.fspath(partial_dir)!r}, and the same command continues from there"
         ) from error
     return report
+
+
+def _check_partial(partial_dir: Path, folder: Path) -> None:
+    """Refuse to work in, and later remove, a folder that is somebody else's."""
+    if not partial_dir.exists():
+        return
+    foreign = (
+        {entry.name for entry in partial_dir.iterdir()} - {_LOCK, *_Journal.FILES} if partial_dir.is_dir() else {""}
+    )
+    if foreign or partial_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise OutputError(
+            f"{os.fspath(partial_dir)!r}, where this run would keep what is done, is in use for something else: "
+            "choose another output"
+        )
 
 
 def _run(
@@ -159,18 +171,19 @@ def _run(
         progress(resumed)
     journal.begin(identity)
     with journal:
-        for path, result in embed_images(metric, folder, skip=resumed):
+        for _, stamp, result in _embed_stamped(metric, folder, resumed):
             if isinstance(result, ImageError):
                 on_error(result)
-                journal.add(folder, path, error=str(result))
+                journal.add(stamp, error=str(result))
             else:
-                journal.add(folder, path, embedding=result)
+                journal.add(stamp, embedding=result)
             progress(1)
     if not journal.good:
-        shutil.rmtree(partial_dir)
+        journal.remove()
         raise ImageError(f"the folder {os.fspath(folder)!r} holds no readable images ({journal.bad} could not be read)")
     with FORMATS[out.suffix](out, journal.good, metric.card.embedding_dim, metric.card.name) as writer:
         journal.copy_to(writer)
+    journal.remove()
     return EmbedReport(embedded=journal.good, failed=journal.bad, resumed=resumed)
 
 
@@ -186,11 +199,11 @@ def _weights_id(metric: RobustSim) -> dict[str, str]:
 class _Journal:
     """What an unfinished run has done: rows of float32, and a line for each file in the order of the walk."""
 
+    FILES = ("run.json", "embeddings.f32", "files.jsonl")
+
     def __init__(self, root: Path, dim: int) -> None:
-        self.dim = dim
-        self._identity = root / "run.json"
-        self._rows = root / "embeddings.f32"
-        self._lines = root / "files.jsonl"
+        self.dim, self._root = dim, root
+        self._identity, self._rows, self._lines = (root / name for name in self.FILES)
         self.good = self.bad = 0
         self._open: list[Any] = []
 
@@ -204,8 +217,17 @@ class _Journal:
         for path in (self._identity, self._rows, self._lines):
             path.unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Leave nothing behind, the lock that is held included: whoever comes next makes a new one."""
+        self.clear()
+        with suppress(OSError):  # some systems do not remove what is open
+            (self._root / _LOCK).unlink()
+            self._root.rmdir()
+
     def begin(self, identity: Any) -> None:
-        self._identity.write_text(json.dumps(identity), encoding="utf-8")
+        if self.identity() != identity:
+            with whole_file(self._identity) as temporary:
+                temporary.write_text(json.dumps(identity), encoding="utf-8")
 
     def resume(self, folder: Path) -> int:
         """Check what is done against the folder, cut off what was half-written; the number of files done."""
@@ -240,9 +262,9 @@ class _Journal:
         for file in self._open:
             file.close()
 
-    def add(self, folder: Path, path: Path, *, embedding: Tensor | None = None, error: str | None = None) -> None:
+    def add(self, stamp: _Stamp, *, embedding: Tensor | None = None, error: str | None = None) -> None:
         rows, lines = self._open
-        entry: dict[str, Any] = _stamp(folder, path)
+        entry = dict(stamp)
         if embedding is None:
             entry["error"], self.bad = error, self.bad + 1
         else:
@@ -275,6 +297,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return entry
 
 
-def _stamp(folder: Path, path: Path) -> dict[str, Any]:
-    stat = (folder / path).stat()
-    return {"file": path.as_posix(), "size": stat.st_size, "mtime": stat.st_mtime_ns}
+def _stamp(folder: Path, path: Path) -> _Stamp:
+    # A name that is no UTF-8 is written with its odd bytes as \\xNN: every format can hold that.
+    name = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    try:
+        stat = (folder / path).stat()
+    except OSError:  # reading it will tell why
+        return {"file": name, "size": None, "mtime": None}
+    return {"file": name, "size": stat.st_size, "mtime": stat.st_mtime_ns}
