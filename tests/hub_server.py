@@ -20,6 +20,7 @@ class Hub:
         repos: files of each repository, by repository and name.
         gated, private: repositories that need a token.
         cut: for file names, after how many bytes the connection is dropped, once for each number.
+        fail: for file names, the HTTP status they are answered with.
         damage: file names whose content is served with a flipped byte, under the hash of the original.
         requests: (method, path, range) of what was asked for.
         uploads: files of the commits that were received, by repository.
@@ -31,6 +32,7 @@ class Hub:
         self.private = set()
         self.cut = {}
         self.damage = set()
+        self.fail = {}
         self.requests = []
         self.uploads = {}
         self.blobs = {}
@@ -79,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(403, "GatedRepo", body)
         if revision not in ("main", "v1", COMMIT):
             return self._refuse(404, "RevisionNotFound", body)
+        if name in hub.fail:
+            return self._refuse(hub.fail[name], "", body)
         if name not in hub.repos[repo]:
             return self._refuse(404, "EntryNotFound", body)
         data = hub.repos[repo][name]

@@ -178,6 +178,17 @@ def test_what_was_not_looked_at_is_said(run, cropping):
     assert "looked at" not in out
 
 
+def test_matrix_and_embed_say_what_was_not_looked_at(run, folder, cropping, tmp_path):
+    code, out, _ = run("matrix", "-m", cropping, folder)
+    assert code == 0
+    assert "33% was not looked at" in out.replace("\n", " ")
+    parts = json.loads(run("matrix", "--json", "-m", cropping, folder)[1])["not_looked_at"]
+    assert [os.path.basename(part["file"]) for part in parts] == ["coffee.png", "chelsea.png", "rocket.jpg"]
+    code, out, err = run("embed", "-m", cropping, folder, "-o", tmp_path / "out.npz")
+    assert (code, out) == (0, "")
+    assert "looks at the 64 x 64 pixels in the middle" in err
+
+
 def test_matrix(run, folder, metric):
     code, out, err = run("matrix", folder)
     assert (code, err) == (0, "")
@@ -202,7 +213,8 @@ def test_matrix_of_bad_many_and_none(run, bad_folder, tmp_path):
         shutil.copy(ROCKET, bad_folder / f"{index}.jpg")
     code, out, err = run("matrix", bad_folder)
     assert (code, out) == (2, "")
-    assert "use --csv or --json" in err
+    assert "use --csv or --json" in err.replace("\n", " ")
+    assert "skipped" not in err  # said before any work
     (tmp_path / "none").mkdir()
     code, out, err = run("matrix", tmp_path / "none")
     assert (code, out) == (1, "")
@@ -276,14 +288,38 @@ def test_convert(run, published, tmp_path):
 
 
 def test_a_closed_pipe_is_no_traceback():
-    done = subprocess.run(
-        f"{sys.executable} -m robustsim models --json | head -c 10",
-        shell=True,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
+    command = f"{sys.executable} -m robustsim models --json"
+    script = f"{command} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_full_disk_is_no_traceback():
+    command = f"{sys.executable} -m robustsim models --json > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "robustsim: cannot write the output: No space left on device\n"
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path):
+    name = os.fsencode(tmp_path) + "/日本".encode() + b"\xff.jpg"
+    shutil.copy(os.fsencode(ROCKET), name)
+    command = [sys.executable, "-m", "robustsim", "compare", "--csv", ROCKET, os.fsdecode(name)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, check=True)
+    assert b"\\u65e5" in done.stdout
+
+
+def test_a_url_is_refused_with_a_hint(run):
+    code, out, err = run("compare", "https://example.org/a.png", COFFEE)
+    assert (code, out) == (1, "")
+    assert "'https://example.org/a.png' is a URL" in err
+
+
+def test_a_bad_file_that_was_named_is_fatal_beside_a_folder(run, bad_folder):
+    code, out, err = run("compare", "--json", bad_folder / "broken.png", bad_folder)
+    assert (code, out) == (1, "")
+    assert "broken.png" in err
+    assert "skipped" not in err
 
 
 def test_names_are_never_markup(run, tmp_path):

@@ -199,3 +199,60 @@ def test_adapters_of_another_base_are_refused(published, tmp_path):
     )
     with pytest.raises(WeightsError, match="no lora_A or lora_B matrix"):
         convert(tmp_path / "lora", tmp_path / "out", base=published["dino"][0])
+
+
+def test_nothing_is_claimed_that_was_measured_on_other_weights(published, tmp_path):
+    from robustsim.encoders import load_card
+
+    base = load_encoder(published["vit"][0])
+    import dataclasses
+
+    from robustsim.encoders import save_encoder
+
+    named = load_card("rclip-f-vit-b-32")
+    base.card = dataclasses.replace(
+        base.card, method=named.method, threat=named.threat, license="MIT", data=named.data, scores=named.scores
+    )
+    save_encoder(base, tmp_path / "base")
+    torch.save(published["vit"][1].visual.state_dict(), tmp_path / "bare.pt")
+    card = convert(tmp_path / "bare.pt", tmp_path / "a", base=tmp_path / "base")
+    assert (card.method, card.threat, card.license, card.data, card.scores) == (None, None, None, None, {})
+    assert "bare.pt" in card.origin
+    card = convert(
+        tmp_path / "bare.pt", tmp_path / "b", base=tmp_path / "base", method="FARE", threat="linf 2/255", license="MIT"
+    )
+    assert (card.method, card.threat, card.license) == ("FARE", "linf 2/255", "MIT")
+
+
+@pytest.mark.parametrize("wrapper", ["model", "model.visual", "visual"])
+def test_adapters_saved_from_a_wrapper(published, tmp_path, wrapper):
+    folder, _ = published["convnext"]
+    tower = layouts.open_clip_model(layouts.CONVNEXT).visual
+    wrapped = peft_folder(tower, ["fc1", "fc2"], tmp_path / "lora")
+    expected = adapted_output(wrapped, load_encoder(folder).normalize(pixels()))
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    prefix = "base_model.model."
+    state = {f"{prefix}{wrapper}.{key.removeprefix(prefix)}": value for key, value in load_file(path).items()}
+    save_file(state, path)
+    convert(tmp_path / "lora", tmp_path / "out", base=folder)
+    torch.testing.assert_close(load_encoder(tmp_path / "out")(pixels()).detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_image_tower_of_a_whole_checkpoint(published, tmp_path):
+    folder, model = published["vit"]
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "epoch_1.pt")
+    convert(tmp_path / "epoch_1.pt", tmp_path / "out", base=folder)
+    assert torch.equal(load_encoder(tmp_path / "out")(pixels()), load_encoder(folder)(pixels()))
+
+
+def test_a_bare_timm_file_with_its_classifier(published, tmp_path):
+    import timm
+
+    folder, _ = published["dino"]
+    model = layouts.randomise(timm.create_model(layouts.DINO[0], num_classes=5, **layouts.DINO[1]))
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    convert(tmp_path / "bare.pth", tmp_path / "out", base=folder)
+    encoder = load_encoder(tmp_path / "out")
+    expected = model.forward_head(model.forward_features(encoder.normalize(pixels())), pre_logits=True)
+    torch.testing.assert_close(encoder(pixels()), expected)

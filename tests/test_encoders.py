@@ -344,3 +344,107 @@ def test_an_mlp_head_changes_the_embedding_and_is_saved(published, tmp_path):
     assert torch.equal(again(pixels()), with_head(pixels()))
     assert not torch.allclose(again(pixels()), encoder(pixels()))
     assert torch.equal(again.features(pixels()).embedding, again(pixels()))
+
+
+def test_our_own_layout_comes_first(metric, published, tmp_path):
+    folder = layouts.copy(published["vit"][0], tmp_path / "both")
+    metric.save_pretrained(folder)
+    assert load_encoder(folder).card.name == "lite-clean"
+
+
+def test_revisions_are_for_the_hub(published):
+    for name in ("lite-clean", published["dino"][0]):
+        with pytest.raises(InputError, match="has no revisions"):
+            load_encoder(name, revision="v1")
+
+
+def test_width_of_models_whose_head_widens(tmp_path):
+    layouts.write_timm(tmp_path / "m", "mobilenetv3_small_050", {})
+    metric = RobustSim.from_pretrained(tmp_path / "m", device="cpu")
+    assert metric.card.embedding_dim == metric.embed(pixels()).shape[1] == 1024
+    assert metric.card.name == "m"
+
+
+def test_timms_flat_configuration(tmp_path):
+    layouts.write_timm(tmp_path / "m", *layouts.DINO, pretrained_cfg={"mean": [0.5, 0.5, 0.5], "crop_pct": 1.0})
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    flat = {**config.pop("pretrained_cfg"), **config}
+    path.write_text(json.dumps(flat))
+    card = load_encoder(tmp_path / "m").card
+    assert card.mean == (0.5, 0.5, 0.5)
+    assert card.preprocessing.resize == 64
+
+
+@pytest.mark.parametrize("change", [{"crop_pct": 1.15}, {"crop_mode": "border"}, {"interpolation": "lanczos"}])
+def test_timm_preprocessing_beyond_ours_is_refused(tmp_path, change):
+    layouts.write_timm(tmp_path / "m", *layouts.DINO, pretrained_cfg=change)
+    with pytest.raises(CardError, match="supported are"):
+        load_encoder(tmp_path / "m")
+
+
+def test_computed_tables_in_older_files_are_passed_over(published, tmp_path):
+    """Swin's files once held relative_position_index, which is a buffer outside the state dict now."""
+    model = layouts.write_timm(
+        tmp_path / "m",
+        "swin_tiny_patch4_window7_224",
+        {"depths": [1, 1], "embed_dim": 24, "num_heads": [1, 2]},
+        pretrained_cfg={"input_size": [3, 224, 224]},
+    )
+    buffers = {key: value for key, value in model.named_buffers() if key.endswith("relative_position_index")}
+    assert buffers
+    path = tmp_path / "m" / "model.safetensors"
+    save_file({**load_file(path), **{key: value.clone() for key, value in buffers.items()}}, path)
+    encoder = load_encoder(tmp_path / "m")
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(pixels(1, 224)), model(encoder.normalize(pixels(1, 224))))
+
+
+def test_the_tokenizer_is_that_of_the_configuration(tmp_path):
+    layouts.write_open_clip(tmp_path / "ViT-B-32", layouts.VIT_B_32)  # the name of an architecture with another context
+    assert RobustSim.from_pretrained(tmp_path / "ViT-B-32", device="cpu", text=True).embed_text("a cat").shape == (
+        1,
+        24,
+    )
+
+
+def test_text_towers_of_transformers_are_refused_and_their_images_work(tmp_path):
+    config = {**layouts.VIT_B_32, "text_cfg": {**layouts.TEXT, "hf_tokenizer_name": "org/tokenizer"}}
+    layouts.write_open_clip(tmp_path / "siglip", layouts.VIT_B_32, said=config)
+    assert load_encoder(tmp_path / "siglip")(pixels()).shape == (2, 24)
+    with pytest.raises(InputError, match=r"text tower .* is not supported"):
+        load_encoder(tmp_path / "siglip", text=True)
+
+
+def test_configurations_newer_than_open_clip(tmp_path):
+    config = {**layouts.VIT_B_32, "vision_cfg": {**layouts.VIT_B_32["vision_cfg"], "telepathy": True}}
+    layouts.write_open_clip(tmp_path / "new", layouts.VIT_B_32, said=config)
+    with pytest.raises(CardError, match=r"open_clip .* cannot build .*telepathy"):
+        load_encoder(tmp_path / "new")
+
+
+def test_a_coca_tower_embeds_but_has_no_tokens(tmp_path):
+    config = {**layouts.VIT_B_32, "vision_cfg": {**layouts.VIT_B_32["vision_cfg"], "attentional_pool": True}}
+    layouts.write_open_clip(tmp_path / "coca", config)
+    encoder = load_encoder(tmp_path / "coca")
+    assert encoder(pixels()).shape == (2, 24)
+    with pytest.raises(InputError, match="pools by attention"):
+        encoder.features(pixels())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": ["a", 1, 2]}, "mean cannot be"),
+        ({"architecture": None}, "architecture cannot be null"),
+        ({"head": None}, "head cannot be null"),
+        ({"weights_sha256": 5}, "weights_sha256 cannot be 5"),
+        ({"embedding_dim": "x"}, "embedding_dim cannot be"),
+        ({"preprocessing": {"size": True}}, "size cannot be true"),
+        ({"scores": None}, "scores cannot be null"),
+    ],
+)
+def test_types_on_cards(change, message):
+    data = {**json.loads(load_card("lite-clean").to_json()), **change}
+    with pytest.raises(CardError, match=message):
+        EncoderCard.from_json(json.dumps(data))

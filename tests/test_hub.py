@@ -260,7 +260,9 @@ def test_no_network(hub, load, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        with pytest.raises(HubError, match=r"cannot be reached .*refused.*config.json of 'org/model' is not in .*lite-clean"):
+        with pytest.raises(
+            HubError, match=r"cannot be reached .*refused.*config.json of 'org/model' is not in .*lite-clean"
+        ):
             load("org/model")
 
 
@@ -353,3 +355,40 @@ def test_environment_variables_in_a_process_of_its_own(hub, published, tmp_path)
     hub.repos.clear()
     offline = {**env, "HF_HUB_OFFLINE": "1"}
     assert subprocess.run(run, env=offline, check=True, capture_output=True, text=True).stdout.strip() == "org/model"
+
+
+def test_a_configuration_that_cannot_be_read_is_not_taken_for_missing(hub, load, tmp_path, monkeypatch):
+    """Or a contradiction of the card, or another layout, would go unnoticed for one bad answer of a server."""
+    import huggingface_hub.utils._http as http
+    import open_clip
+
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: json.loads(json.dumps(layouts.VIT_B_32)))
+    layouts.write_open_clip(tmp_path / "repo", layouts.VIT_B_32, said={**layouts.VIT_B_32, "quick_gelu": True})
+    hub.add("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", tmp_path / "repo")
+    hub.fail["open_clip_config.json"] = 503
+    with pytest.raises(HubError, match=r"503.*open_clip_config\.json"):
+        load("clip-vit-b-32")
+
+
+def test_offline_remembers_what_a_repository_does_not_have(hub, load, published):
+    hub.add("timm/model", published["dino"][0])
+    expected = load("timm/model").embed(pixels())
+    assert torch.equal(load("timm/model", local_files_only=True).embed(pixels()), expected)
+    for path in hub.cache.rglob(".no_exist/*/open_clip_config.json"):
+        path.unlink()
+    with pytest.raises(HubError, match=r"open_clip_config\.json of 'timm/model' is not in"):
+        load("timm/model", local_files_only=True)
+
+
+def test_a_cache_without_links_is_verified_too(hub, load, published, monkeypatch):
+    import huggingface_hub.file_download
+
+    monkeypatch.setattr(huggingface_hub.file_download, "are_symlinks_supported", lambda *args: False)
+    hub.add("org/model", published["dino"][0])
+    hub.damage.add("model.safetensors")
+    with pytest.raises(CorruptFileError, match="is damaged"):
+        load("org/model")
+    hub.damage.clear()
+    load("org/model")
+    assert not any(path.is_symlink() for path in hub.cache.rglob("*"))

@@ -341,3 +341,111 @@ def test_reading_leaves_no_file_open_and_warns_of_nothing(rgb, tmp_path):
         warnings.simplefilter("error")
         read_image(path)
     path.rename(tmp_path / "b.png")
+
+
+def test_one_lazily_opened_image_many_times(photo, tmp_path):
+    """Pillow decodes at first use; two threads at once would read over each other."""
+    path = tmp_path / "large.jpg"
+    Image.fromarray(np.tile(photo, (12, 12, 1))).save(path)
+    with Image.open(path) as image:
+        got = load([image] * 8)
+    assert all(torch.equal(one, got[0]) for one in got)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_from_the_head_is_that_of_the_picture(rgb, tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{kind.lower()}"
+    rgb.save(path, exif=exif)
+    assert image_size(path) == read_image(path).size
+
+
+def test_transparent_colours_of_sixteen_bits():
+    values = np.array([[0, 0x0300, 0xFFFF, 0x0012]], np.uint16)
+    got = array(encoded(Image.fromarray(values), "PNG", transparency=0))[0, :, 0]
+    assert got.tolist() == [255, 3, 255, 0]
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I;16B"])
+def test_sixteen_bit_tiffs_of_either_byte_order(kind):
+    values = np.array([[0x0100, 0x1234, 0xFFFF]], ">u2" if kind.endswith("B") else "<u2")
+    data = encoded(Image.frombytes(kind, (3, 1), values.tobytes()), "TIFF")
+    assert array(data)[0, :, 0].tolist() == [0x01, 0x12, 0xFF]
+
+
+def test_a_damaged_exif_block_does_not_matter(rgb):
+    data = encoded(rgb, "PNG", exif=b"garbagegarbage")
+    np.testing.assert_array_equal(array(data), np.asarray(rgb))
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(np.asarray(read_image(image)), np.asarray(rgb))
+
+
+def test_oddities_are_image_errors(tmp_path):
+    from pathlib import Path
+
+    with pytest.raises(ImageError, match="it has 0 x 5 pixels"):
+        load(Image.new("RGB", (0, 5)))
+    with pytest.raises(ImageError, match="null"):
+        read_image("a\0b.png")
+    with pytest.raises(ImageError, match="is a URL"):
+        read_image(Path("https://example.org/a.png"))
+    with pytest.raises(InputError, match="holds no pixels"):
+        load(torch.zeros(3, 4, 4).to_sparse())
+    with pytest.raises(InputError, match="holds no pixels"):
+        load(torch.zeros(3, 4, 4, device="meta"))
+    for wrong in (None, (0, 1, 2), 1):
+        with pytest.raises(InputError, match="input_range must be"):
+            load(torch.zeros(3, 4, 4), input_range=wrong)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert [path.name for path in find_images(tmp_path)] == ["loop.png"]
+    with pytest.raises(ImageError, match=r"loop\.png"):
+        read_image(tmp_path / "loop.png")
+
+
+def test_read_only_arrays():
+    values = np.full((8, 8, 3), 0.25, np.float32)
+    values.setflags(write=False)
+    assert torch.allclose(load(values), torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resized_tensors_stay_in_range(interpolation):
+    edges = (torch.arange(90) // 7 % 2).float().expand(1, 3, 70, 90)
+    for size in (40, 200):
+        got = Preprocessing(size=size, interpolation=interpolation).apply_tensor(edges)
+        assert got.min() >= 0
+        assert got.max() <= 1
+
+
+@pytest.mark.parametrize("size", [32, 50])  # as it is, and resized
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_black_and_white_pixels_have_gradients(size, value):
+    x = torch.full((1, 3, size, size), value, requires_grad=True)
+    load(x).sum().backward()
+    assert (x.grad > 0).all()
+    y = torch.full((1, 3, size, size), value + (2e-4 if value else -2e-4), requires_grad=True)
+    load(y).sum().backward()
+    assert (y.grad > 0).all()
+
+
+def test_clip_is_clamp_with_open_bounds():
+    from robustsim.images.preprocessing import clip
+
+    x = torch.tensor([-0.5, -1e-4, 0.0, 0.3, 1.0, 1.0001, 1.5], requires_grad=True)
+    assert torch.equal(clip(x), x.clamp(0, 1))
+    clip(x).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 1, 1, 1, 0]
+
+
+def test_a_squash_that_crops_after_all():
+    """timm's crop_mode "squash" with a crop_pct below 1."""
+    import torchvision.transforms as T
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (91, 57, 3), dtype=np.uint8))
+    pre = Preprocessing(size=32, mode="squash", resize=40)
+    expected = T.CenterCrop(32)(T.Resize((40, 40), interpolation=T.InterpolationMode.BICUBIC)(image))
+    np.testing.assert_array_equal(np.asarray(pre.apply(image)), np.asarray(expected))
+    assert pre.apply_tensor(torch.zeros(1, 3, 91, 57)).shape == (1, 3, 32, 32)
+    assert pre.seen(40, 40) == (4, 4, 36, 36)

@@ -519,3 +519,71 @@ def test_agreement_with_people_on_materials(metric, shared):
     right = torch.tensor([float(int(row["right_votes"]) > int(row["left_votes"])) for row in rows])
     assert len(rows) == 1369
     assert (1 - (choice - right).abs()).mean().item() >= 0.78
+
+
+def test_ties_are_exact_whatever_the_batches(any_metric):
+    left = images(1, seed=4)
+    for count in (1, 2, 7, 30):
+        right = torch.cat((images(count, seed=5), left))
+        assert any_metric.two_afc(images(1), left, right)[-1] == 0.5
+    assert any_metric.two_afc(left, left, torch.cat((images(3), left)))[-1] == 0.5
+
+
+def test_arrays_of_embeddings_are_embeddings(metric):
+    z = metric.embed([CHELSEA, COFFEE])
+    array = z.numpy()
+    assert torch.equal(metric.distance(array, CHELSEA), metric.distance(z, CHELSEA))
+    assert torch.equal(metric.distance_matrix(array), metric.distance_matrix(z))
+    assert metric.distance(array[0], array).shape == (2,)
+    grey = np.random.default_rng(0).random((40, 1280), np.float32)  # a picture, as its rows have no unit length
+    assert metric.embed(grey).shape == (1, 1280)
+
+
+def test_first_use_in_inference_mode_spoils_nothing():
+    from robustsim import metric as module
+
+    module._default_metric.cache_clear()
+    with torch.inference_mode():
+        robustsim.distance(images(1), images(1, seed=1), device="cpu")
+    x = images(1).requires_grad_()
+    robustsim.distance(x, images(1, seed=1), device="cpu").sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_the_matrix_keeps_its_range_and_its_zeros(metric):
+    z = metric.embed(images(6))
+    both = metric.distance_matrix(z, torch.cat((-z, z.clone())))
+    assert both.max() <= 2**0.5
+    assert both[:, 6:].diagonal().tolist() == [0] * 6
+    assert metric.distance_matrix(z, -z, squared=True).max() <= 2
+    nearby = torch.nn.functional.normalize(z + 1e-5 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0)))
+    exact = (nearby.double() - z.double()).norm(dim=1) / 2**0.5
+    torch.testing.assert_close(metric.distance_matrix(z, nearby).diagonal().double(), exact, rtol=0.01, atol=0)
+
+
+def test_one_large_tensor_goes_in_batches(counted):
+    metric, seen = counted
+    metric.embed(images(40, 32))
+    assert seen == [32, 8]
+
+
+def test_only_what_requires_gradients_is_differentiated(counted):
+    metric, seen = counted
+    metric(images(2).requires_grad_(), images(2, seed=1))
+    assert seen == [2, 2]
+    seen.clear()
+    metric(images(2), images(2, seed=1))
+    assert seen == [4]
+
+
+def test_compiled_gradients_of_black_and_white(metric):
+    compiled = torch.compile(metric, fullgraph=True, backend="aot_eager")
+    reference = metric.embed(CHELSEA)
+    picture = (images(1, 224) > 0.5).float()
+    grads = []
+    for function in (metric, compiled):
+        x = picture.clone().requires_grad_()
+        function(x, reference).sum().backward()
+        grads.append(x.grad)
+    assert (grads[0] != 0).float().mean() > 0.9
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-7)

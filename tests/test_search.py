@@ -238,3 +238,71 @@ def test_long_names_of_many_scripts_survive(small, tmp_path):
     for suffix in (".npz", ".parquet", ".safetensors"):
         embed_folder(small, root, tmp_path / f"out{suffix}")
         assert read(tmp_path / f"out{suffix}")[0] == names
+
+
+def test_folders_that_are_not_ours_are_left_alone(small, folder, tmp_path):
+    mine = tmp_path / "out.partial"
+    mine.mkdir()
+    (mine / "precious.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"out\.partial.*in use for something else"):
+        embed_folder(small, folder, tmp_path / "out.npz")
+    assert (mine / "precious.txt").read_text() == "mine"
+    photos = folder.rename(tmp_path / "photos.partial")
+    count = len(list(find_images(photos)))
+    with pytest.raises(OutputError, match="in use for something else"):
+        embed_folder(small, photos, tmp_path / "photos.npz")
+    assert len(list(find_images(photos))) == count
+    (tmp_path / "file.partial").touch()
+    with pytest.raises(OutputError, match="in use for something else"):
+        embed_folder(small, photos, tmp_path / "file.npz")
+
+
+def test_bad_files_hold_no_memory_and_do_not_wait(small, tmp_path):
+    root = tmp_path / "bad"
+    root.mkdir()
+    for index in range(40):
+        (root / f"{index:02}.png").write_bytes((EXAMPLES / "chelsea.png").read_bytes()[:9000])
+    found = embed_images(small, root)
+    _, error = next(found)
+    assert isinstance(error, ImageError)
+    assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+
+
+def test_reading_ahead_is_bounded(small, tmp_path, monkeypatch):
+    from robustsim.search import embedding
+
+    root = tmp_path / "many"
+    root.mkdir()
+    for index in range(60):
+        shutil.copy(EXAMPLES / "rocket.jpg", root / f"{index:02}.jpg")
+    read = []
+    original = embedding.load_square
+    monkeypatch.setattr(embedding, "load_square", lambda path, pre: read.append(path) or original(path, pre))
+    found = embed_images(small, root)
+    next(found)
+    assert len(read) <= 3 * small.batch_size + 1
+    assert len(list(found)) == 59
+    assert len(read) == 60
+
+
+def test_a_file_that_vanishes_is_skipped(small, folder, tmp_path):
+    gone = []
+
+    def progress(count):
+        if not gone:
+            gone.append((folder / "a9.jpg").unlink())  # listed by now, and not read yet
+
+    for index in range(40):
+        shutil.copy(EXAMPLES / "rocket.jpg", folder / f"a{index}.jpg")
+    report = embed_folder(small, folder, tmp_path / "out.npz", progress=progress)
+    assert (report.embedded, report.failed) == (48, 2)
+
+
+def test_names_that_are_no_utf8(small, tmp_path):
+    root = tmp_path / "names"
+    root.mkdir()
+    name = os.fsencode(root) + b"/caf\xe9.jpg"
+    shutil.copy(os.fsencode(EXAMPLES / "rocket.jpg"), name)
+    for suffix in (".npz", ".parquet", ".safetensors"):
+        embed_folder(small, root, tmp_path / f"out{suffix}")
+        assert read(tmp_path / f"out{suffix}")[0] == ["caf\\xe9.jpg"]
