@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeGuard, Union
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.encoder import Encoder
@@ -173,7 +174,7 @@ class RobustSim(nn.Module):
             features = self.encoder(pixels)
         else:
             features = torch.cat([self.encoder(batch) for batch in torch.split(pixels, self.batch_size)])
-        return _unit(features.to(torch.float32))
+        return F.normalize(features.to(torch.float32), dim=1)
 
     def embed_text(self, texts: "str | list[str]") -> Tensor:
         """Unit-length embeddings of texts in the space of the images, (N, D) float32; CLIP models with ``text=True``.
@@ -184,7 +185,7 @@ class RobustSim(nn.Module):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InputError("embed_text takes a text or a list of at least one")
-        return _unit(self.encoder.encode_text(texts).to(torch.float32))
+        return F.normalize(self.encoder.encode_text(texts).to(torch.float32), dim=1)
 
     def forward(
         self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, squared: bool = False, input_range: Range = (0, 1)
@@ -342,7 +343,7 @@ def _is_embedding(value: object) -> TypeGuard[Tensor]:
 
 
 def _unit(z: Tensor) -> Tensor:
-    """Rows scaled to length 1; rows that have it stay the same to the bit, and zeros stay zeros."""
+    """Rows of somebody's embeddings scaled to length 1; those that have it stay the same to the bit."""
     length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
     return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
 
@@ -350,7 +351,7 @@ def _unit(z: Tensor) -> Tensor:
 def _fingerprint(pixels: Tensor, multipliers: Tensor) -> Tensor:
     """(N,) integers, equal for equal pixels wherever they stand in a batch: integer sums know no rounding."""
     bits = pixels.detach().contiguous().view(torch.int32).flatten(1)
-    return (bits * multipliers).sum(1)
+    return (bits * multipliers).sum(1, dtype=torch.int32)
 
 
 def _multipliers(count: int) -> Tensor:
