@@ -257,6 +257,17 @@ def test_folders_that_are_not_ours_are_left_alone(small, folder, tmp_path):
         embed_folder(small, photos, tmp_path / "file.npz")
 
 
+def test_half_written_files_of_a_killed_run_are_swept(small, folder, tmp_path):
+    out = tmp_path / "out.npz"
+    interrupt(small, folder, out, 6)
+    (tmp_path / "out.partial" / ".run.json.123-abcd.part").touch()
+    (tmp_path / ".out.npz.123-abcd.part").touch()
+    (tmp_path / ".other.npz.123-abcd.part").touch()
+    assert embed_folder(small, folder, out).resumed == 6
+    left = sorted(path.name for path in tmp_path.iterdir() if path.is_file() or path.suffix == ".partial")
+    assert left == [".other.npz.123-abcd.part", "out.npz"]
+
+
 def test_bad_files_hold_no_memory_and_do_not_wait(small, tmp_path):
     root = tmp_path / "bad"
     root.mkdir()

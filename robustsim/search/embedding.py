@@ -133,14 +133,26 @@ def _check_partial(partial_dir: Path, folder: Path) -> None:
     """Refuse to work in, and later remove, a folder that is somebody else's."""
     if not partial_dir.exists():
         return
-    foreign = (
-        {entry.name for entry in partial_dir.iterdir()} - {_LOCK, *_Journal.FILES} if partial_dir.is_dir() else {""}
+    ours = {_LOCK, *_Journal.FILES}
+    foreign = not partial_dir.is_dir() or any(
+        entry.name not in ours and not _is_leftover(entry, _Journal.FILES[0]) for entry in partial_dir.iterdir()
     )
     if foreign or partial_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise OutputError(
             f"{os.fspath(partial_dir)!r}, where this run would keep what is done, is in use for something else: "
             "choose another output"
         )
+
+
+def _is_leftover(path: Path, name: str) -> bool:
+    """Whether a killed run left this when it wrote ``name`` through :func:`whole_file`."""
+    return path.name.startswith(f".{name}.") and path.suffix == ".part"
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    for path in folder.iterdir():
+        if _is_leftover(path, name):
+            path.unlink(missing_ok=True)
 
 
 def _run(
@@ -181,6 +193,7 @@ def _run(
     if not journal.good:
         journal.remove()
         raise ImageError(f"the folder {os.fspath(folder)!r} holds no readable images ({journal.bad} could not be read)")
+    _remove_leftovers(out.parent, out.name)  # nobody else writes this file: the lock is ours
     with FORMATS[out.suffix](out, journal.good, metric.card.embedding_dim, metric.card.name) as writer:
         journal.copy_to(writer)
     journal.remove()
@@ -216,6 +229,7 @@ class _Journal:
     def clear(self) -> None:
         for path in (self._identity, self._rows, self._lines):
             path.unlink(missing_ok=True)
+        _remove_leftovers(self._root, self._identity.name)
 
     def remove(self) -> None:
         """Leave nothing behind, the lock that is held included: whoever comes next makes a new one."""
