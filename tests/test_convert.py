@@ -256,3 +256,17 @@ def test_a_bare_timm_file_with_its_classifier(published, tmp_path):
     encoder = load_encoder(tmp_path / "out")
     expected = model.forward_head(model.forward_features(encoder.normalize(pixels())), pre_logits=True)
     torch.testing.assert_close(encoder(pixels()), expected)
+
+
+def test_a_bare_dinov2_file_of_the_size_of_its_training(tmp_path):
+    """Position embeddings for 518 pixels and a mask token, run at the card's 224."""
+    import timm
+
+    model = layouts.randomise(timm.create_model("vit_base_patch14_dinov2", num_classes=0))
+    torch.save({**model.state_dict(), "mask_token": torch.zeros(1, 768)}, tmp_path / "dinov2-eps4.pt")
+    convert(tmp_path / "dinov2-eps4.pt", tmp_path / "out", base="dinov2-vit-b-14")
+    model.set_input_size(img_size=(224, 224))
+    encoder = load_encoder(tmp_path / "out")
+    with torch.no_grad():
+        x = pixels(1, 224)
+        torch.testing.assert_close(encoder(x), model(encoder.normalize(x)), rtol=1e-4, atol=1e-4)

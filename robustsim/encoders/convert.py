@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from robustsim.encoders.card import Architecture, EncoderCard, Head, list_models
 from robustsim.encoders.encoder import Encoder, build_encoder
 from robustsim.encoders.heads import LORA_PREFIX
 from robustsim.encoders.load import fill, load_encoder, save_encoder
+from robustsim.encoders.timm_models import TimmTrunk, finish
 from robustsim.encoders.weights import read_pickle, read_weights, unwrap
 from robustsim.errors import CardError, WeightsError
 from robustsim.images.preprocessing import Preprocessing
@@ -118,13 +119,20 @@ def _bare(tensors: Mapping[str, Tensor], base: "str | os.PathLike[str]", where: 
             tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
     if any(key.startswith("visual.") for key in tensors):  # a whole CLIP: its image tower
         tensors = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
-    encoder = build_encoder(dataclasses.replace(card, text=False), text=False)
+    card = dataclasses.replace(card, text=False)
+    encoder = build_encoder(card)
+    if card.architecture.library != "timm":
+        return fill(encoder, {prefix + key: value for key, value in tensors.items()}, repr(where))
     inner: Any = encoder.trunk
-    if card.architecture.library == "timm":
-        classifier = (inner.model.pretrained_cfg or {}).get("classifier") or ""
-        dropped = {f"{classifier}.weight", f"{classifier}.bias"}
-        tensors = {key: value for key, value in tensors.items() if key not in dropped}
-    return fill(encoder, {prefix + key: value for key, value in tensors.items()}, repr(where))
+    classifier = (inner.model.pretrained_cfg or {}).get("classifier") or ""
+    dropped = {f"{classifier}.weight", f"{classifier}.bias", "mask_token"}  # of training, not of the features
+    tensors = {key: value for key, value in tensors.items() if key not in dropped}
+    places = tensors.get("pos_embed")
+    if places is not None and places.shape != inner.model.pos_embed.shape:
+        encoder = build_encoder(card, native_size=True)  # DINOv2's files have the size of its training
+    fill(encoder, {prefix + key: value for key, value in tensors.items()}, repr(where))
+    finish(cast(TimmTrunk, encoder.trunk), card)
+    return encoder
 
 
 def _with_mlp(mlp: Mapping[str, Tensor], base: "str | os.PathLike[str]", where: str) -> Encoder:
