@@ -85,8 +85,11 @@ class Preprocessing:
             return 0.0, 0.0, float(width), float(height)
         new_width, new_height = self.resized(width, height)
         left, top = self._offset(new_width), self._offset(new_height)
-        x, y = width / new_width, height / new_height
-        return left * x, top * y, (left + self.size) * x, (top + self.size) * y
+        # Divided last, so that an edge of the picture is exactly that.
+        horizontal = (place * width / new_width for place in (left, left + self.size))
+        vertical = (place * height / new_height for place in (top, top + self.size))
+        (x0, x1), (y0, y1) = horizontal, vertical
+        return x0, y0, x1, y1
 
     def _offset(self, length: int) -> int:
         return int(round((length - self.size) / 2.0))  # noqa: RUF046 - torchvision's formula, kept to the letter
