@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from robustsim.default import distance, embed, similarity
     from robustsim.encoders import EncoderCard, list_models
     from robustsim.errors import RobustSimError
-    from robustsim.metric import RobustSim, distance, embed, similarity
+    from robustsim.metric import RobustSim
 
 __version__ = "0.1.0"
 
@@ -20,9 +21,9 @@ __getattr__, __dir__ = lazy_names(
         "EncoderCard": "encoders",
         "RobustSim": "metric",
         "RobustSimError": "errors",
-        "distance": "metric",
-        "embed": "metric",
+        "distance": "default",
+        "embed": "default",
         "list_models": "encoders",
-        "similarity": "metric",
+        "similarity": "default",
     },
 )

@@ -10,7 +10,6 @@ The root makes the triangle inequality hold. ``squared=True`` gives ``1 - <u, v>
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, Union
 
@@ -373,44 +372,3 @@ def _device(device: "str | torch.device | None") -> torch.device:
     if missing.get(place.type):
         raise InputError(f"this machine, or this build of torch, has no {place.type!r} device: use device='cpu'")
     return place
-
-
-@lru_cache(maxsize=4)
-def _default_metric(model: str, device: str | None) -> RobustSim:
-    return RobustSim.from_pretrained(model, device=device)
-
-
-def distance(
-    a: ImagesOrEmbeddings,
-    b: ImagesOrEmbeddings,
-    *,
-    model: str = DEFAULT_MODEL,
-    device: str | None = None,
-    squared: bool = False,
-    input_range: Range = (0, 1),
-) -> Tensor:
-    """:meth:`RobustSim.distance` on a metric that is loaded at the first call and kept: (N,) float32."""
-    return _default_metric(model, device).distance(a, b, squared=squared, input_range=input_range)
-
-
-def similarity(
-    a: ImagesOrEmbeddings,
-    b: ImagesOrEmbeddings,
-    *,
-    model: str = DEFAULT_MODEL,
-    device: str | None = None,
-    input_range: Range = (0, 1),
-) -> Tensor:
-    """:meth:`RobustSim.similarity` on a metric that is loaded at the first call and kept: (N,) float32."""
-    return _default_metric(model, device).similarity(a, b, input_range=input_range)
-
-
-def embed(
-    images: ImagesOrEmbeddings,
-    *,
-    model: str = DEFAULT_MODEL,
-    device: str | None = None,
-    input_range: Range = (0, 1),
-) -> Tensor:
-    """:meth:`RobustSim.embed` on a metric that is loaded at the first call and kept: (N, D) float32."""
-    return _default_metric(model, device).embed(images, input_range=input_range)

@@ -485,7 +485,7 @@ def test_names_and_devices_that_do_not_exist(tmp_path):
 
 
 def test_module_level_functions_use_one_cached_metric(metric):
-    from robustsim import metric as module
+    from robustsim import default as module
 
     module._default_metric.cache_clear()
     d = robustsim.distance(CHELSEA, COFFEE, device="cpu")
@@ -540,7 +540,7 @@ def test_arrays_of_embeddings_are_embeddings(metric):
 
 
 def test_first_use_in_inference_mode_spoils_nothing():
-    from robustsim import metric as module
+    from robustsim import default as module
 
     module._default_metric.cache_clear()
     with torch.inference_mode():

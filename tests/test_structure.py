@@ -20,6 +20,7 @@ ALLOWED = {
     "images": {"errors"},
     "encoders": {"errors", "images"},
     "metric": {"errors", "images", "encoders"},
+    "default": {"errors", "images", "encoders", "metric"},
     "search": {"errors", "images", "encoders", "metric"},
     "cli": {"errors", "images", "encoders", "metric", "search"},
     "__main__": {"cli"},
