@@ -28,6 +28,7 @@ _URL = re.compile(r"(?i)^(?:[a-z][a-z0-9+.-]+:/|data:)")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # EXIF's orientation tag, and its values that ask for a turn or a flip.
 _ORIENTATION, _TURNED, _SIDEWAYS = 0x0112, range(2, 9), range(5, 9)
+_WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF's tags
 
 
 def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.Image:
@@ -80,9 +81,10 @@ def image_size(path: "str | os.PathLike[str]") -> tuple[int, int]:
     """(width, height) of a picture as :func:`read_image` gives it, upright; only its head is read."""
     with Image.open(path) as image:
         width, height = image.size
-        # Pillow gives a TIFF's size upright already.
-        sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
-        return (height, width) if sideways else (width, height)
+        # Some versions of Pillow give a TIFF's size upright already, some as it is stored: its tags say the latter.
+        if tags := getattr(image, "tag_v2", None):
+            width, height = tags[_WIDTH], tags[_HEIGHT]
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 def _decode(stream: "io.BufferedReader | io.BytesIO", what: str) -> Image.Image:
