@@ -449,3 +449,11 @@ def test_a_squash_that_crops_after_all():
     np.testing.assert_array_equal(np.asarray(pre.apply(image)), np.asarray(expected))
     assert pre.apply_tensor(torch.zeros(1, 3, 91, 57)).shape == (1, 3, 32, 32)
     assert pre.seen(40, 40) == (4, 4, 36, 36)
+
+
+def test_the_callers_image_is_left_untouched():
+    image = Image.new("RGB", (2, 1), (0x12, 0x12, 0x12))
+    image.putpixel((1, 0), (0, 0, 0))
+    image.info["transparency"] = (0x1200, 0x1200, 0x1200)  # as Pillow reports it of a 16-bit PNG
+    assert np.asarray(read_image(image))[0, :, 0].tolist() == [255, 0]
+    assert image.info["transparency"] == (0x1200, 0x1200, 0x1200)

@@ -140,6 +140,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         colour = image.info.get("transparency")
         if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 0xFF:
+            image = image.copy()  # the caller's stays as it is
             image.info["transparency"] = tuple(part >> 8 for part in colour)  # of 16 bits, as the pixels were
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
