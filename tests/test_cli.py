@@ -218,6 +218,7 @@ def test_matrix_of_bad_many_and_none(run, bad_folder, tmp_path):
     (tmp_path / "none").mkdir()
     code, out, err = run("matrix", tmp_path / "none")
     assert (code, out) == (1, "")
+    assert "holds no readable images (0 could not be read)" in err
     assert run("matrix", tmp_path / "nowhere")[0] == 1
 
 

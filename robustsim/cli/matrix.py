@@ -40,8 +40,7 @@ def matrix(
             names.append(str(found))
             rows.append(result)
     if not rows:
-        output.finish(bad, 0, strict)
-        raise ImageError(f"the folder {str(folder)!r} holds no readable images")
+        raise ImageError(f"the folder {str(folder)!r} holds no readable images ({bad} could not be read)")
     parts = output.unseen(metric.card, (folder / name for name in names))
     distances = metric.distance_matrix(torch.stack(rows), squared=squared).tolist()
     if as_json:
