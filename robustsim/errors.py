@@ -3,6 +3,7 @@
 RobustSimError
 ├── ImageError (ValueError)             a picture that cannot be read, or is not one
 ├── InputError (ValueError)             arguments that do not fit: shapes, counts, ranges, options
+├── ObjectiveError (ArithmeticError)    an attack's objective that gave NaN, or cannot be differentiated
 ├── CardError (ValueError)              a card or config.json that cannot be understood
 ├── ModelNotFoundError (LookupError)    a name that is no catalogue entry, repository or folder
 ├── WeightsError (RuntimeError)         weights that do not fit their architecture or card
@@ -27,6 +28,10 @@ class ImageError(RobustSimError, ValueError):
 
 class InputError(RobustSimError, ValueError):
     """Arguments that do not fit: shapes, counts, value ranges, options."""
+
+
+class ObjectiveError(RobustSimError, ArithmeticError):
+    """An attack's objective that gave NaN or an infinite gradient; the message names the step and the images."""
 
 
 class CardError(RobustSimError, ValueError):

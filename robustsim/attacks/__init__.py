@@ -1,0 +1,76 @@
+"""Attacks: the smallest lies that a metric, or any differentiable model, can be told.
+
+They take tensors and a callable, never a metric class::
+
+    objective = TwoAFC(embed=metric.embed_pixels, reference=r, left=a, right=b, labels=nearer)
+    result = APGD(norm="linf", eps=4 / 255, steps=100)(objective, objective.images)
+"""
+
+from typing import TYPE_CHECKING
+
+from robustsim.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from robustsim.attacks.apgd import APGD
+    from robustsim.attacks.base import Attack
+    from robustsim.attacks.carlini_wagner import CarliniWagner
+    from robustsim.attacks.ensemble import AutoAttack, EnsembleAttack
+    from robustsim.attacks.fab import FAB
+    from robustsim.attacks.masking import MaskingReport, check_gradient_masking
+    from robustsim.attacks.noise import RandomNoise
+    from robustsim.attacks.objectives import Classification, Objective, Targeted, TextTargeted, TwoAFC, Untargeted
+    from robustsim.attacks.pgd import PGD
+    from robustsim.attacks.result import AttackResult, AttackStep
+    from robustsim.attacks.square import SquareAttack
+    from robustsim.attacks.threat import ThreatModel, parse_eps
+
+__all__ = [  # noqa: RUF022 - in plain order, as everywhere
+    "APGD",
+    "Attack",
+    "AttackResult",
+    "AttackStep",
+    "AutoAttack",
+    "CarliniWagner",
+    "Classification",
+    "EnsembleAttack",
+    "FAB",
+    "MaskingReport",
+    "Objective",
+    "PGD",
+    "RandomNoise",
+    "SquareAttack",
+    "Targeted",
+    "TextTargeted",
+    "ThreatModel",
+    "TwoAFC",
+    "Untargeted",
+    "check_gradient_masking",
+    "parse_eps",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "APGD": "apgd",
+        "Attack": "base",
+        "AttackResult": "result",
+        "AttackStep": "result",
+        "AutoAttack": "ensemble",
+        "CarliniWagner": "carlini_wagner",
+        "Classification": "objectives",
+        "EnsembleAttack": "ensemble",
+        "FAB": "fab",
+        "MaskingReport": "masking",
+        "Objective": "objectives",
+        "PGD": "pgd",
+        "RandomNoise": "noise",
+        "SquareAttack": "square",
+        "Targeted": "objectives",
+        "TextTargeted": "objectives",
+        "ThreatModel": "threat",
+        "TwoAFC": "objectives",
+        "Untargeted": "objectives",
+        "check_gradient_masking": "masking",
+        "parse_eps": "threat",
+    },
+)

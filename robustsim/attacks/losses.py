@@ -1,0 +1,60 @@
+"""Losses of a classifier that attacks maximise, each ``(N, K) logits -> (N,)``, as pure functions."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustsim.errors import InputError
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``-log softmax(z)_y``, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """``max_{j != y} z_j - z_y``, (N,): above 0 where the decision is not y (Carlini and Wagner 2017).
+
+    Raises:
+        InputError: fewer than two classes.
+    """
+    _need(logits, 2, "the margin", "")
+    at_label = logits.gather(1, labels[:, None]).squeeze(1)
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - at_label
+
+
+def margin_to(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """``z_t - z_y``, (N,)."""
+    return logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio, (N,): ``(max_{j != y} z_j - z_y) / (z_(1) - z_(3))`` (Croce and Hein 2020, Eq. 6).
+
+    Raises:
+        InputError: fewer than three classes.
+    """
+    _need(logits, 3, "DLR", "; with two, use the margin")
+    ordered = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)``, (N,) (Croce and Hein 2020, Eq. 7).
+
+    Raises:
+        InputError: fewer than four classes.
+    """
+    _need(logits, 4, "targeted DLR", "; with fewer, use the margin to the target")
+    ordered = logits.topk(4, dim=1).values
+    return margin_to(logits, labels, targets) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
+
+
+def targeted_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """``log softmax(z)_t``, (N,); the label plays no part."""
+    return -cross_entropy(logits, targets)
+
+
+def _need(logits: Tensor, least: int, name: str, fix: str) -> None:
+    if logits.ndim != 2 or logits.shape[1] < least:
+        raise InputError(f"{name} needs logits (N, K) of at least {least} classes, not {tuple(logits.shape)}{fix}")

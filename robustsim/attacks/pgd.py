@@ -1,0 +1,88 @@
+"""Projected gradient ascent (Madry et al. 2018), with momentum and step rules."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robustsim.attacks.base import IterativeAttack, at_least
+from robustsim.attacks.run import Run
+from robustsim.attacks.threat import per_image, steepest
+from robustsim.errors import InputError
+
+StepRule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PGD(IterativeAttack):
+    """Steps of fixed length along the steepest direction, projected back.
+
+    With momentum m the direction is that of the velocity ``v <- m v + s(gradient)``, s the steepest step of the norm.
+
+    Attributes:
+        steps: gradients.
+        step_size: length of a step in the attack's norm; ``2.5 * eps / steps`` if not given.
+        step_rule: ``constant``, or the length falls to 0 along a line or half a cosine.
+        momentum: in [0, 1); FARE's inner attack has 0.9.
+        random_start: begin at a random point of the ball instead of the image.
+        restarts: goes, each from a new random point.
+        keep: ``best`` returns the best point of all, for one more forward pass (steps + 1). ``last`` returns the last
+            one without evaluating it: loss is that of no point then, NaN, and success None. Training wants that.
+        eot: draws of a randomised objective to average each gradient over.
+    """
+
+    steps: int = 40
+    step_size: float | None = None
+    step_rule: StepRule = "constant"
+    momentum: float = 0.0
+    random_start: bool = True
+    restarts: int = 1
+    keep: Literal["best", "last"] = "best"
+    eot: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "restarts", "eot"):
+            at_least(name, getattr(self, name), 1)
+        if self.step_rule not in get_args(StepRule):
+            raise InputError(f"step_rule={self.step_rule!r} is none of {', '.join(get_args(StepRule))}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}")
+        if self.keep == "last" and (self.restarts > 1 or self.stop_on_success):
+            raise InputError("keep='last' does not judge its points: it goes with one restart and no stop_on_success")
+
+    @property
+    def samples(self) -> int:
+        return self.eot
+
+    def search(self, run: Run) -> None:
+        judged = self.keep == "best"
+        total = self.restarts * (self.steps + judged)
+        for _ in range(self.restarts):
+            run.begin()
+            x = run.region.random_start(self.generator) if self.random_start else run.region.originals
+            velocity: Tensor | None = None
+            for step in range(self.steps):
+                slope = run.evaluate(x, gradient=True, offer=judged).slope
+                keep = run.tick(total)
+                if keep is not None:
+                    x, slope, velocity = x[keep], slope[keep], None if velocity is None else velocity[keep]
+                direction = steepest(slope, self.norm)
+                if self.momentum:
+                    velocity = direction if velocity is None else direction.add_(velocity, alpha=self.momentum)
+                    direction = steepest(velocity, self.norm)
+                x = run.region.project(x + per_image(self._length(run.region.eps, step), x) * direction)
+            if judged:
+                run.evaluate(x)
+                run.tick(total)
+            else:
+                run.take(x)
+
+    def _length(self, eps: Tensor, step: int) -> Tensor:
+        full = 2.5 * eps / self.steps if self.step_size is None else torch.full_like(eps, self.step_size)
+        done = step / self.steps
+        return (
+            full * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.step_rule]
+        )

@@ -1,0 +1,46 @@
+"""What an attack returns, and what it tells while it runs."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """The outcome, image by image.
+
+    Attributes:
+        images: adversarial images, of the shape that was passed: of all points that were tried, the best successful
+            one, or the best where none was.
+        success: (N,) bool, None if the objective has no notion of it.
+        loss: (N,) float32, the objective's value there.
+        distance: (N,), the size of the perturbation in the attack's norm.
+        queries: (N,) int64, forward passes that each image took part in.
+        gradients: (N,) int64, gradients that were computed of each image.
+    """
+
+    images: Tensor
+    success: Tensor | None
+    loss: Tensor
+    distance: Tensor
+    queries: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AttackStep:
+    """What a callback is told after each step.
+
+    Attributes:
+        step: how many are done, of this run of the attack.
+        steps: how many there are.
+        indices: (M,) the places in the batch of the images that are still attacked.
+        loss: (M,) their best loss so far.
+        success: (M,) bool, None if the objective has no notion of it.
+    """
+
+    step: int
+    steps: int
+    indices: Tensor
+    loss: Tensor
+    success: Tensor | None

@@ -1,0 +1,430 @@
+"""The bookkeeping of a run, written once for all attacks.
+
+Forward passes and gradients, the best point of each image, which images are still attacked, NaN, progress, and the
+caller's wish to stop.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robustsim.attacks.result import AttackResult, AttackStep
+from robustsim.attacks.threat import Region
+from robustsim.errors import InputError, ObjectiveError
+
+Callback = Callable[[AttackStep], object]
+State = TypeVar("State")
+Thing = TypeVar("Thing")
+
+# How deep modules are looked for in what an objective holds.
+_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one evaluation told: loss (n,), success (n,) or None, gradient like the images or None."""
+
+    loss: Tensor
+    won: Tensor | None
+    gradient: Tensor | None
+
+    @property
+    def success(self) -> Tensor:
+        """``won``, where the objective is known to tell it."""
+        return _there(self.won)
+
+    @property
+    def slope(self) -> Tensor:
+        """``gradient``, where it was asked for."""
+        return _there(self.gradient)
+
+
+class Over(Exception):  # noqa: N818 - no error
+    """Nothing is left to do, or the caller wants to stop; what was found stands."""
+
+
+@dataclass
+class Trial:
+    """The best of the points that one go of an attack has tried, for the images that are still attacked.
+
+    ``rank`` orders points of equal success; the loss, unless the attack says otherwise.
+    """
+
+    images: Tensor
+    loss: Tensor
+    rank: Tensor
+    won: Tensor
+    gradient: Tensor | None = None
+
+    @property
+    def slope(self) -> Tensor:
+        """``gradient``, in a go that keeps it."""
+        return _there(self.gradient)
+
+
+def select(state: State, indices: Tensor) -> State:
+    """A dataclass with its tensors reduced to these rows."""
+    values = ((field.name, getattr(state, field.name)) for field in fields(state))  # type: ignore[arg-type]
+    rows = {name: value[indices] for name, value in values if isinstance(value, Tensor)}
+    return replace(state, **rows)  # type: ignore[type-var]
+
+
+def ask(objective: Any, points: Tensor, *, success: bool = True) -> tuple[Tensor, Tensor | None, int]:
+    """Loss (n,), success (n,) or None, and the forward passes that they cost.
+
+    Args:
+        objective: see :mod:`robustsim.attacks.objectives`.
+        points: (n, ...).
+        success: whether it is worth a pass of its own, where the objective does not tell both at once.
+
+    Raises:
+        InputError: the objective does not return one number for each image.
+    """
+    won, passes = None, 1
+    if hasattr(objective, "evaluate"):
+        loss, won = objective.evaluate(points)
+    else:
+        loss = objective(points)
+        if success and hasattr(objective, "success"):
+            passes = 2
+            with torch.no_grad():
+                won = objective.success(points.detach())
+    if not isinstance(loss, Tensor) or loss.shape != (len(points),):
+        seen = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(f"an objective returns one loss for each image, shape ({len(points)},) here, not {seen}")
+    return loss.float(), None if won is None else won.bool(), passes
+
+
+class Run:
+    """One call of an attack.
+
+    Attributes:
+        objective: what is maximised, for the images that are still attacked.
+        region: what may be reached from them.
+        indices: which of the images that the run began with they are, (n,).
+        foreign: the run went on with other objectives than the one it began with.
+    """
+
+    def __init__(
+        self,
+        objective: Callable[[Tensor], Tensor],
+        region: Region,
+        *,
+        name: str,
+        places: Tensor | None = None,
+        stop_on_success: bool = False,
+        samples: int = 1,
+        callback: Callback | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.objective: Any = objective
+        self.region = self._everything = region
+        self.foreign = False
+        self._name, self._stop, self._samples = name, stop_on_success, samples
+        self._callback, self._progress = callback, progress
+        self._bar: Any = None
+        count, device = len(region.originals), region.originals.device
+        self.indices = torch.arange(count, device=device)
+        self._places = self.indices if places is None else places  # what the caller calls them
+        self._step, self._forwards, self._backwards = 0, 0, 0
+        self._judged = False  # whether evaluations tell success
+        self._in_budget, self._keep_gradient = True, False
+        # The step of the first loss, or gradient, of each image that was not finite; -1 for none.
+        self._bad = {kind: torch.full((count,), -1, device=device) for kind in ("loss", "gradient")}
+        self._counts = torch.zeros(2, count, dtype=torch.int64, device=device)
+        lowest = torch.full((count,), -torch.inf, device=device)
+        self._whole = Trial(
+            region.originals.clone(), lowest, lowest.clone(), torch.zeros_like(lowest, dtype=torch.bool)
+        )
+        self._trial: Trial | None = None
+
+    # -- what an attack calls
+
+    def begin(self, *, keep_gradient: bool = False, in_budget: bool = True) -> None:
+        """Start a go; what an earlier one found is kept.
+
+        Args:
+            keep_gradient: remember the gradient at the best point too.
+            in_budget: False for a go in a larger ball, whose points are no results.
+        """
+        self._merge()
+        self._trial = None
+        self._in_budget, self._keep_gradient = in_budget, keep_gradient
+
+    @property
+    def trial(self) -> Trial:
+        """The best points of the current go; there are some once one has been offered."""
+        return _there(self._trial)
+
+    def evaluate(self, points: Tensor, *, gradient: bool = False, offer: bool = True) -> Seen:
+        """A forward pass, and with ``gradient`` a backward pass to the images.
+
+        Args:
+            points: (n, ...), one for each image that is still attacked.
+            gradient: whether the gradient is wanted.
+            offer: enter the points among the results. An attack that also looks outside its region says False, and
+                calls :meth:`offer` for what counts.
+
+        Raises:
+            ObjectiveError: the loss cannot be differentiated.
+            InputError: the objective does not return one number for each image.
+        """
+        seen = self._draw(points, gradient)
+        if self._samples > 1:
+            # Expectation over transformation (Athalye et al. 2018): the mean over the objective's own randomness.
+            draws = [seen, *(self._draw(points, gradient) for _ in range(self._samples - 1))]
+            seen = _mean(draws)
+        self._note("loss", torch.isnan(seen.loss))
+        if seen.gradient is not None:
+            self._note("gradient", ~torch.isfinite(seen.gradient.flatten(1).sum(1)))
+        if offer:
+            self.offer(points, seen)
+        return seen
+
+    def offer(self, points: Tensor, seen: Seen, rank: Tensor | None = None) -> None:
+        """Keep the points that are better than what this go has found so far: successful ones first, then by rank.
+
+        Args:
+            points: (n, ...) inside the region.
+            seen: what their evaluation told.
+            rank: (n,), the loss if not given.
+        """
+        won = torch.zeros_like(seen.loss, dtype=torch.bool) if seen.won is None else seen.won
+        rank = seen.loss if rank is None else rank
+        best = self._trial
+        if best is None:
+            slope = seen.gradient.clone() if self._keep_gradient and seen.gradient is not None else None
+            self._trial = Trial(points.clone(), seen.loss, rank, won, slope)
+            return
+        better = (won & ~best.won) | ((won == best.won) & (rank > best.rank))
+        _put(best.images, better, points)
+        if best.gradient is not None and seen.gradient is not None:
+            _put(best.gradient, better, seen.gradient)
+        best.loss, best.rank = torch.where(better, seen.loss, best.loss), torch.where(better, rank, best.rank)
+        best.won = best.won | won
+
+    def take(self, points: Tensor) -> None:
+        """Return these points, of which nothing is known."""
+        unknown = torch.full((len(points),), torch.nan, device=points.device)
+        self._trial = Trial(points, unknown, torch.full_like(unknown, torch.inf), torch.zeros_like(unknown).bool())
+        self._judged = False
+
+    def tick(self, steps: int) -> Tensor | None:
+        """The end of a step: progress, the caller's callback, NaN, and images that are done.
+
+        Args:
+            steps: how many there will be.
+
+        Returns:
+            None; or the places, among the images that were attacked, of those that still are, by which the attack
+            reduces its own tensors (:func:`select`).
+
+        Raises:
+            Over: the attack should return.
+            ObjectiveError: a loss or gradient is not finite.
+        """
+        self._step += 1
+        if self._progress:
+            self._show(steps)
+        if self._callback is not None:
+            best = self.trial
+            won = best.won if self._judged else None
+            if self._callback(AttackStep(self._step, steps, self._places[self.indices], best.loss, won)):
+                raise Over
+        # To ask a GPU for a number is to wait for it: rarely, and early on, when most images break, oftener.
+        if self.indices.device.type != "cpu" and self._step % 8 and self._step not in (1, 2, 4):
+            return None
+        self.check()
+        return self._narrow()
+
+    def switch(self, objective: Any) -> None:
+        """Go on with another objective, made for all images."""
+        self.foreign = True
+        whole = len(self.indices) == len(self._everything.originals)
+        self.objective = objective if whole else objective.select(self.indices)
+
+    def count(self, forwards: int) -> None:
+        """Forward passes that the attack made by itself."""
+        self._forwards += forwards
+
+    def finish(self) -> AttackResult:
+        """Everything that was found."""
+        self.check()
+        self._merge()
+        self._settle()
+        best = self._whole
+        return AttackResult(
+            images=best.images,
+            success=best.won if self._judged else None,
+            loss=best.loss,
+            distance=self._everything.distance(best.images),
+            queries=self._counts[0],
+            gradients=self._counts[1],
+        )
+
+    def close(self) -> None:
+        """Put the progress bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    # -- inside
+
+    def _draw(self, points: Tensor, gradient: bool) -> Seen:
+        if not gradient:
+            return Seen(*self._ask(points), None)
+        self._backwards += 1
+        with torch.enable_grad():
+            x = points.detach().requires_grad_()
+            loss, won = self._ask(x)
+            slope = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
+        if slope is None:
+            raise ObjectiveError(
+                f"{self._name}: the objective's loss has no gradient to the images; look for detach(), no_grad() or a "
+                "detour through 8 bits or NumPy, or use SquareAttack, which needs no gradient"
+            )
+        return Seen(loss.detach(), won, slope)
+
+    def _ask(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
+        loss, won, passes = ask(self.objective, points, success=self._stop and self._in_budget)
+        self._forwards += passes
+        self._judged = won is not None
+        return loss, won
+
+    def _note(self, kind: str, bad: Tensor) -> None:
+        first = self._bad[kind]
+        self._bad[kind] = torch.where(bad & (first < 0), self._step, first)
+
+    def check(self) -> None:
+        for kind, steps in self._bad.items():
+            rows = torch.nonzero(steps >= 0).squeeze(1)
+            if len(rows):
+                images = ", ".join(str(index) for index in self._places[self.indices[rows[:10]]].tolist())
+                raise ObjectiveError(
+                    f"{self._name}: the objective's {kind} is {'NaN' if kind == 'loss' else 'not finite'} at step "
+                    f"{int(steps[rows].min())} for the images {images}{', ...' if len(rows) > 10 else ''}: look for a "
+                    "root or logarithm at 0, a division by 0, or half precision that overflows"
+                )
+
+    def _narrow(self) -> Tensor | None:
+        if not (self._stop and self._judged and self._in_budget):
+            return None
+        standing = ~self.trial.won
+        left = int(standing.sum())
+        if left == 0:
+            raise Over
+        if left == len(standing) or not hasattr(self.objective, "select"):
+            return None
+        keep = torch.nonzero(standing).squeeze(1)
+        self._merge()
+        self._settle()
+        self._trial = select(self.trial, keep)
+        self.region, self.indices = self.region.select(keep), self.indices[keep]
+        self._bad = {kind: steps[keep] for kind, steps in self._bad.items()}
+        self.objective = self.objective.select(keep)
+        return keep
+
+    def _merge(self) -> None:
+        """Enter what the go has found into the results."""
+        best, whole, rows = self._trial, self._whole, self.indices
+        if best is None or not self._in_budget:
+            return
+        won, rank = whole.won[rows], whole.rank[rows]
+        better = (best.won & ~won) | ((best.won == won) & (best.rank > rank))
+        taken = rows[better]
+        for name in ("images", "loss", "rank", "won"):
+            getattr(whole, name)[taken] = getattr(best, name)[better]
+
+    def _settle(self) -> None:
+        """Enter what the images that are still attacked have cost so far."""
+        self._counts[0, self.indices] = self._forwards
+        self._counts[1, self.indices] = self._backwards
+
+    def _show(self, steps: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, desc=self._name, leave=False)
+        self._bar.update()
+
+
+def _there(value: "Thing | None") -> "Thing":
+    if value is None:
+        raise RuntimeError("an attack relies on something that was not evaluated")
+    return value
+
+
+def _mean(draws: list[Seen]) -> Seen:
+    """Mean loss and gradient; success where most draws succeed."""
+    loss = torch.stack([draw.loss for draw in draws]).mean(0)
+    won = None
+    if draws[0].won is not None:
+        won = torch.stack([draw.won.float() for draw in draws if draw.won is not None]).mean(0) > 0.5
+    slope = draws[0].gradient
+    if slope is not None:
+        slope = torch.stack([draw.gradient for draw in draws if draw.gradient is not None]).mean(0)
+    return Seen(loss, won, slope)
+
+
+def _put(target: Tensor, rows: Tensor, source: Tensor) -> None:
+    """``target[rows] = source[rows]`` for a mask of rows."""
+    if target.device.type == "cpu":
+        target[rows] = source[rows]
+    else:  # a mask as an index would have to be counted on the host
+        torch.where(rows.view(-1, *(1,) * (target.ndim - 1)), source, target, out=target)
+
+
+@contextmanager
+def undisturbed(objective: object) -> Iterator[None]:
+    """The modules of an objective in eval mode and their parameters frozen, and everything as it was afterwards.
+
+    Modules are found where the objective is one, or holds one in its attributes, its closure or as the owner of a
+    method; a model that it reaches in another way (a global name) should be in eval mode already.
+    """
+    modules = list(_modules(objective, _DEPTH, set()))
+    modes = [(part, part.training) for module in modules for part in module.modules() if part.training]
+    frozen = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+    try:
+        for part, _ in modes:
+            part.training = False
+        for weight in frozen:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for weight in frozen:
+            weight.requires_grad_(True)
+
+
+def _modules(holder: object, depth: int, seen: set[int]) -> Iterator[nn.Module]:
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    if isinstance(holder, nn.Module):
+        yield holder
+        return
+    if depth == 0:
+        return
+    parts: list[object] = [getattr(holder, "__self__", None)]
+    if isinstance(holder, partial):
+        parts += [holder.func, *holder.args, *holder.keywords.values()]
+    elif isinstance(holder, (list, tuple)):
+        parts += holder
+    elif isinstance(holder, dict):
+        parts += holder.values()
+    for cell in getattr(holder, "__closure__", None) or ():
+        try:
+            parts.append(cell.cell_contents)
+        except ValueError:  # a name that is not bound yet
+            continue
+    parts += getattr(holder, "__defaults__", None) or ()
+    if not isinstance(holder, (type, Tensor)):
+        parts += getattr(holder, "__dict__", {}).values()
+    for part in parts:
+        if part is not None and not isinstance(part, (str, bytes, int, float, Tensor, type)):
+            yield from _modules(part, depth - 1, seen)

@@ -1,0 +1,333 @@
+"""What an attacker may do: a ball around each image, within the range of pixels.
+
+Everything here works on a batch whose first dimension is the images'. A norm is taken over the last three dimensions,
+or over all but the first where there are fewer, so that in a batch (N, 3, C, H, W) of triplets each picture has the
+radius for itself.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robustsim.errors import InputError
+
+Norm = Literal["linf", "l2", "l1"]
+_ORDERS: dict[str, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+
+# Where the loops that solve for a multiplier end: relative to the radius, and in any case after as many rounds.
+_TOLERANCE = 1e-7
+_ROUNDS = 60
+# On other devices than the CPU nobody asks whether they have converged, as the answer would have to travel.
+_BLIND_ROUNDS = 12
+
+
+def parse_eps(text: str, norm: Norm = "linf") -> float:
+    """A radius as people write it: ``4/255``, ``0.0157``, ``3``.
+
+    Raises:
+        InputError: no number, or one that cannot be meant, such as 4 in linf; the message says what may be.
+    """
+    try:
+        value = float(Fraction(text.strip().replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{text!r} is no radius: write 4/255, or a number such as 0.0157") from None
+    _check_eps(torch.tensor(value, dtype=torch.float64), norm, (0.0, 1.0))
+    return value
+
+
+def check_norm(norm: str) -> None:
+    """Refuse a norm that is none of ours."""
+    if norm not in _ORDERS:
+        raise InputError(f"{norm!r} is none of the norms {', '.join(get_args(Norm))}")
+
+
+def _check_eps(eps: Tensor, norm: str, bounds: tuple[float, float]) -> None:
+    if eps.ndim > 1 or not bool((eps >= 0).all()):
+        raise InputError(f"eps must be one radius of at least 0, or one for each image, not {eps.tolist()!r}")
+    largest, span = float(eps.max()) if eps.numel() else 0.0, bounds[1] - bounds[0]
+    if norm == "linf" and span < largest < math.inf:
+        hint = f": did you mean {largest:g}/255?" if largest <= 255 * span else ""
+        raise InputError(
+            f"an linf radius of {largest:g} is more than the range of pixels, {bounds[0]:g} to {bounds[1]:g}{hint}"
+        )
+
+
+def dims(batch: Tensor) -> tuple[int, ...]:
+    """The dimensions of one picture: the last three, or all but the first where there are fewer."""
+    return tuple(range(max(1, batch.ndim - 3), batch.ndim))
+
+
+def per_image(values: Tensor, batch: Tensor) -> Tensor:
+    """(N,) as (N, 1, ..., 1), to be combined with a batch."""
+    return values.view(-1, *(1,) * (batch.ndim - 1))
+
+
+def fill_level(a: Tensor, b: Tensor, total: Tensor, over: tuple[int, ...]) -> Tensor:
+    """The least t >= 0 with sum(min(t * a, b)) = total, for a, b >= 0; where sum(b) < total, one that fills all of b.
+
+    The sum is concave and piecewise linear in t, so Newton's method from below ends at the root after finitely many
+    rounds and never oversteps it.
+    """
+    tiny = torch.finfo(a.dtype).tiny
+    t = total / a.sum(over, keepdim=True).clamp_min(tiny)
+    for index in range(_ROUNDS if a.device.type == "cpu" else _BLIND_ROUNDS):
+        filled = torch.minimum(t * a, b)
+        missing = total - filled.sum(over, keepdim=True)
+        free = torch.where(filled < b, a, 0).sum(over, keepdim=True)
+        if a.device.type == "cpu" and index and not bool(((missing > _TOLERANCE * total) & (free > tiny)).any()):
+            break
+        # Where nothing is free, all is filled already.
+        t = t + torch.where(free > tiny, missing.clamp_min(0) / free.clamp_min(tiny), 0)
+    return t
+
+
+@dataclass(frozen=True, eq=False)
+class ThreatModel:
+    """A ball of radius ``eps`` around each image, cut with the box of valid pixels.
+
+    Attributes:
+        norm: ``linf``, ``l2`` or ``l1``.
+        eps: the radius in units of pixels; (N,) for one radius for each image; infinity for no ball at all.
+        bounds: least and greatest value of a pixel.
+
+    Raises:
+        InputError: an unknown norm, a negative radius, or an linf radius of more than the range of pixels.
+    """
+
+    norm: Norm
+    eps: float | Tensor
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+        if not self.bounds[0] < self.bounds[1]:
+            raise InputError(f"bounds must be (low, high) with low < high, not {self.bounds!r}")
+        _check_eps(torch.as_tensor(self.eps, dtype=torch.float32), self.norm, self.bounds)
+
+    def around(self, images: Tensor) -> "Region":
+        """What may be reached from these images: the set that attacks project onto.
+
+        Raises:
+            InputError: the images are not floating point of at least 32 bits, lie outside the bounds, or are not as
+                many as the radii.
+        """
+        if images.dtype not in (torch.float32, torch.float64):
+            fix = (
+                "images.float() / 255" if images.dtype == torch.uint8 else "images.float(), and autocast for the model"
+            )
+            raise InputError(f"attacks need float32 or float64 images, a finer step than {images.dtype} has: use {fix}")
+        if images.ndim < 2 or 0 in images.shape:
+            raise InputError(f"images of shape {tuple(images.shape)}: attacks need (N, C, H, W), at least one image")
+        low, high = (float(value) for value in torch.aminmax(images))
+        if not (low >= self.bounds[0] - 1e-6 and high <= self.bounds[1] + 1e-6):
+            raise InputError(
+                f"images with values from {low:.6g} to {high:.6g}, outside the bounds {self.bounds}: scale or clamp "
+                "them, or pass bounds="
+            )
+        eps = torch.as_tensor(self.eps, dtype=images.dtype, device=images.device)
+        if eps.ndim and len(eps) not in (1, len(images)):
+            raise InputError(f"{len(eps)} radii for {len(images)} images: pass one, or one for each")
+        return Region(self.norm, images, eps.expand(len(images)), self.bounds)
+
+    def project(self, images: Tensor, originals: Tensor) -> Tensor:
+        """The nearest point (in l2) of the ball around ``originals`` and the box: (N, ...) -> (N, ...)."""
+        return self.around(originals).project(images)
+
+    def random_start(self, originals: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """A random point of each image's set; see :meth:`Region.random_start`."""
+        return self.around(originals).random_start(generator)
+
+    def steepest_step(self, gradient: Tensor) -> Tensor:
+        """The direction of length 1 in the norm along which a linear function grows most; see :func:`steepest`."""
+        return steepest(gradient, self.norm)
+
+    def distance(self, images: Tensor, originals: Tensor) -> Tensor:
+        """The norm of the difference, (N,); of several pictures of one row, the largest."""
+        return measure(images - originals, self.norm)
+
+
+def measure(delta: Tensor, norm: Norm) -> Tensor:
+    """The norm of each row's perturbation, (N,); of several pictures in one row, the largest."""
+    each: Tensor = torch.linalg.vector_norm(delta, _ORDERS[norm], dim=dims(delta))
+    return each if each.ndim == 1 else each.flatten(1).amax(1)
+
+
+def steepest(gradient: Tensor, norm: Norm, share: Tensor | None = None) -> Tensor:
+    """The direction of norm 1 with the largest inner product with the gradient; zero where the gradient is.
+
+    Args:
+        gradient: (N, ...).
+        norm: linf gives the gradient's signs, l2 the normalised gradient, l1 its largest coordinates' signs.
+        share: for l1, (N,), the share of coordinates that take part, as many steps along single ones would be lost
+            time (Croce and Hein 2021, "Mind the box"); the single largest if not given.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    over = dims(gradient)
+    if norm == "l2":
+        # Scaled first: squares of tiny gradients would vanish.
+        scaled = gradient / gradient.abs().amax(over, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        length: Tensor = torch.linalg.vector_norm(scaled, dim=over, keepdim=True)
+        return scaled / length.clamp_min(1e-12)
+    size = gradient.flatten(over[0]).shape[-1]
+    if share is None:
+        count = torch.ones(len(gradient), dtype=torch.int64, device=gradient.device)
+    else:
+        count = (share * size).long().clamp(1, size)
+    magnitude = gradient.abs().flatten(over[0])
+    largest = magnitude.topk(int(count.max()), dim=-1).values
+    place = (count - 1).view(-1, *(1,) * (largest.ndim - 1)).expand(*largest.shape[:-1], 1)
+    least = largest.gather(-1, place).view(*gradient.shape[: over[0]], *(1,) * len(over))
+    signs = torch.where(gradient.abs() >= least, gradient.sign(), 0)
+    return signs / signs.abs().sum(over, keepdim=True).clamp_min(1)
+
+
+class Region:
+    """The points that an attacker may reach from a batch of images.
+
+    Attributes:
+        norm: see :class:`ThreatModel`.
+        originals: the images, (N, ...).
+        eps: their radii, (N,).
+        bounds: see :class:`ThreatModel`.
+    """
+
+    def __init__(self, norm: Norm, originals: Tensor, eps: Tensor, bounds: tuple[float, float]) -> None:
+        self.norm, self.originals, self.eps, self.bounds = norm, originals, eps, bounds
+        self._over = dims(originals)
+
+    def select(self, indices: Tensor) -> "Region":
+        """The same for some of the images."""
+        return Region(self.norm, self.originals[indices], self.eps[indices], self.bounds)
+
+    def scaled(self, factor: float) -> "Region":
+        """The same with other radii."""
+        return Region(self.norm, self.originals, self.eps * factor, self.bounds)
+
+    @cached_property
+    def radius(self) -> Tensor:
+        """The radii, (N, 1, ..., 1)."""
+        return per_image(self.eps, self.originals)
+
+    @cached_property
+    def _box(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of each pixel in linf."""
+        low, high = self.bounds
+        return (self.originals - self.radius).clamp_min_(low), (self.originals + self.radius).clamp_max_(high)
+
+    @cached_property
+    def _room(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest change of each pixel that the bounds leave: (at most 0, at least 0)."""
+        low, high = self.bounds
+        return low - self.originals, high - self.originals
+
+    def distance(self, points: Tensor) -> Tensor:
+        """How far points are from their originals, (N,)."""
+        return measure(points - self.originals, self.norm)
+
+    def project(self, points: Tensor) -> Tensor:
+        """The point of the set nearest to each point (in l2), (N, ...); a new tensor."""
+        if self.norm == "linf":
+            return points.clamp(*self._box)
+        delta = points - self.originals
+        clipped = delta.clamp(*self._room)
+        length = torch.linalg.vector_norm(clipped, _ORDERS[self.norm], dim=self._over, keepdim=True)
+        outside = length > self.radius
+        # A point that is inside keeps its bits.
+        inside = points.clamp(*self.bounds)
+        if delta.device.type == "cpu" and not bool(outside.any()):
+            return inside
+        shrunk = self._shrink_l2(delta) if self.norm == "l2" else self._shrink_l1(delta)
+        return torch.where(outside, shrunk.add_(self.originals).clamp_(*self.bounds), inside)
+
+    def _shrink_l2(self, delta: Tensor) -> Tensor:
+        """Clipped multiples s * delta: the s of the nearest point solves sum(min(s^2 delta^2, room^2)) = eps^2."""
+        low, high = self._room
+        total = self.radius.square()
+        length = torch.linalg.vector_norm(delta, dim=self._over, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
+        shrunk: Tensor = (delta * (self.radius / length)).clamp_(low, high)
+        # Mostly nothing was clipped, and all is said.
+        missing = total - shrunk.square().sum(self._over, keepdim=True)
+        if delta.device.type == "cpu" and not bool((missing > 1e-6 * total).any()):
+            return shrunk
+        room = torch.where(delta > 0, high, low).square_()
+        square = fill_level(delta.square(), room, total, self._over)
+        return (delta * square.sqrt()).clamp_(low, high)
+
+    def _shrink_l1(self, delta: Tensor) -> Tensor:
+        """Soft threshold, clipped: the t of the nearest point solves sum(clip(|delta| - t, 0, room)) = eps."""
+        low, high = self._room
+        size, room = delta.abs(), torch.where(delta > 0, high, -low)
+        below = torch.zeros_like(self.radius)
+        above = size.amax(self._over, keepdim=True)
+
+        def used(t: Tensor) -> Tensor:
+            return torch.minimum((size - t).clamp_min_(0), room).sum(self._over, keepdim=True)
+
+        too_much, too_little = used(below), torch.zeros_like(self.radius)
+        exact = delta.device.type == "cpu"
+        for index in range(_ROUNDS if exact else 2 * _BLIND_ROUNDS):
+            # The sum is linear between neighbouring kinks: the chord ends the search, bisection keeps it short.
+            chord = below + (above - below) * ((too_much - self.radius) / (too_much - too_little).clamp_min(1e-30))
+            middle = torch.where((too_much > too_little) & (index % 3 != 2), chord, (below + above) / 2)
+            now = used(middle)
+            over = now > self.radius
+            below, too_much = torch.where(over, middle, below), torch.where(over, now, too_much)
+            above, too_little = torch.where(over, above, middle), torch.where(over, too_little, now)
+            gap = (self.radius - too_little) > _TOLERANCE * self.radius
+            if exact and not bool((gap & (above - below > 1e-7 * above)).any()):
+                break
+        return torch.minimum((size - above).clamp_min_(0), room).mul_(delta.sign())
+
+    def random_start(self, generator: torch.Generator | None = None) -> Tensor:
+        """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box.
+
+        Raises:
+            InputError: the radius is infinite.
+        """
+        if bool(torch.isinf(self.eps).any()):
+            raise InputError("an infinite radius has no random point: pass eps=")
+        x = self.originals
+        if self.norm == "linf":
+            return self.project(x + self.radius * (2 * uniform(x.shape, x, generator) - 1))
+        noise = normal(x.shape, x, generator)
+        if self.norm == "l2":
+            noise *= self.radius / torch.linalg.vector_norm(noise, dim=self._over, keepdim=True).clamp_min(1e-12)
+        return self.project(x + noise)
+
+    def tightened(self, points: Tensor) -> Tensor:
+        """:meth:`project`, until no rounding is left that would exceed a radius; NaN becomes the original.
+
+        For the end of an attack: sums over many pixels gather rounding, and whoever re-measures must not find more
+        than the radius.
+        """
+        points = self.project(torch.where(torch.isnan(points), self.originals, points))
+        if self.norm == "linf":
+            return points
+        wide = torch.float64 if points.device.type != "mps" else points.dtype
+        eps = self.eps.to(wide)
+        for _ in range(3):
+            delta = points.to(wide) - self.originals.to(wide)
+            length = torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=self._over, keepdim=True)
+            excess = length - per_image(eps, delta)
+            factor = torch.where(excess > 0, (1 - 2 * excess / length.clamp_min(1e-30)).clamp_min(0), 1)
+            shrunk = (self.originals.to(wide) + delta * factor).to(points.dtype).clamp_(*self.bounds)
+            points = torch.where(excess > 0, shrunk, points)
+        return points
+
+
+def uniform(shape: "torch.Size | tuple[int, ...]", like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform in [0, 1), of the type and on the device of ``like``, drawn where the generator is."""
+    place = like.device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=place, dtype=like.dtype).to(like.device)
+
+
+def normal(shape: "torch.Size | tuple[int, ...]", like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers, otherwise as :func:`uniform`."""
+    place = like.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=place, dtype=like.dtype).to(like.device)
