@@ -22,7 +22,8 @@ ALLOWED = {
     "metric": {"errors", "images", "encoders"},
     "default": {"errors", "images", "encoders", "metric"},
     "search": {"errors", "images", "encoders", "metric"},
-    "cli": {"errors", "images", "encoders", "metric", "search"},
+    "attacks": {"errors"},
+    "cli": {"errors", "images", "encoders", "metric", "search", "attacks"},
     "__main__": {"cli"},
 }
 
@@ -92,7 +93,9 @@ def test_help_needs_no_torch():
     assert not {"torch", "numpy", "PIL"} & modules_after(code)
 
 
-@pytest.mark.parametrize("name", ["robustsim", "robustsim.images", "robustsim.encoders", "robustsim.search"])
+@pytest.mark.parametrize(
+    "name", ["robustsim", "robustsim.images", "robustsim.encoders", "robustsim.search", "robustsim.attacks"]
+)
 def test_public_names_are_sorted_and_there(name):
     module = importlib.import_module(name)
     assert module.__all__ == sorted(module.__all__)

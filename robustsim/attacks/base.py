@@ -1,6 +1,7 @@
 """What every attack has in common: its options, its call form, and the promises around its loop."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -52,7 +53,6 @@ class Attack(ABC):
         """Norm, radius and bounds."""
         return ThreatModel(self.norm, self.eps, self.bounds)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, objective: Goal, images: Tensor) -> AttackResult:
         """Attack a batch.
 
@@ -64,8 +64,7 @@ class Attack(ABC):
             InputError: images, radii or options that do not fit.
             ObjectiveError: a loss or gradient that is not finite, or does not exist; names the step and the images.
         """
-        with alone(objective):
-            return self.on(objective, images.clone() if images.is_inference() else images.detach())
+        return eagerly(self.on, objective, images)
 
     def on(self, objective: Goal, images: Tensor, places: Tensor | None = None) -> AttackResult:
         """The attack, where the modules are taken care of already.
@@ -183,6 +182,18 @@ def at_least(name: str, value: float, least: float) -> None:
     """Refuse an option below its least value."""
     if not value >= least:
         raise InputError(f"{name} must be at least {least:g}, not {value!r}")
+
+
+def eagerly(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images: Tensor) -> AttackResult:
+    """Run an attack alone, and outside whatever torch.compile is compiling: its loops are not to be unrolled."""
+    if "torch._dynamo" in sys.modules:  # importing it takes a second, and without it nothing is compiled
+        return torch.compiler.disable(_alone)(on, objective, images)  # type: ignore[no-untyped-call,no-any-return]
+    return _alone(on, objective, images)
+
+
+def _alone(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images: Tensor) -> AttackResult:
+    with alone(objective):
+        return on(objective, images.clone() if images.is_inference() else images.detach())
 
 
 @contextmanager

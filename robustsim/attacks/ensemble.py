@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.apgd import APGD
-from robustsim.attacks.base import Attack, Goal, IterativeAttack, alone
+from robustsim.attacks.base import Attack, Goal, IterativeAttack, eagerly
 from robustsim.attacks.fab import FAB
 from robustsim.attacks.result import AttackResult, AttackStep
 from robustsim.attacks.run import Callback, ask
@@ -40,11 +40,9 @@ class EnsembleAttack:
             for attack in attacks
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, objective: Goal, images: Tensor) -> AttackResult:
         """As for any attack; ``distance`` is in the norm of the attack that found the image."""
-        with alone(objective):
-            return self.on(objective, images.clone() if images.is_inference() else images.detach())
+        return eagerly(self.on, objective, images)
 
     def on(self, objective: Any, images: Tensor, places: Tensor | None = None) -> AttackResult:
         """See :meth:`Attack.on`."""

@@ -140,8 +140,8 @@ class Decision(Objective):
         for name, value in (("labels", labels), ("targets", targets)):
             if value is not None and (value.ndim != 1 or value.is_floating_point() or len(value) != len(labels)):
                 raise InputError(f"{name} must be integers (N,), not {value.dtype} {tuple(value.shape)}")
-        self.labels, self.loss_name = labels.long(), loss
-        self.targets = None if targets is None else targets.long()
+        self.labels, self.loss_name = _detached(labels).long(), loss
+        self.targets = None if targets is None else _detached(targets).long()
 
     def with_loss(self: AnyDecision, loss: Loss, targets: Tensor | None = None) -> AnyDecision:
         """The same decision, attacked by another loss."""
@@ -370,8 +370,9 @@ class TextTargeted(Objective):
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    # A tensor of inference mode could not be part of a graph.
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+    """A tensor that stays as it is; one of inference mode could not be part of a graph."""
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _seen(embed: Embed, images: Tensor) -> Tensor:

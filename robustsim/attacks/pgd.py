@@ -64,6 +64,8 @@ class PGD(IterativeAttack):
             run.begin()
             x = run.region.random_start(self.generator) if self.random_start else run.region.originals
             velocity: Tensor | None = None
+            if not judged:
+                run.take(x)
             for step in range(self.steps):
                 slope = run.evaluate(x, gradient=True, offer=judged).slope
                 keep = run.tick(total)
@@ -74,11 +76,11 @@ class PGD(IterativeAttack):
                     velocity = direction if velocity is None else direction.add_(velocity, alpha=self.momentum)
                     direction = steepest(velocity, self.norm)
                 x = run.region.project(x + per_image(self._length(run.region.eps, step), x) * direction)
+                if not judged:
+                    run.take(x)
             if judged:
                 run.evaluate(x)
                 run.tick(total)
-            else:
-                run.take(x)
 
     def _length(self, eps: Tensor, step: int) -> Tensor:
         full = 2.5 * eps / self.steps if self.step_size is None else torch.full_like(eps, self.step_size)

@@ -133,6 +133,7 @@ class Run:
         self._places = self.indices if places is None else places  # what the caller calls them
         self._step, self._forwards, self._backwards = 0, 0, 0
         self._judged = False  # whether evaluations tell success
+        self._blind = False  # whether it does not matter, as the points to be returned are others
         self._in_budget, self._keep_gradient = True, False
         # The step of the first loss, or gradient, of each image that was not finite; -1 for none.
         self._bad = {kind: torch.full((count,), -1, device=device) for kind in ("loss", "gradient")}
@@ -195,7 +196,7 @@ class Run:
             rank: (n,), the loss if not given.
         """
         won = torch.zeros_like(seen.loss, dtype=torch.bool) if seen.won is None else seen.won
-        rank = seen.loss if rank is None else rank
+        rank = seen.loss if rank is None else rank.float()
         best = self._trial
         if best is None:
             slope = seen.gradient.clone() if self._keep_gradient and seen.gradient is not None else None
@@ -209,10 +210,10 @@ class Run:
         best.won = best.won | won
 
     def take(self, points: Tensor) -> None:
-        """Return these points, of which nothing is known."""
+        """Return these points, of which nothing is known, from now on."""
         unknown = torch.full((len(points),), torch.nan, device=points.device)
         self._trial = Trial(points, unknown, torch.full_like(unknown, torch.inf), torch.zeros_like(unknown).bool())
-        self._judged = False
+        self._blind = True
 
     def tick(self, steps: int) -> Tensor | None:
         """The end of a step: progress, the caller's callback, NaN, and images that are done.
@@ -233,7 +234,7 @@ class Run:
             self._show(steps)
         if self._callback is not None:
             best = self.trial
-            won = best.won if self._judged else None
+            won = best.won if self._judged and not self._blind else None
             if self._callback(AttackStep(self._step, steps, self._places[self.indices], best.loss, won)):
                 raise Over
         # To ask a GPU for a number is to wait for it: rarely, and early on, when most images break, oftener.
@@ -260,7 +261,7 @@ class Run:
         best = self._whole
         return AttackResult(
             images=best.images,
-            success=best.won if self._judged else None,
+            success=best.won if self._judged and not self._blind else None,
             loss=best.loss,
             distance=self._everything.distance(best.images),
             queries=self._counts[0],

@@ -7,7 +7,6 @@ radius for itself.
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -32,10 +31,13 @@ def parse_eps(text: str, norm: Norm = "linf") -> float:
     Raises:
         InputError: no number, or one that cannot be meant, such as 4 in linf; the message says what may be.
     """
+    above, slash, below = text.partition("/")
     try:
-        value = float(Fraction(text.strip().replace(" ", "")))
+        value = float(above) / (float(below) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
-        raise InputError(f"{text!r} is no radius: write 4/255, or a number such as 0.0157") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{text!r} is no radius: write 4/255, or a number such as 0.0157")
     _check_eps(torch.tensor(value, dtype=torch.float64), norm, (0.0, 1.0))
     return value
 
@@ -178,7 +180,7 @@ def steepest(gradient: Tensor, norm: Norm, share: Tensor | None = None) -> Tenso
     if share is None:
         count = torch.ones(len(gradient), dtype=torch.int64, device=gradient.device)
     else:
-        count = (share * size).long().clamp(1, size)
+        count = (share * size).ceil().long().clamp(1, size)
     magnitude = gradient.abs().flatten(over[0])
     largest = magnitude.topk(int(count.max()), dim=-1).values
     place = (count - 1).view(-1, *(1,) * (largest.ndim - 1)).expand(*largest.shape[:-1], 1)

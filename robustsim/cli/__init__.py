@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from robustsim.cli import compare, convert, embed, info, matrix, models
+from robustsim.cli import attack, compare, convert, embed, info, matrix, models
 from robustsim.errors import RobustSimError
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("compare")(compare.compare)
 app.command("matrix")(matrix.matrix)
 app.command("embed")(embed.embed)
+app.command("attack")(attack.attack)
 app.command("models")(models.models)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
