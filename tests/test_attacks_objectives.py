@@ -120,7 +120,7 @@ def test_losses_of_classifiers():
 def test_too_few_classes_are_told():
     two, three = torch.zeros(1, 2), torch.zeros(1, 3)
     y = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(InputError, match="DLR needs logits .* at least 3 classes, not .*use the margin"):
+    with pytest.raises(InputError, match=r"DLR needs logits .* at least 3 classes, not .*use the margin"):
         losses.dlr(two, y)
     with pytest.raises(InputError, match="at least 4 classes"):
         losses.targeted_dlr(three, y, y)

@@ -198,7 +198,7 @@ def test_threats_that_cannot_be_are_refused():
         ThreatModel("l2", torch.ones(3)).around(image)
     with pytest.raises(InputError, match=r"images.float\(\) / 255"):
         ThreatModel("l2", 0.1).around((image * 255).byte())
-    with pytest.raises(InputError, match="finer step than torch.bfloat16"):
+    with pytest.raises(InputError, match=r"finer step than torch\.bfloat16"):
         ThreatModel("l2", 0.1).around(image.bfloat16())
     with pytest.raises(InputError, match="outside the bounds"):
         ThreatModel("l2", 0.1).around(2 * image - 1)

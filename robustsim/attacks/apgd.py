@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustsim.attacks.base import IterativeAttack, at_least
 from robustsim.attacks.run import Run, Trial, select
-from robustsim.attacks.threat import Region, per_image, steepest
+from robustsim.attacks.threat import Region, per_image
 from robustsim.errors import InputError
 
 # Of the paper: the share of the new step in the momentum, and the share of steps that must have risen.
@@ -15,6 +15,8 @@ _ALPHA = 0.75
 _RHO = 0.75
 # Of the l1 variant: where the sparsity of the step begins, how it follows that of the best point, and the steps' range.
 _SHARE, _SPARSER, _SHRINK, _LEAST = 0.2, 1.5, 1.5, 10.0
+# Which share of the radius a step may leave unused, where many pixels are at the bounds.
+_UNUSED = 1e-2
 # Stages of the larger-eps start: factor of the radius, share of the steps.
 _STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
@@ -152,16 +154,13 @@ class APGD(IterativeAttack):
         return max(int(0.22 * steps), 1), max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
 
     def _move(self, state: _State, region: Region, *, first: bool) -> Tensor:
-        if self.norm == "l1":
-            direction = steepest(state.gradient, "l1", state.share)
-            return region.project(direction.mul_(per_image(state.step_size, direction)).add_(state.x))
-        direction = steepest(state.gradient, self.norm)
-        z = region.project(direction.mul_(per_image(state.step_size, direction)).add_(state.x))
-        if first:
+        share = state.share if self.norm == "l1" else None
+        z = region.project(region.step(state.x, state.gradient, state.step_size, share), tolerance=_UNUSED)
+        if first or self.norm == "l1":
             return z
         # x + alpha (z - x) + (1 - alpha) (x - old)
         z = z.mul_(_ALPHA).add_(state.x, alpha=2 - 2 * _ALPHA).sub_(state.old, alpha=1 - _ALPHA)
-        return region.project(z)
+        return region.project(z, tolerance=_UNUSED)
 
     def _adapt(self, state: _State, best: Trial, region: Region, interval: int) -> None:
         """A checkpoint: shorter steps from the best point, where the search needs them."""

@@ -30,6 +30,8 @@ class PGD(IterativeAttack):
         restarts: goes, each from a new random point.
         keep: ``best`` returns the best point of all, for one more forward pass (steps + 1). ``last`` returns the last
             one without evaluating it: loss is that of no point then, NaN, and success None. Training wants that.
+        share: in l1, the share of coordinates that a step moves (Tramer and Boneh 2019): along a single one, most of
+            the radius would never be used.
         eot: draws of a randomised objective to average each gradient over.
     """
 
@@ -40,6 +42,7 @@ class PGD(IterativeAttack):
     random_start: bool = True
     restarts: int = 1
     keep: Literal["best", "last"] = "best"
+    share: float = 0.01
     eot: int = 1
 
     def __post_init__(self) -> None:
@@ -48,6 +51,8 @@ class PGD(IterativeAttack):
             at_least(name, getattr(self, name), 1)
         if self.step_rule not in get_args(StepRule):
             raise InputError(f"step_rule={self.step_rule!r} is none of {', '.join(get_args(StepRule))}")
+        if not 0 < self.share <= 1:
+            raise InputError(f"share must be in (0, 1], not {self.share!r}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}")
         if self.keep == "last" and (self.restarts > 1 or self.stop_on_success):
@@ -71,16 +76,19 @@ class PGD(IterativeAttack):
                 keep = run.tick(total)
                 if keep is not None:
                     x, slope, velocity = x[keep], slope[keep], None if velocity is None else velocity[keep]
-                direction = steepest(slope, self.norm)
+                direction = self._direction(slope)
                 if self.momentum:
                     velocity = direction if velocity is None else direction.add_(velocity, alpha=self.momentum)
-                    direction = steepest(velocity, self.norm)
+                    direction = self._direction(velocity)
                 x = run.region.project(x + per_image(self._length(run.region.eps, step), x) * direction)
                 if not judged:
                     run.take(x)
             if judged:
                 run.evaluate(x)
                 run.tick(total)
+
+    def _direction(self, slope: Tensor) -> Tensor:
+        return steepest(slope, self.norm, slope.new_full((len(slope),), self.share) if self.norm == "l1" else None)
 
     def _length(self, eps: Tensor, step: int) -> Tensor:
         full = 2.5 * eps / self.steps if self.step_size is None else torch.full_like(eps, self.step_size)

@@ -55,11 +55,12 @@ class SquareAttack(IterativeAttack):
             run.tick(self.queries)
             if step == self.queries - 1:
                 return
-            points = change(run.region, run.trial.images, step + 1, draws[step])
+            points = change(run.region, run.trial.images, step, draws[step])
 
     def _side(self, step: int, region: Region) -> int:
-        """The square's side in pixels at this step."""
-        halvings = sum(step * 10_000 / self.queries > limit for limit in _HALVINGS)
+        """The square's side in pixels at this change, counted from 0."""
+        done = step * 10_000 // self.queries
+        halvings = sum(done > limit for limit in _HALVINGS)
         height, width = region.originals.shape[-2:]
         return max(1, min(round(math.sqrt(self.p / 2**halvings * height * width)), height, width))
 

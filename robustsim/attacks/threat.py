@@ -21,6 +21,8 @@ _ORDERS: dict[str, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 # Where the loops that solve for a multiplier end: relative to the radius, and in any case after as many rounds.
 _TOLERANCE = 1e-7
 _ROUNDS = 60
+# A norm below this is that of a gradient whose squares vanish.
+_UNDERFLOW = 1e-15
 # On other devices than the CPU nobody asks whether they have converged, as the answer would have to travel.
 _BLIND_ROUNDS = 12
 
@@ -69,7 +71,7 @@ def per_image(values: Tensor, batch: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (batch.ndim - 1))
 
 
-def fill_level(a: Tensor, b: Tensor, total: Tensor, over: tuple[int, ...]) -> Tensor:
+def fill_level(a: Tensor, b: Tensor, total: Tensor, over: tuple[int, ...], tolerance: float = _TOLERANCE) -> Tensor:
     """The least t >= 0 with sum(min(t * a, b)) = total, for a, b >= 0; where sum(b) < total, one that fills all of b.
 
     The sum is concave and piecewise linear in t, so Newton's method from below ends at the root after finitely many
@@ -81,7 +83,7 @@ def fill_level(a: Tensor, b: Tensor, total: Tensor, over: tuple[int, ...]) -> Te
         filled = torch.minimum(t * a, b)
         missing = total - filled.sum(over, keepdim=True)
         free = torch.where(filled < b, a, 0).sum(over, keepdim=True)
-        if a.device.type == "cpu" and index and not bool(((missing > _TOLERANCE * total) & (free > tiny)).any()):
+        if a.device.type == "cpu" and index and not bool(((missing > tolerance * total) & (free > tiny)).any()):
             break
         # Where nothing is free, all is filled already.
         t = t + torch.where(free > tiny, missing.clamp_min(0) / free.clamp_min(tiny), 0)
@@ -181,12 +183,20 @@ def steepest(gradient: Tensor, norm: Norm, share: Tensor | None = None) -> Tenso
         count = torch.ones(len(gradient), dtype=torch.int64, device=gradient.device)
     else:
         count = (share * size).ceil().long().clamp(1, size)
-    magnitude = gradient.abs().flatten(over[0])
-    largest = magnitude.topk(int(count.max()), dim=-1).values
-    place = (count - 1).view(-1, *(1,) * (largest.ndim - 1)).expand(*largest.shape[:-1], 1)
-    least = largest.gather(-1, place).view(*gradient.shape[: over[0]], *(1,) * len(over))
-    signs = torch.where(gradient.abs() >= least, gradient.sign(), 0)
+    magnitude = gradient.abs()
+    least = _nth_largest(magnitude.flatten(over[0]), count).view(*gradient.shape[: over[0]], *(1,) * len(over))
+    signs = torch.where(magnitude >= least, gradient.sign(), 0)
     return signs / signs.abs().sum(over, keepdim=True).clamp_min(1)
+
+
+def _nth_largest(rows: Tensor, n: Tensor) -> Tensor:
+    """The n-th largest value of each row, n (N,) for rows (N, ..., D): (N, ...)."""
+    if rows.device.type == "cpu":  # where an unsorted selection for each is cheaper than sorting for the largest n
+        each = [row.topk(count, sorted=False).values.amin(-1) for row, count in zip(rows, n.tolist(), strict=True)]
+        return torch.stack(each)
+    largest = rows.topk(int(n.max()), dim=-1).values
+    place = (n - 1).view(-1, *(1,) * (largest.ndim - 1)).expand(*largest.shape[:-1], 1)
+    return largest.gather(-1, place).squeeze(-1)
 
 
 class Region:
@@ -232,36 +242,49 @@ class Region:
         """How far points are from their originals, (N,)."""
         return measure(points - self.originals, self.norm)
 
-    def project(self, points: Tensor) -> Tensor:
-        """The point of the set nearest to each point (in l2), (N, ...); a new tensor."""
+    def step(self, points: Tensor, gradient: Tensor, length: Tensor, share: Tensor | None = None) -> Tensor:
+        """Points moved by ``length``, (N,), along the steepest direction of the norm; see :func:`steepest`."""
+        if self.norm == "l2":
+            norms = torch.linalg.vector_norm(gradient, dim=self._over, keepdim=True)
+            if gradient.device.type == "cpu" and bool((norms > _UNDERFLOW).all()):
+                return torch.addcmul(points, gradient, per_image(length, points) / norms)
+        return steepest(gradient, self.norm, share).mul_(per_image(length, points)).add_(points)
+
+    def project(self, points: Tensor, *, tolerance: float = _TOLERANCE) -> Tensor:
+        """The point of the set nearest to each point (in l2), (N, ...); a new tensor.
+
+        Args:
+            points: (N, ...); those inside keep their bits.
+            tolerance: which share of the radius may stay unused where an exact solution would take longer. The result
+                is in the set all the same.
+        """
         if self.norm == "linf":
             return points.clamp(*self._box)
         delta = points - self.originals
-        clipped = delta.clamp(*self._room)
-        length = torch.linalg.vector_norm(clipped, _ORDERS[self.norm], dim=self._over, keepdim=True)
+        length = torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=self._over, keepdim=True)
         outside = length > self.radius
-        # A point that is inside keeps its bits.
-        inside = points.clamp(*self.bounds)
         if delta.device.type == "cpu" and not bool(outside.any()):
-            return inside
-        shrunk = self._shrink_l2(delta) if self.norm == "l2" else self._shrink_l1(delta)
-        return torch.where(outside, shrunk.add_(self.originals).clamp_(*self.bounds), inside)
-
-    def _shrink_l2(self, delta: Tensor) -> Tensor:
-        """Clipped multiples s * delta: the s of the nearest point solves sum(min(s^2 delta^2, room^2)) = eps^2."""
-        low, high = self._room
-        total = self.radius.square()
-        length = torch.linalg.vector_norm(delta, dim=self._over, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
-        shrunk: Tensor = (delta * (self.radius / length)).clamp_(low, high)
-        # Mostly nothing was clipped, and all is said.
-        missing = total - shrunk.square().sum(self._over, keepdim=True)
-        if delta.device.type == "cpu" and not bool((missing > 1e-6 * total).any()):
+            return points.clamp(*self.bounds)
+        shrunk = self._shrink_l2(delta, length, tolerance) if self.norm == "l2" else self._shrink_l1(delta, tolerance)
+        if delta.device.type == "cpu" and bool(outside.all()):
             return shrunk
-        room = torch.where(delta > 0, high, low).square_()
-        square = fill_level(delta.square(), room, total, self._over)
-        return (delta * square.sqrt()).clamp_(low, high)
+        return torch.where(outside, shrunk, points).clamp_(*self.bounds)
 
-    def _shrink_l1(self, delta: Tensor) -> Tensor:
+    def _shrink_l2(self, delta: Tensor, length: Tensor, tolerance: float) -> Tensor:
+        """Clipped multiples s * delta: the s of the nearest point solves sum(min(s^2 delta^2, room^2)) = eps^2."""
+        factor = (self.radius / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max_(1)
+        points = torch.addcmul(self.originals, delta, factor).clamp_(*self.bounds)
+        # Mostly hardly anything was clipped, and all is said.
+        used = torch.linalg.vector_norm(points - self.originals, dim=self._over, keepdim=True)
+        short = (used < (1 - tolerance) * self.radius) & (length > self.radius)
+        if delta.device.type == "cpu" and not bool(short.any()):
+            return points
+        low, high = self._room
+        room = torch.where(delta > 0, high, low).square_()
+        square = fill_level(delta.square(), room, self.radius.square(), self._over, tolerance)
+        return torch.addcmul(self.originals, delta, square.sqrt().clamp_max(1)).clamp_(*self.bounds)
+
+    def _shrink_l1(self, delta: Tensor, tolerance: float) -> Tensor:
         """Soft threshold, clipped: the t of the nearest point solves sum(clip(|delta| - t, 0, room)) = eps."""
         low, high = self._room
         size, room = delta.abs(), torch.where(delta > 0, high, -low)
@@ -272,19 +295,22 @@ class Region:
             return torch.minimum((size - t).clamp_min_(0), room).sum(self._over, keepdim=True)
 
         too_much, too_little = used(below), torch.zeros_like(self.radius)
+        enough = too_much <= self.radius  # what the bounds leave is within the radius
+        above = torch.where(enough, below, above)
         exact = delta.device.type == "cpu"
         for index in range(_ROUNDS if exact else 2 * _BLIND_ROUNDS):
+            gap = (self.radius - too_little > tolerance * self.radius) & (above - below > 1e-7 * above)
+            if exact and not bool(gap.any()):
+                break
             # The sum is linear between neighbouring kinks: the chord ends the search, bisection keeps it short.
             chord = below + (above - below) * ((too_much - self.radius) / (too_much - too_little).clamp_min(1e-30))
-            middle = torch.where((too_much > too_little) & (index % 3 != 2), chord, (below + above) / 2)
+            middle = chord if index % 3 != 2 else (below + above) / 2
             now = used(middle)
             over = now > self.radius
             below, too_much = torch.where(over, middle, below), torch.where(over, now, too_much)
-            above, too_little = torch.where(over, above, middle), torch.where(over, too_little, now)
-            gap = (self.radius - too_little) > _TOLERANCE * self.radius
-            if exact and not bool((gap & (above - below > 1e-7 * above)).any()):
-                break
-        return torch.minimum((size - above).clamp_min_(0), room).mul_(delta.sign())
+            above, too_little = torch.where(over | enough, above, middle), torch.where(over, too_little, now)
+        change = torch.minimum((size - above).clamp_min_(0), room)
+        return torch.addcmul(self.originals, change, delta.sign_()).clamp_(*self.bounds)
 
     def random_start(self, generator: torch.Generator | None = None) -> Tensor:
         """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box.
