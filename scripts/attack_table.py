@@ -28,10 +28,10 @@ from robustsim.attacks import (
     RandomNoise,
     SquareAttack,
     TwoAFC,
+    attack_in_batches,
     check_gradient_masking,
     parse_eps,
 )
-from robustsim.attacks.batches import attack_in_batches
 
 THREATS = (("linf", "1/255"), ("linf", "4/255"), ("l2", "3"))
 COLUMNS = ("clean", "random noise", "PGD", "APGD", "Square", "AutoAttack")

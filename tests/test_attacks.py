@@ -20,9 +20,9 @@ from robustsim.attacks import (
     Targeted,
     TwoAFC,
     Untargeted,
+    attack_in_batches,
     check_gradient_masking,
 )
-from robustsim.attacks.batches import attack_in_batches
 from robustsim.errors import InputError, ObjectiveError
 from tests.classifiers import crops, trained
 

@@ -13,6 +13,7 @@ from robustsim.lazy import lazy_names
 if TYPE_CHECKING:
     from robustsim.attacks.apgd import APGD
     from robustsim.attacks.base import Attack
+    from robustsim.attacks.batches import attack_in_batches
     from robustsim.attacks.carlini_wagner import CarliniWagner
     from robustsim.attacks.ensemble import AutoAttack, EnsembleAttack
     from robustsim.attacks.fab import FAB
@@ -44,6 +45,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "ThreatModel",
     "TwoAFC",
     "Untargeted",
+    "attack_in_batches",
     "check_gradient_masking",
     "parse_eps",
 ]
@@ -70,6 +72,7 @@ __getattr__, __dir__ = lazy_names(
         "ThreatModel": "threat",
         "TwoAFC": "objectives",
         "Untargeted": "objectives",
+        "attack_in_batches": "batches",
         "check_gradient_masking": "masking",
         "parse_eps": "threat",
     },
