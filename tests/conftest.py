@@ -1,4 +1,6 @@
+import gc
 import os
+import sys
 
 # Before huggingface_hub is imported: it reads these once. Tests talk to their own server, in plain HTTP.
 os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -21,6 +23,15 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For small models and pictures, which gain nothing by two and lose much where a core is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +80,23 @@ def photo():
     """A small natural picture, uint8 (H, W, 3), of odd size."""
     with Image.open(EXAMPLES / "chelsea.png") as image:
         return np.asarray(image.convert("RGB").resize((131, 87)))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    from robustsim.cli import main
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["robustsim", *map(str, words)])
+        monkeypatch.setattr(gc, "freeze", lambda: None)  # for a process that ends after the command
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

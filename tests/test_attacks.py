@@ -26,6 +26,8 @@ from robustsim.attacks import (
 from robustsim.errors import InputError, ObjectiveError
 from tests.classifiers import crops, trained
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LINF = {"norm": "linf", "eps": 4 / 255}
 
 

@@ -18,6 +18,8 @@ from robustsim.attacks import (
 )
 from tests import attack_contract as contract
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def ensemble(**options):
     return EnsembleAttack([PGD(steps=3, **options), SquareAttack(queries=5, **options)])

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from robustsim.attacks import APGD, Classification, Targeted, TextTargeted, TwoAFC, Untargeted, losses
 from robustsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = (4, 3, 6, 6)
 
 

@@ -3,11 +3,15 @@
 On the same model, images, budget and number of iterations, ours must not leave more standing than they do.
 """
 
+import warnings
+
 import pytest
 import torch
 
 from robustsim.attacks import APGD, FAB, PGD, CarliniWagner, Classification, SquareAttack, ThreatModel
 from tests.classifiers import crops, trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COUNT = 300
 EPS = {"linf": (2 / 255, 4 / 255, 8 / 255), "l2": (0.2, 0.5, 1.0), "l1": (2.0, 5.0, 12.0)}
@@ -24,18 +28,20 @@ def problem(request):
     return model, images[right], labels[right]
 
 
+def reference(name, extra):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its dependencies
+        return pytest.importorskip(name, reason=f"pip install 'robustsim[{extra}]'")
+
+
 @pytest.fixture(scope="module")
 def torchattacks():
-    return pytest.importorskip("torchattacks", reason="pip install 'robustsim[parity]'")
+    return reference("torchattacks", "parity")
 
 
 @pytest.fixture(scope="module")
 def foolbox():
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its dependencies' own affairs
-        return pytest.importorskip("foolbox")
+    return reference("foolbox", "test")
 
 
 def generator(seed=0):

@@ -12,6 +12,8 @@ from robustsim.attacks.fab import to_plane
 from robustsim.attacks.threat import steepest
 from robustsim.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NORMS = ("linf", "l2", "l1")
 ORDERS = {"linf": math.inf, "l2": 2, "l1": 1}
 

@@ -1,7 +1,6 @@
 """The terminal: what goes to which stream, in which form, with which exit code."""
 
 import csv
-import gc
 import io
 import json
 import os
@@ -15,28 +14,9 @@ import pytest
 from PIL import Image
 
 from robustsim import RobustSim, list_models
-from robustsim.cli import main
 from tests.conftest import EXAMPLES
 
 CHELSEA, COFFEE, ROCKET = (str(EXAMPLES / name) for name in ("chelsea.png", "coffee.png", "rocket.jpg"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["robustsim", *map(str, words)])
-        monkeypatch.setattr(gc, "freeze", lambda: None)  # for a process that ends after the command
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """``robustsim attack``: what is in the file, what is said of it, and what is refused before any work."""
 
 import errno
-import gc
 import json
 import math
 import sys
@@ -10,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from robustsim import RobustSim
-from robustsim.cli import main
 from robustsim.cli.attack import change_size, to_8_bits
 from robustsim.cli.drawing import magnified, three_panels
 from robustsim.images import Preprocessing, read_image
@@ -27,32 +24,7 @@ from tests.test_structure import modules_after
 CHELSEA, ROCKET = str(EXAMPLES / "chelsea.png"), str(EXAMPLES / "rocket.jpg")
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    # These pictures are too small for two to gain anything, and much is lost where a core is busy.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["robustsim", *map(str, words)])
-        monkeypatch.setattr(gc, "freeze", lambda: None)
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ class APGD(IterativeAttack):
             if aim is not None:
                 run.switch(aim)
             for _ in range(self.restarts):
-                start = run.region.scaled(stages[0][0]).random_start(self.generator)
+                start = run.region.scaled(stages[0][0]).random_start(run.generator)
                 for index, (factor, steps) in enumerate(stages):
                     self._climb(run, start, factor, steps, total, fresh=index == 0)
                     start = run.trial.images

@@ -123,6 +123,7 @@ class IterativeAttack(Attack):
             places=places,
             stop_on_success=self.stop_on_success,
             samples=self.samples,
+            generator=self.generator,
             callback=self.callback,
             progress=self.progress,
         )

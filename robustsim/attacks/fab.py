@@ -57,7 +57,7 @@ class FAB(MinimumNormAttack):
         run.tick(total)
         x = run.region.originals
         if restart:
-            x = x + per_image(run.region.eps / 2, x) * (2 * uniform(x.shape, x, self.generator) - 1)
+            x = x + per_image(run.region.eps / 2, x) * (2 * uniform(x.shape, x, run.generator) - 1)
             x = run.region.project(x)
         for _ in range(self.steps):
             seen = run.evaluate(x, gradient=True, offer=False)

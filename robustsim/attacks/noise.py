@@ -23,5 +23,5 @@ class RandomNoise(IterativeAttack):
     def search(self, run: Run) -> None:
         run.begin()
         for _ in range(self.draws):
-            run.evaluate(run.region.random_start(self.generator))
+            run.evaluate(run.region.random_start(run.generator))
             run.tick(self.draws)

@@ -67,7 +67,7 @@ class PGD(IterativeAttack):
         total = self.restarts * (self.steps + judged)
         for _ in range(self.restarts):
             run.begin()
-            x = run.region.random_start(self.generator) if self.random_start else run.region.originals
+            x = run.region.random_start(run.generator) if self.random_start else run.region.originals
             velocity: Tensor | None = None
             if not judged:
                 run.take(x)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsim.attacks.result import AttackResult, AttackStep
-from robustsim.attacks.threat import Region
+from robustsim.attacks.threat import Region, on_device
 from robustsim.errors import InputError, ObjectiveError
 
 Callback = Callable[[AttackStep], object]
@@ -107,6 +107,7 @@ class Run:
         objective: what is maximised, for the images that are still attacked.
         region: what may be reached from them.
         indices: which of the images that the run began with they are, (n,).
+        generator: of the attack's random numbers, where the images are.
         foreign: the run went on with other objectives than the one it began with.
     """
 
@@ -119,6 +120,7 @@ class Run:
         places: Tensor | None = None,
         stop_on_success: bool = False,
         samples: int = 1,
+        generator: torch.Generator | None = None,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> None:
@@ -129,6 +131,7 @@ class Run:
         self._callback, self._progress = callback, progress
         self._bar: Any = None
         count, device = len(region.originals), region.originals.device
+        self.generator = on_device(generator, device)
         self.indices = torch.arange(count, device=device)
         self._places = self.indices if places is None else places  # what the caller calls them
         self._step, self._forwards, self._backwards = 0, 0, 0
@@ -177,9 +180,7 @@ class Run:
         """
         seen = self._draw(points, gradient)
         if self._samples > 1:
-            # Expectation over transformation (Athalye et al. 2018): the mean over the objective's own randomness.
-            draws = [seen, *(self._draw(points, gradient) for _ in range(self._samples - 1))]
-            seen = _mean(draws)
+            seen = self._expected(points, gradient, seen)
         self._note("loss", torch.isnan(seen.loss))
         if seen.gradient is not None:
             self._note("gradient", ~torch.isfinite(seen.gradient.flatten(1).sum(1)))
@@ -290,6 +291,19 @@ class Run:
             )
         return Seen(loss.detach(), won, slope)
 
+    def _expected(self, points: Tensor, gradient: bool, first: Seen) -> Seen:
+        """The mean over the objective's own randomness (Athalye et al. 2018); success where most draws succeed."""
+        loss, slope = first.loss, first.gradient
+        votes = None if first.won is None else first.won.float()
+        for _ in range(self._samples - 1):
+            draw = self._draw(points, gradient)
+            loss = loss + draw.loss
+            votes = None if votes is None or draw.won is None else votes + draw.won
+            slope = None if slope is None or draw.gradient is None else slope + draw.gradient
+        count = self._samples
+        won = None if votes is None else votes > count / 2
+        return Seen(loss / count, won, None if slope is None else slope / count)
+
     def _ask(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         loss, won, passes = ask(self.objective, points, success=self._stop and self._in_budget)
         self._forwards += passes
@@ -357,18 +371,6 @@ def _there(value: "Thing | None") -> "Thing":
     if value is None:
         raise RuntimeError("an attack relies on something that was not evaluated")
     return value
-
-
-def _mean(draws: list[Seen]) -> Seen:
-    """Mean loss and gradient; success where most draws succeed."""
-    loss = torch.stack([draw.loss for draw in draws]).mean(0)
-    won = None
-    if draws[0].won is not None:
-        won = torch.stack([draw.won.float() for draw in draws if draw.won is not None]).mean(0) > 0.5
-    slope = draws[0].gradient
-    if slope is not None:
-        slope = torch.stack([draw.gradient for draw in draws if draw.gradient is not None]).mean(0)
-    return Seen(loss, won, slope)
 
 
 def _put(target: Tensor, rows: Tensor, source: Tensor) -> None:

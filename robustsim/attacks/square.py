@@ -46,16 +46,16 @@ class SquareAttack(IterativeAttack):
         if hasattr(run.objective, "with_loss"):
             run.switch(run.objective.margin())
         # Places and shapes for all steps at once: a GPU need not be asked for them one by one.
-        draws = uniform((self.queries, 5), torch.empty(0), self.generator).tolist()
+        draws = uniform((self.queries, 5), torch.empty(0), run.generator).tolist()
         run.begin()
         start, change = (self._stripes, self._recolour) if self.norm == "linf" else (self._tiles, self._move_energy)
-        points = start(run.region)
+        points = start(run)
         for step in range(self.queries):
             run.evaluate(points)
             run.tick(self.queries)
             if step == self.queries - 1:
                 return
-            points = change(run.region, run.trial.images, step, draws[step])
+            points = change(run, step, draws[step])
 
     def _side(self, step: int, region: Region) -> int:
         """The square's side in pixels at this change, counted from 0."""
@@ -64,40 +64,44 @@ class SquareAttack(IterativeAttack):
         height, width = region.originals.shape[-2:]
         return max(1, min(round(math.sqrt(self.p / 2**halvings * height * width)), height, width))
 
-    def _signs(self, shape: "tuple[int, ...]", like: Tensor) -> Tensor:
-        return torch.where(uniform(shape, like, self.generator) < 0.5, -1.0, 1.0).to(like.dtype)
+    def _signs(self, run: Run, last: "tuple[int, int]" = (1, 1)) -> Tensor:
+        """Plus or minus one for each channel, or for more of it."""
+        x = run.region.originals
+        return torch.where(uniform((*x.shape[:-2], *last), x, run.generator) < 0.5, -1.0, 1.0).to(x.dtype)
 
     # -- linf
 
-    def _stripes(self, region: Region) -> Tensor:
+    def _stripes(self, run: Run) -> Tensor:
         """Vertical stripes of plus or minus the radius."""
+        region = run.region
         x = region.originals
-        return region.project(x + region.radius * self._signs((*x.shape[:-2], 1, x.shape[-1]), x))
+        return region.project(x + region.radius * self._signs(run, (1, x.shape[-1])))
 
-    def _recolour(self, region: Region, best: Tensor, step: int, draw: list[float]) -> Tensor:
-        side, x = self._side(step, region), region.originals
-        window = _window(x, side, draw[:2])
-        points = best.clone()
-        points[window] = x[window] + region.radius * self._signs((*x.shape[:-2], 1, 1), x)
+    def _recolour(self, run: Run, step: int, draw: list[float]) -> Tensor:
+        region = run.region
+        window = _window(region.originals, self._side(step, region), draw[:2])
+        points = run.trial.images.clone()
+        points[window] = region.originals[window] + region.radius * self._signs(run)
         return region.project(points)
 
     # -- l2
 
-    def _tiles(self, region: Region) -> Tensor:
+    def _tiles(self, run: Run) -> Tensor:
         """A pattern in each tile of a grid, with random signs."""
-        x = region.originals
+        x = run.region.originals
         height, width = x.shape[-2:]
         side = max(min(height, width) // 5, 1)
         delta = torch.zeros_like(x)
         pattern = _pattern(side, x, False)
         for top in range(height % side // 2, height - side + 1, side):
             for left in range(width % side // 2, width - side + 1, side):
-                delta[..., top : top + side, left : left + side] = pattern * self._signs((*x.shape[:-2], 1, 1), x)
-        return _on_sphere(region, delta)
+                delta[..., top : top + side, left : left + side] = pattern * self._signs(run)
+        return _on_sphere(run.region, delta)
 
-    def _move_energy(self, region: Region, best: Tensor, step: int, draw: list[float]) -> Tensor:
+    def _move_energy(self, run: Run, step: int, draw: list[float]) -> Tensor:
+        region = run.region
         x = region.originals
-        delta = best - x
+        delta = run.trial.images - x
         side = max(self._side(step, region), 3)
         side = min(side + 1 - side % 2, *x.shape[-2:])
         to, source = _window(x, side, draw[:2]), _window(x, side, draw[2:4])
@@ -109,7 +113,7 @@ class SquareAttack(IterativeAttack):
         spare = (region.radius.square() - delta.square().sum(dims(x), keepdim=True)).clamp_min(0) / x.shape[-3]
         old = delta[to]
         old = old / torch.linalg.vector_norm(old, dim=planes, keepdim=True).clamp_min(1e-12)
-        fresh = old + _pattern(side, x, draw[4] < 0.5) * self._signs((*x.shape[:-2], 1, 1), x)
+        fresh = old + _pattern(side, x, draw[4] < 0.5) * self._signs(run)
         fresh = fresh / torch.linalg.vector_norm(fresh, dim=planes, keepdim=True).clamp_min(1e-12)
         delta[source] = 0
         delta[to] = fresh * (held + spare).sqrt()

@@ -194,9 +194,9 @@ def _nth_largest(rows: Tensor, n: Tensor) -> Tensor:
     if rows.device.type == "cpu":  # where an unsorted selection for each is cheaper than sorting for the largest n
         each = [row.topk(count, sorted=False).values.amin(-1) for row, count in zip(rows, n.tolist(), strict=True)]
         return torch.stack(each)
-    largest = rows.topk(int(n.max()), dim=-1).values
-    place = (n - 1).view(-1, *(1,) * (largest.ndim - 1)).expand(*largest.shape[:-1], 1)
-    return largest.gather(-1, place).squeeze(-1)
+    ordered = rows.sort(dim=-1, descending=True).values  # topk would have to know the largest n on the host
+    place = (n - 1).view(-1, *(1,) * (ordered.ndim - 1)).expand(*ordered.shape[:-1], 1)
+    return ordered.gather(-1, place).squeeze(-1)
 
 
 class Region:
@@ -347,6 +347,14 @@ class Region:
             shrunk = (self.originals.to(wide) + delta * factor).to(points.dtype).clamp_(*self.bounds)
             points = torch.where(excess > 0, shrunk, points)
         return points
+
+
+def on_device(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """A generator where the images are, seeded by the caller's: noise need not travel there at every step."""
+    if generator is None or generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def uniform(shape: "torch.Size | tuple[int, ...]", like: Tensor, generator: torch.Generator | None) -> Tensor:
