@@ -1,5 +1,6 @@
 """What the attacks do: cost, early leaving, randomness, expectation, targets, ensembles, sanity checks."""
 
+import copy
 import math
 from functools import partial
 
@@ -147,7 +148,7 @@ def test_an_objective_of_another_kind_works_too(plain):
     model = Counted(plain)
     theirs = Duck(model, ours.labels)
     full = APGD(**LINF, steps=20, generator=generator())(theirs, images)
-    assert model.forwards == 21 + 2  # and what success costs, once, on the images that are returned
+    assert model.forwards == 21 + 1  # what success costs, once, on the images that are returned
     assert torch.equal(full.success, theirs.success(full.images))
     model.images = 0
     early = APGD(norm="linf", eps=16 / 255, steps=100, stop_on_success=True)(theirs, images)
@@ -216,10 +217,10 @@ def test_an_ensemble_runs_on_what_still_stands(plain):
     result = EnsembleAttack(parts)(Classification(model, labels), images)
     assert torch.equal(result.images[0], images[0])
     assert int(result.queries[0]) == 1
-    assert bool((result.success[1:] >= alone.success[1:]).all())
+    assert int(result.success.sum()) >= int(alone.success.sum()) - 1  # from other random points
     standing = ~result.success
     assert bool((result.queries[standing] == 1 + 21 + 31).all())
-    assert bool((result.queries[alone.success][1:] <= 22).all())
+    assert float(result.queries[result.success].float().mean()) < 20
     stopped = EnsembleAttack([APGD(**LINF, steps=5, callback=lambda step: True), SquareAttack(**LINF)])
     assert int(stopped(objective, images).queries.max()) == 2
     with pytest.raises(InputError, match="at least one attack"):
@@ -433,3 +434,162 @@ def test_noise_is_the_worst_of_its_draws(robust):
     objective, images = right(robust, 20)
     one, many = (RandomNoise(**LINF, draws=draws, generator=generator())(objective, images) for draws in (1, 20))
     assert bool((many.loss >= one.loss - 1e-6).all())
+
+
+def test_stopped_in_a_larger_ball_an_attack_returns_what_is_in_the_right_one(plain):
+    """l1 begins with larger radii; their points are no results, and a callback must not be told of them."""
+    objective, images = right(plain, 12)
+    wrong = Classification(plain, (objective.labels + 1) % 10)
+    told = []
+
+    def stop(step):
+        told.append(step)
+        return step.step == 5
+
+    for goal in (wrong, objective):
+        result = APGD(norm="l1", eps=5.0, steps=50, callback=stop, generator=generator())(goal, images)
+        with torch.no_grad():
+            loss, success = goal.evaluate(result.images)
+        assert torch.equal(result.success, success)
+        torch.testing.assert_close(result.loss, loss, rtol=1e-4, atol=1e-5)
+        assert float((result.images - images).abs().flatten(1).sum(1).max()) <= 5 + 1e-5
+    assert not any(bool(step.success.any()) for step in told)
+
+
+def test_pgd_in_l1_does_not_spend_itself_on_saturated_pixels():
+    slopes = torch.randn(4, 3, 12, 12, generator=generator())
+    images = torch.rand(slopes.shape, generator=generator(1)).round()
+
+    def linear(x):
+        return (slopes * x).flatten(1).sum(1)
+
+    weak, strong = (
+        attack(norm="l1", eps=30.0, steps=100, generator=generator())(linear, images).loss - linear(images)
+        for attack in (PGD, APGD)
+    )
+    assert float((weak / strong).min()) > 0.9
+
+
+class Holder:
+    """Somebody's own wrapper, with the model some steps away."""
+
+    __slots__ = ("stage",)
+
+    def __init__(self, model):
+        self.stage = type("Stage", (), {})()
+        self.stage.parts = [{"backbone": model}]
+
+    def embed(self, images):
+        return self.stage.parts[0]["backbone"](images)
+
+
+GLOBAL_MODEL = None
+
+
+def test_models_are_found_where_they_are(plain):
+    model = Counted(nn.Sequential(nn.Dropout(0.9), copy.deepcopy(plain))).train()
+    seen = []
+    model.inner.register_forward_hook(lambda *_: seen.append(model.inner[0].training))
+    holder = Holder(model)
+    globals()["GLOBAL_MODEL"] = model
+    labels = torch.zeros(2, dtype=torch.int64)
+
+    def with_default(x, *, net=model):
+        return net(x).amax(1)
+
+    goals = [
+        Classification(holder.embed, labels),
+        Classification(lambda x: holder.embed(x), labels),
+        Classification(partial(Holder.embed, holder), labels),
+        with_default,
+        lambda x: GLOBAL_MODEL(x).amax(1),
+    ]
+    for goal in goals:
+        seen.clear()
+        PGD(**LINF, steps=1)(goal, torch.rand(2, 3, 20, 20))
+        assert seen == [False, False]
+        assert model.inner[0].training
+    globals()["GLOBAL_MODEL"] = None
+
+
+class Boundary(Duck):
+    """The least that attacks on the boundary need, without ``evaluate``."""
+
+    def margin(self):
+        return lambda images: Classification(self.model, self.labels, loss="margin")(images)
+
+
+def test_boundary_attacks_need_no_more_than_they_say(plain):
+    ours, images = right(plain, 10)
+    theirs = Boundary(plain, ours.labels)
+    for attack in (FAB(norm="l2", steps=10), CarliniWagner(steps=30, searches=5, learning_rate=0.1)):
+        result = attack(theirs, images)
+        assert torch.equal(result.success, theirs.success(result.images))
+        assert float(result.success.float().mean()) > 0.8
+
+
+def test_fab_knows_tiny_gradients(plain):
+    ours, images = right(plain, 10)
+    for norm in ("linf", "l2", "l1"):
+        big, small = (
+            FAB(norm=norm, steps=10)(Classification(lambda x, scale=scale: plain(x) * scale, ours.labels), images)
+            for scale in (1.0, 1e-20)
+        )
+        torch.testing.assert_close(small.distance, big.distance, rtol=1e-2, atol=1e-4)
+
+
+def test_batches_of_an_ensemble_with_radii_of_their_own(plain):
+    objective, images = right(plain, 12)
+    eps = torch.linspace(0.01, 0.06, len(images))
+    options = {"norm": "linf", "eps": eps, "generator": generator()}
+    ensemble = EnsembleAttack([PGD(**options, steps=3), SquareAttack(**options, queries=3)])
+    result = attack_in_batches(ensemble, objective, images, batch_size=5)
+    assert bool(((result.images - images).abs().flatten(1).amax(1) <= eps + 1e-6).all())
+    calls = []
+    stopping = EnsembleAttack([PGD(**options, steps=3, callback=lambda step: calls.append(step) or True)])
+    result = attack_in_batches(stopping, objective, images, batch_size=5)
+    assert len(calls) == 1
+    assert torch.equal(result.images[5:], images[5:])
+
+
+def test_objectives_that_cannot_be_trusted_are_found_out(plain):
+    objective, images = right(plain, 8)
+    objective, images = objective.select(torch.arange(4)), images[:4]
+    before = images.clone()
+
+    def in_place(x):
+        return x.sub_(0.5).div_(0.25).flatten(1).mean(1)
+
+    for attack in (SquareAttack(**LINF, queries=5), EnsembleAttack([SquareAttack(**LINF, queries=5)])):
+        with pytest.raises(ObjectiveError, match="changes the images it is given: look for inplace=True"):
+            attack(in_place, images)
+    assert torch.equal(images, before)
+
+    class Column(Duck):
+        def success(self, x):
+            return super().success(x)[:, None]
+
+    with pytest.raises(InputError, match=r"success is one truth for each image, shape \(4,\) here, not \(4, 1\)"):
+        PGD(**LINF, steps=2)(Column(plain, objective.labels), images)
+
+    class NanAtTheEnd(Classification):
+        def loss(self, scores):
+            return super().loss(scores) * (torch.nan if self.loss_name == "ce" else 1)
+
+    bad = NanAtTheEnd(plain, objective.labels)
+    for attack in (FAB(**LINF, steps=2), SquareAttack(**LINF, queries=3), APGD(**LINF, steps=3, targets=2)):
+        with pytest.raises(ObjectiveError, match="loss is NaN at the adversarial images 0, 1, 2, 3"):
+            attack(bad, images)
+    with pytest.raises(InputError, match="PGD needs a finite radius"):
+        PGD(norm="l2", eps=math.inf)
+
+
+def test_autoattack_begins_with_cross_entropy_whatever_the_caller_looks_at(plain):
+    objective, images = right(plain, 30)
+    options = {"norm": "linf", "eps": 4 / 255, "steps": 5, "queries": 5, "targets": 2}
+    one, two = (
+        AutoAttack(**options, generator=generator())(objective.with_loss(loss), images) for loss in ("ce", "margin")
+    )
+    assert torch.equal(one.images, two.images)
+    with torch.no_grad():
+        torch.testing.assert_close(two.loss, objective.margin()(two.images), rtol=1e-4, atol=1e-5)

@@ -58,9 +58,8 @@ class LeavesTheBudget(PGD):
 
 
 class WritesIntoItsInput(PGD):
-    def on(self, objective, images, places=None):
-        images += 0
-        return super().on(objective, images, places)
+    def __call__(self, objective, images):
+        return super().__call__(objective, images.mul_(1) if not images.requires_grad else images)
 
 
 class DrawsByItself(PGD):

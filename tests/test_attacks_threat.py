@@ -209,3 +209,35 @@ def test_threats_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="no random point"):
         ThreatModel("l2", math.inf).random_start(image)
     ThreatModel("linf", 0.5, bounds=(-1, 1)).around(2 * image - 1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["flat", "noise", "white"])
+def test_no_rounding_of_many_pixels_exceeds_the_radius(norm, kind):
+    """In float32, at the size of pictures, measured in float64."""
+    shape = (1, 3, 224, 224)
+    generator = torch.Generator().manual_seed(0)
+    value = torch.rand(shape, generator=generator) if kind == "noise" else torch.tensor(0.51 if kind == "flat" else 1.0)
+    originals = value.expand(shape).clone()
+    for eps in {"linf": (4 / 255, 0.1), "l2": (3.0, 7.1234), "l1": (743.24, 1000.7)}[norm]:
+        for points in (originals + 0.1, originals - 0.1, torch.rand(shape, generator=generator)):
+            region = ThreatModel(norm, eps).around(originals)
+            found = region.tightened(points)
+            assert float(size(found.double() - originals.double(), norm)) <= eps + 1e-6
+            assert float(size(found.double() - originals.double(), norm)) >= 0.99 * min(
+                eps, float(size((points.clamp(0, 1) - originals).double(), norm))
+            )
+
+
+def test_other_ranges_of_pixels():
+    originals = 255 * torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    region = ThreatModel("linf", 4.0, bounds=(0, 255)).around(originals)
+    found = region.tightened(originals + 9)
+    assert float((found.double() - originals.double()).abs().max()) <= 4 + 1e-6
+    ThreatModel("linf", 2.64 + 2.1179, bounds=(-2.1179, 2.64))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_original_that_rounding_left_outside_belongs_to_its_set(norm):
+    originals = torch.full((1, 3, 64, 64), 1 + 2.4e-7)
+    assert torch.equal(ThreatModel(norm, 0.0).project(originals, originals), originals)

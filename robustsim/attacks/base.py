@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from robustsim.attacks.result import AttackResult
-from robustsim.attacks.run import Callback, Over, Run, Seen, ask, undisturbed
+from robustsim.attacks.run import Callback, Over, Run, Seen, ask, judge, refuse_nan, undisturbed
 from robustsim.attacks.threat import Norm, Region, ThreatModel
 from robustsim.errors import InputError
 
@@ -45,8 +45,13 @@ class Attack(ABC):
     progress: bool = False
     callback: Callback | None = None
 
+    #: Whether the search needs a ball that ends somewhere.
+    bounded: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _ = self.threat  # refuses what does not fit
+        if self.bounded and bool(torch.isinf(torch.as_tensor(self.eps)).any()):
+            raise InputError(f"{type(self).__name__} needs a finite radius: FAB and CarliniWagner do without")
 
     @property
     def threat(self) -> ThreatModel:
@@ -79,10 +84,12 @@ class Attack(ABC):
         # The last projection, which trusts nobody.
         kept = region.tightened(result.images)
         loss, success, queries = result.loss, result.success, result.queries
-        moved = bool(((kept - result.images).abs() > 1e-5).any())
-        if moved or (success is None and hasattr(objective, "success") and not hasattr(objective, "evaluate")):
+        if bool(((kept - result.images).abs() > 1e-5 * (self.bounds[1] - self.bounds[0])).any()):
             loss, success, passes = ask(objective, kept)
             queries = queries + passes
+            refuse_nan(type(self).__name__, loss, places)
+        elif success is None and hasattr(objective, "success") and not hasattr(objective, "evaluate"):
+            success, queries = judge(objective, kept), queries + 1
         return AttackResult(kept, success, loss, region.distance(kept), queries, result.gradients)
 
     @abstractmethod
@@ -137,6 +144,7 @@ class IterativeAttack(Attack):
             return result
         # The points were found by other losses than the caller's.
         loss, success, passes = ask(objective, result.images)
+        refuse_nan(type(self).__name__, loss, places)
         return replace(result, loss=loss, success=success, queries=result.queries + passes)
 
     @abstractmethod
@@ -155,6 +163,8 @@ class MinimumNormAttack(IterativeAttack):
 
     eps: float | Tensor = math.inf
 
+    bounded = False
+
     def boundary(self, run: Run) -> Any:
         """The objective whose loss is above 0 exactly where the attacker has won.
 
@@ -168,13 +178,18 @@ class MinimumNormAttack(IterativeAttack):
             )
         return run.objective.margin()
 
+    @staticmethod
+    def won(seen: Seen) -> Tensor:
+        """Success, (n,) bool; beyond the boundary, where the objective does not tell it at once."""
+        return seen.loss > 0 if seen.won is None else seen.won
+
     def offer(self, run: Run, points: Tensor, seen: Seen) -> Tensor:
         """Enter the points that succeed within the radius, the nearest first; their distances, (n,).
 
         The first points to be offered are the originals, which stay where nothing else is found.
         """
         distance = run.region.distance(points)
-        won = seen.success & (distance <= run.region.eps)
+        won = self.won(seen) & (distance <= run.region.eps)
         run.offer(points, replace(seen, won=won), torch.where(won, -distance, -torch.inf))
         return distance
 
@@ -194,7 +209,7 @@ def eagerly(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images:
 
 def _alone(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images: Tensor) -> AttackResult:
     with alone(objective):
-        return on(objective, images.clone() if images.is_inference() else images.detach())
+        return on(objective, images.detach().clone())  # a copy, whatever the objective may do to it
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """More images than fit into memory at once."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustsim.attacks.base import Attack, alone, at_least
-from robustsim.attacks.ensemble import EnsembleAttack
+from robustsim.attacks.base import Attack, at_least, eagerly
+from robustsim.attacks.ensemble import EnsembleAttack, Stop, clean, watched
 from robustsim.attacks.result import AttackResult
 from robustsim.errors import InputError
 
@@ -15,6 +16,8 @@ def attack_in_batches(
     attack: "Attack | EnsembleAttack", objective: Any, images: Tensor, *, batch_size: int
 ) -> AttackResult:
     """Attack many images, so many at a time; the result is that of one call.
+
+    When a callback stops the attack, the batches after that come back as they are.
 
     Args:
         attack: any attack.
@@ -28,18 +31,21 @@ def attack_in_batches(
     at_least("batch_size", batch_size, 1)
     if not hasattr(objective, "select"):
         raise InputError("to attack in batches, the objective must offer select(indices), as those here do")
-    places = torch.arange(len(images), device=images.device)
-    parts = []
-    with alone(objective):
-        for rows in torch.split(places, batch_size):
-            part = images[rows]
-            one = attack.for_images(rows) if isinstance(attack, Attack) else attack
-            parts.append(one.on(objective.select(rows), part.clone() if part.is_inference() else part.detach(), rows))
-    return AttackResult(
-        *(_joined([getattr(part, name) for part in parts]) for name in AttackResult.__dataclass_fields__)  # type: ignore[arg-type]
-    )
+    return eagerly(partial(_in_batches, attack, batch_size), objective, images)
 
 
-def _joined(parts: "list[Tensor | None]") -> Tensor | None:
+def _in_batches(attack: "Attack | EnsembleAttack", batch_size: int, objective: Any, images: Tensor) -> AttackResult:
+    stop, parts = Stop(), []
+    for rows in torch.split(torch.arange(len(images), device=images.device), batch_size):
+        part = objective.select(rows)
+        if stop.asked:
+            parts.append(clean(part, images[rows], rows))
+        else:
+            parts.append(watched(attack, stop).for_images(rows).on(part, images[rows], rows))
+    names = AttackResult.__dataclass_fields__
+    return AttackResult(**{name: _joined([getattr(part, name) for part in parts]) for name in names})
+
+
+def _joined(parts: "list[Tensor | None]") -> Any:
     tensors = [part for part in parts if part is not None]
     return torch.cat(tensors) if len(tensors) == len(parts) else None

@@ -32,6 +32,8 @@ class _State:
 class CarliniWagner(MinimumNormAttack):
     """Minimise ``|d|^2 + c * max(confidence - margin, 0)`` by Adam in the space of ``atanh``, and search for the c.
 
+    In that space pixels at the bounds are far away: a picture of nothing but black and white needs all of the steps.
+
     Attributes:
         steps: of Adam for each c.
         searches: values of c, by bisection from ``first_weight``.
@@ -77,7 +79,7 @@ class CarliniWagner(MinimumNormAttack):
     def _step(self, run: Run, state: _State, step: int) -> _State:
         x = self._bounded(state.w)
         seen = run.evaluate(x, gradient=True, offer=False)
-        far = ~seen.success | (seen.loss < self.confidence)
+        far = ~self.won(seen) | (seen.loss < self.confidence)
         self.offer(run, x, replace(seen, won=~far))
         state.found = state.found | ~far
         pull = 2 * (x - run.region.originals)

@@ -11,7 +11,7 @@ from robustsim.attacks.apgd import APGD
 from robustsim.attacks.base import Attack, Goal, IterativeAttack, eagerly
 from robustsim.attacks.fab import FAB
 from robustsim.attacks.result import AttackResult, AttackStep
-from robustsim.attacks.run import Callback, ask
+from robustsim.attacks.run import Callback, ask, refuse_nan
 from robustsim.attacks.square import SquareAttack
 from robustsim.attacks.threat import Region
 from robustsim.errors import InputError
@@ -49,7 +49,8 @@ class EnsembleAttack:
         for attack in self.attacks:
             attack.threat.around(images)  # what cannot be attacked is refused before anything is evaluated
         places = torch.arange(len(images), device=images.device) if places is None else places
-        best = _clean(objective, images)
+        best = clean(objective, images, places)
+        stop = Stop()
         for attack in self.attacks:
             rows = torch.arange(len(images), device=images.device)
             if best.success is not None and hasattr(objective, "select"):
@@ -57,35 +58,49 @@ class EnsembleAttack:
                 if not len(rows):
                     break
             part = objective if len(rows) == len(images) else objective.select(rows)
-            watch = _Watch(attack.callback)
-            if attack.callback is not None:
-                attack = replace(attack, callback=watch)
-            result = attack.for_images(rows).on(part, images[rows], places[rows])
-            _enter(best, result, rows)
-            if watch.stopped:
+            _enter(best, watched(attack, stop).for_images(rows).on(part, images[rows], places[rows]), rows)
+            if stop.asked:
                 break
         return best
 
-
-class _Watch:
-    """A callback that remembers that it was told to stop."""
-
-    def __init__(self, callback: Callback | None) -> None:
-        self.callback, self.stopped = callback, False
-
-    def __call__(self, step: AttackStep) -> bool:
-        self.stopped = bool(self.callback and self.callback(step))
-        return self.stopped
+    def for_images(self, indices: Tensor) -> "EnsembleAttack":
+        """See :meth:`Attack.for_images`."""
+        return EnsembleAttack([attack.for_images(indices) for attack in self.attacks])
 
 
-def _clean(objective: Any, images: Tensor) -> AttackResult:
+class Stop:
+    """Whether a callback has asked to stop, for what would come after the attack that it stopped."""
+
+    asked = False
+
+    def listen(self, callback: Callback) -> Callback:
+        """The callback, overheard."""
+
+        def overheard(step: AttackStep) -> bool:
+            wish = bool(callback(step))
+            self.asked = self.asked or wish
+            return wish
+
+        return overheard
+
+
+def watched(attack: Any, stop: Stop) -> Any:
+    """An attack or ensemble, with its callbacks overheard."""
+    if isinstance(attack, EnsembleAttack):
+        return EnsembleAttack([watched(part, stop) for part in attack.attacks])
+    return attack if attack.callback is None else replace(attack, callback=stop.listen(attack.callback))
+
+
+def clean(objective: Any, images: Tensor, places: Tensor) -> AttackResult:
     """Nothing done yet."""
-    loss, success, passes = ask(objective, images)
+    copy = images.clone()
+    loss, success, passes = ask(objective, copy)
+    refuse_nan("before any attack", loss, places)
     queries = torch.full((len(images),), passes, device=images.device)
     if success is None:
         loss = torch.full_like(loss, -torch.inf)  # any attack's point is better
     distance = torch.zeros(len(images), dtype=images.dtype, device=images.device)
-    return AttackResult(images.clone(), success, loss, distance, queries, torch.zeros_like(queries))
+    return AttackResult(copy, success, loss, distance, queries, torch.zeros_like(queries))
 
 
 def _enter(best: AttackResult, result: AttackResult, rows: Tensor) -> None:
@@ -132,9 +147,14 @@ class AutoAttack(Attack):
         return parts if self.norm == "l1" else [*parts, SquareAttack(**common, queries=self.queries)]
 
     def attack(self, objective: Goal, region: Region, places: Tensor | None) -> AttackResult:
-        if not (hasattr(objective, "targeted") and hasattr(objective, "success")):
+        if not all(hasattr(objective, name) for name in ("targeted", "success", "margin")):
             raise InputError(
                 "AutoAttack needs an objective with classes, Classification or TwoAFC; for any other use "
                 "EnsembleAttack([APGD(...), SquareAttack(...)])"
             )
-        return EnsembleAttack(self.attacks()).on(objective, region.originals, places)
+        # Its first part is on cross-entropy, whatever the caller looks at.
+        standard = objective.with_loss("ce") if hasattr(objective, "with_loss") else objective
+        result = EnsembleAttack(self.attacks()).on(standard, region.originals, places)
+        loss, _, passes = ask(objective, result.images)
+        refuse_nan(type(self).__name__, loss, places)
+        return replace(result, loss=loss, queries=result.queries + passes)

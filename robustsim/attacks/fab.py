@@ -68,7 +68,7 @@ class FAB(MinimumNormAttack):
             x = self._step(x, run.region.originals, loss.to(x.dtype), slope)
             seen = run.evaluate(x, offer=False)
             self.offer(run, x, seen)
-            won = seen.success
+            won = self.won(seen)
             keep = run.tick(total)
             if keep is not None:
                 x, won = x[keep], won[keep]
@@ -100,6 +100,9 @@ def to_plane(points: Tensor, normal: Tensor, rise: Tensor, norm: Norm, bounds: t
         The change, (N, ...).
     """
     over = tuple(range(1, points.ndim))
+    # Squares of tiny gradients would vanish; only their proportions matter.
+    scale = normal.abs().amax(over).clamp_min(torch.finfo(normal.dtype).tiny)
+    normal, rise = normal / per_image(scale, normal), rise / scale
     upwards = normal * per_image(rise.sign(), points) > 0
     slope = normal.abs()
     room = torch.where(upwards, bounds[1] - points, points - bounds[0]).clamp_min(0)

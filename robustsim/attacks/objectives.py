@@ -3,10 +3,11 @@
 Any callable of that form can be attacked. It may offer more, as all classes here do:
 
 - ``success(images) -> (N,) bool``: where the attacker has what he wants;
-- ``evaluate(images) -> (loss, success)``: both for one forward pass; without it, success costs a pass of its own;
+- ``evaluate(images) -> (loss, success)``: both for one forward pass. Without it, success costs passes of its own: at
+  each step with ``stop_on_success=True``, else one at the end, of the points with the largest loss only;
 - ``select(indices)``: the same objective for some of its images, so that images that are done can leave the batch;
 - ``margin()``: an objective of the same success, whose loss is above 0 exactly there, for attacks on the boundary;
-- ``targeted(images, count)``: objectives that each lead to another class.
+- ``targeted(images, count, boundary=False)``: objectives that each lead to another class.
 
 The functions that they are given work on tensors: ``embed(images) -> (N, D)`` (``RobustSim.embed_pixels``, for
 example), ``distance(a, b) -> (N,)`` (any metric), ``model(images) -> (N, K)`` logits. Whatever does not depend on the
@@ -206,7 +207,7 @@ class TwoAFC(Decision):
     """Turn a metric's choice between two images around (R-CLIP paper, Eq. 4 and the problem after it).
 
     The two similarities to the reference are the logits of a classifier with two classes. With ``embed`` they are
-    cosine similarities, with ``distance`` negative distances::
+    cosine similarities, with ``distance`` negative distances. A tie is no success of the attacker::
 
         objective = TwoAFC(embed=metric.embed_pixels, reference=r, left=a, right=b, labels=nearer)
         result = APGD(norm="linf", eps=4 / 255, steps=100)(objective, objective.images)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustsim.attacks.base import IterativeAttack, at_least
 from robustsim.attacks.run import Run
-from robustsim.attacks.threat import per_image, steepest
+from robustsim.attacks.threat import Region, per_image, steepest
 from robustsim.errors import InputError
 
 StepRule = Literal["constant", "linear", "cosine"]
@@ -76,10 +76,10 @@ class PGD(IterativeAttack):
                 keep = run.tick(total)
                 if keep is not None:
                     x, slope, velocity = x[keep], slope[keep], None if velocity is None else velocity[keep]
-                direction = self._direction(slope)
+                direction = self._direction(run.region, x, slope)
                 if self.momentum:
                     velocity = direction if velocity is None else direction.add_(velocity, alpha=self.momentum)
-                    direction = self._direction(velocity)
+                    direction = self._direction(run.region, x, velocity)
                 x = run.region.project(x + per_image(self._length(run.region.eps, step), x) * direction)
                 if not judged:
                     run.take(x)
@@ -87,8 +87,11 @@ class PGD(IterativeAttack):
                 run.evaluate(x)
                 run.tick(total)
 
-    def _direction(self, slope: Tensor) -> Tensor:
-        return steepest(slope, self.norm, slope.new_full((len(slope),), self.share) if self.norm == "l1" else None)
+    def _direction(self, region: Region, x: Tensor, slope: Tensor) -> Tensor:
+        if self.norm != "l1":
+            return steepest(slope, self.norm)
+        # Few coordinates move: none of them should be one that cannot.
+        return steepest(region.blocked(x, slope), self.norm, slope.new_full((len(slope),), self.share))
 
     def _length(self, eps: Tensor, step: int) -> Tensor:
         full = 2.5 * eps / self.steps if self.step_size is None else torch.full_like(eps, self.step_size)

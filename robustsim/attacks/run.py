@@ -5,9 +5,10 @@ caller's wish to stop.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,8 @@ State = TypeVar("State")
 Thing = TypeVar("Thing")
 
 # How deep modules are looked for in what an objective holds.
-_DEPTH = 3
+_DEPTH = 7
+_LEAVES = (str, bytes, int, float, Tensor, type, ModuleType)
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,6 @@ class Seen:
     loss: Tensor
     won: Tensor | None
     gradient: Tensor | None
-
-    @property
-    def success(self) -> Tensor:
-        """``won``, where the objective is known to tell it."""
-        return _there(self.won)
 
     @property
     def slope(self) -> Tensor:
@@ -85,19 +82,47 @@ def ask(objective: Any, points: Tensor, *, success: bool = True) -> tuple[Tensor
     Raises:
         InputError: the objective does not return one number for each image.
     """
-    won, passes = None, 1
+    won, passes, version = None, 1, points._version
     if hasattr(objective, "evaluate"):
         loss, won = objective.evaluate(points)
     else:
         loss = objective(points)
         if success and hasattr(objective, "success"):
-            passes = 2
-            with torch.no_grad():
-                won = objective.success(points.detach())
+            won, passes = judge(objective, points), 2
+    if points._version != version:
+        raise ObjectiveError("the objective changes the images it is given: look for inplace=True or an assignment")
     if not isinstance(loss, Tensor) or loss.shape != (len(points),):
-        seen = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise InputError(f"an objective returns one loss for each image, shape ({len(points)},) here, not {seen}")
-    return loss.float(), None if won is None else won.bool(), passes
+        raise InputError(
+            f"an objective returns one loss for each image, shape ({len(points)},) here, not {_seen(loss)}"
+        )
+    return loss.float(), None if won is None else _one_each(won, points), passes
+
+
+def judge(objective: Any, points: Tensor) -> Tensor:
+    """Success by the objective's own method, (n,) bool."""
+    with torch.no_grad():
+        return _one_each(objective.success(points.detach()), points)
+
+
+def _one_each(won: Any, points: Tensor) -> Tensor:
+    if not isinstance(won, Tensor) or won.shape != (len(points),):
+        raise InputError(f"success is one truth for each image, shape ({len(points)},) here, not {_seen(won)}")
+    return won.bool()
+
+
+def _seen(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def refuse_nan(name: str, loss: Tensor, places: Tensor | None) -> None:
+    """For losses that are only computed at the end."""
+    rows = torch.nonzero(torch.isnan(loss)).squeeze(1)
+    if len(rows):
+        images = (rows if places is None else places[rows])[:10].tolist()
+        raise ObjectiveError(
+            f"{name}: the objective's loss is NaN at the adversarial images {', '.join(map(str, images))}"
+            f"{', ...' if len(rows) > 10 else ''}"
+        )
 
 
 class Run:
@@ -196,6 +221,7 @@ class Run:
             seen: what their evaluation told.
             rank: (n,), the loss if not given.
         """
+        self._judged = seen.won is not None
         won = torch.zeros_like(seen.loss, dtype=torch.bool) if seen.won is None else seen.won
         rank = seen.loss if rank is None else rank.float()
         best = self._trial
@@ -234,7 +260,8 @@ class Run:
         if self._progress:
             self._show(steps)
         if self._callback is not None:
-            best = self.trial
+            # Points of a larger ball are no results.
+            best = self.trial if self._in_budget else select(self._whole, self.indices)
             won = best.won if self._judged and not self._blind else None
             if self._callback(AttackStep(self._step, steps, self._places[self.indices], best.loss, won)):
                 raise Over
@@ -256,6 +283,10 @@ class Run:
 
     def finish(self) -> AttackResult:
         """Everything that was found."""
+        if self._trial is not None and not self._in_budget:
+            # Stopped in a larger ball: what it has found, brought into the right one.
+            points, self._trial, self._in_budget = self.region.project(self._trial.images), None, True
+            self.evaluate(points)
         self.check()
         self._merge()
         self._settle()
@@ -307,7 +338,6 @@ class Run:
     def _ask(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         loss, won, passes = ask(self.objective, points, success=self._stop and self._in_budget)
         self._forwards += passes
-        self._judged = won is not None
         return loss, won
 
     def _note(self, kind: str, bad: Tensor) -> None:
@@ -385,10 +415,10 @@ def _put(target: Tensor, rows: Tensor, source: Tensor) -> None:
 def undisturbed(objective: object) -> Iterator[None]:
     """The modules of an objective in eval mode and their parameters frozen, and everything as it was afterwards.
 
-    Modules are found where the objective is one, or holds one in its attributes, its closure or as the owner of a
-    method; a model that it reaches in another way (a global name) should be in eval mode already.
+    Modules are found where the objective is one, or holds one within a few steps: in attributes, containers, closures,
+    as the owner of a method or by a global name. A model that it reaches in another way should be in eval mode already.
     """
-    modules = list(_modules(objective, _DEPTH, set()))
+    modules = list(_modules(objective))
     modes = [(part, part.training) for module in modules for part in module.modules() if part.training]
     frozen = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
     try:
@@ -404,30 +434,42 @@ def undisturbed(objective: object) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def _modules(holder: object, depth: int, seen: set[int]) -> Iterator[nn.Module]:
-    if id(holder) in seen:
-        return
-    seen.add(id(holder))
-    if isinstance(holder, nn.Module):
-        yield holder
-        return
-    if depth == 0:
-        return
-    parts: list[object] = [getattr(holder, "__self__", None)]
+def _modules(objective: object) -> Iterator[nn.Module]:
+    """Breadth first, so that whatever can be reached in a few steps is."""
+    level, seen = [objective], set()
+    for _ in range(_DEPTH):
+        following: list[object] = []
+        for holder in level:
+            if holder is None or id(holder) in seen or isinstance(holder, _LEAVES):
+                continue
+            seen.add(id(holder))
+            if isinstance(holder, nn.Module):
+                yield holder
+            else:
+                following += _parts(holder)
+        level = following
+
+
+def _parts(holder: Any) -> list[object]:
+    """What an object holds: the owner of a method, items, attributes, a closure, defaults, globals that it names."""
     if isinstance(holder, partial):
-        parts += [holder.func, *holder.args, *holder.keywords.values()]
-    elif isinstance(holder, (list, tuple)):
-        parts += holder
-    elif isinstance(holder, dict):
-        parts += holder.values()
-    for cell in getattr(holder, "__closure__", None) or ():
-        try:
-            parts.append(cell.cell_contents)
-        except ValueError:  # a name that is not bound yet
-            continue
-    parts += getattr(holder, "__defaults__", None) or ()
-    if not isinstance(holder, (type, Tensor)):
-        parts += getattr(holder, "__dict__", {}).values()
-    for part in parts:
-        if part is not None and not isinstance(part, (str, bytes, int, float, Tensor, type)):
-            yield from _modules(part, depth - 1, seen)
+        return [holder.func, *holder.args, *holder.keywords.values()]
+    if isinstance(holder, (list, tuple, set, frozenset)):
+        return list(holder)
+    if isinstance(holder, dict):
+        return list(holder.values())
+    parts = [getattr(holder, "__self__", None), *getattr(holder, "__dict__", {}).values()]
+    for kind in type(holder).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        parts += [getattr(holder, name, None) for name in ([slots] if isinstance(slots, str) else slots)]
+        parts += [value for value in vars(kind).values() if isinstance(value, nn.Module)]
+    function = getattr(holder, "__func__", holder)
+    if isinstance(function, FunctionType):
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # a name that is not bound yet
+                parts.append(cell.cell_contents)
+        parts += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        # Of the globals only models themselves: the rest of the program is nobody's holder.
+        named = (function.__globals__.get(name) for name in function.__code__.co_names)
+        parts += [value for value in named if isinstance(value, nn.Module)]
+    return parts

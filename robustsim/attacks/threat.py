@@ -8,7 +8,7 @@ radius for itself.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ _ORDERS: dict[str, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 # Where the loops that solve for a multiplier end: relative to the radius, and in any case after as many rounds.
 _TOLERANCE = 1e-7
 _ROUNDS = 60
+# What a measured radius may exceed the wanted one by; a tenth of what is promised.
+_ALLOWED = 1e-7
 # A norm below this is that of a gradient whose squares vanish.
 _UNDERFLOW = 1e-15
 # On other devices than the CPU nobody asks whether they have converged, as the answer would have to travel.
@@ -54,11 +56,16 @@ def _check_eps(eps: Tensor, norm: str, bounds: tuple[float, float]) -> None:
     if eps.ndim > 1 or not bool((eps >= 0).all()):
         raise InputError(f"eps must be one radius of at least 0, or one for each image, not {eps.tolist()!r}")
     largest, span = float(eps.max()) if eps.numel() else 0.0, bounds[1] - bounds[0]
-    if norm == "linf" and span < largest < math.inf:
+    if norm == "linf" and span * (1 + 1e-6) < largest < math.inf:
         hint = f": did you mean {largest:g}/255?" if largest <= 255 * span else ""
         raise InputError(
             f"an linf radius of {largest:g} is more than the range of pixels, {bounds[0]:g} to {bounds[1]:g}{hint}"
         )
+
+
+def _widest(images: Tensor) -> torch.dtype:
+    """The type in which sizes are measured at the end."""
+    return images.dtype if images.device.type == "mps" else torch.float64
 
 
 def dims(batch: Tensor) -> tuple[int, ...]:
@@ -133,10 +140,11 @@ class ThreatModel:
                 f"images with values from {low:.6g} to {high:.6g}, outside the bounds {self.bounds}: scale or clamp "
                 "them, or pass bounds="
             )
-        eps = torch.as_tensor(self.eps, dtype=images.dtype, device=images.device)
-        if eps.ndim and len(eps) not in (1, len(images)):
-            raise InputError(f"{len(eps)} radii for {len(images)} images: pass one, or one for each")
-        return Region(self.norm, images, eps.expand(len(images)), self.bounds)
+        exact = torch.as_tensor(self.eps, dtype=torch.float64, device="cpu" if images.device.type == "mps" else None)
+        if exact.ndim and len(exact) not in (1, len(images)):
+            raise InputError(f"{len(exact)} radii for {len(images)} images: pass one, or one for each")
+        exact = exact.to(images.device, _widest(images)).expand(len(images))
+        return Region(self.norm, images, exact, self.bounds, beyond=low < self.bounds[0] or high > self.bounds[1])
 
     def project(self, images: Tensor, originals: Tensor) -> Tensor:
         """The nearest point (in l2) of the ball around ``originals`` and the box: (N, ...) -> (N, ...)."""
@@ -205,21 +213,26 @@ class Region:
     Attributes:
         norm: see :class:`ThreatModel`.
         originals: the images, (N, ...).
-        eps: their radii, (N,).
+        exact: their radii in float64, (N,).
+        eps: their radii in the images' type, (N,).
         bounds: see :class:`ThreatModel`.
     """
 
-    def __init__(self, norm: Norm, originals: Tensor, eps: Tensor, bounds: tuple[float, float]) -> None:
-        self.norm, self.originals, self.eps, self.bounds = norm, originals, eps, bounds
+    def __init__(
+        self, norm: Norm, originals: Tensor, exact: Tensor, bounds: tuple[float, float], *, beyond: bool = False
+    ) -> None:
+        self.norm, self.originals, self.exact, self.bounds = norm, originals, exact, bounds
+        self.eps = exact.to(originals.dtype)
+        self._beyond = beyond  # whether rounding has left an original just outside the bounds
         self._over = dims(originals)
 
     def select(self, indices: Tensor) -> "Region":
         """The same for some of the images."""
-        return Region(self.norm, self.originals[indices], self.eps[indices], self.bounds)
+        return Region(self.norm, self.originals[indices], self.exact[indices], self.bounds, beyond=self._beyond)
 
     def scaled(self, factor: float) -> "Region":
         """The same with other radii."""
-        return Region(self.norm, self.originals, self.eps * factor, self.bounds)
+        return Region(self.norm, self.originals, self.exact * factor, self.bounds, beyond=self._beyond)
 
     @cached_property
     def radius(self) -> Tensor:
@@ -227,15 +240,21 @@ class Region:
         return per_image(self.eps, self.originals)
 
     @cached_property
+    def _limits(self) -> Any:
+        """Least and greatest value of pixels; of each for itself where an original lies outside, which belongs too."""
+        low, high = self.bounds
+        return (self.originals.clamp(max=low), self.originals.clamp(min=high)) if self._beyond else (low, high)
+
+    @cached_property
     def _box(self) -> tuple[Tensor, Tensor]:
         """Least and greatest value of each pixel in linf."""
-        low, high = self.bounds
+        low, high = self._limits
         return (self.originals - self.radius).clamp_min_(low), (self.originals + self.radius).clamp_max_(high)
 
     @cached_property
     def _room(self) -> tuple[Tensor, Tensor]:
         """Least and greatest change of each pixel that the bounds leave: (at most 0, at least 0)."""
-        low, high = self.bounds
+        low, high = self._limits
         return low - self.originals, high - self.originals
 
     def distance(self, points: Tensor) -> Tensor:
@@ -264,16 +283,16 @@ class Region:
         length = torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=self._over, keepdim=True)
         outside = length > self.radius
         if delta.device.type == "cpu" and not bool(outside.any()):
-            return points.clamp(*self.bounds)
+            return points.clamp(*self._limits)
         shrunk = self._shrink_l2(delta, length, tolerance) if self.norm == "l2" else self._shrink_l1(delta, tolerance)
         if delta.device.type == "cpu" and bool(outside.all()):
             return shrunk
-        return torch.where(outside, shrunk, points).clamp_(*self.bounds)
+        return torch.where(outside, shrunk, points).clamp_(*self._limits)
 
     def _shrink_l2(self, delta: Tensor, length: Tensor, tolerance: float) -> Tensor:
         """Clipped multiples s * delta: the s of the nearest point solves sum(min(s^2 delta^2, room^2)) = eps^2."""
         factor = (self.radius / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max_(1)
-        points = torch.addcmul(self.originals, delta, factor).clamp_(*self.bounds)
+        points = torch.addcmul(self.originals, delta, factor).clamp_(*self._limits)
         # Mostly hardly anything was clipped, and all is said.
         used = torch.linalg.vector_norm(points - self.originals, dim=self._over, keepdim=True)
         short = (used < (1 - tolerance) * self.radius) & (length > self.radius)
@@ -282,7 +301,7 @@ class Region:
         low, high = self._room
         room = torch.where(delta > 0, high, low).square_()
         square = fill_level(delta.square(), room, self.radius.square(), self._over, tolerance)
-        return torch.addcmul(self.originals, delta, square.sqrt().clamp_max(1)).clamp_(*self.bounds)
+        return torch.addcmul(self.originals, delta, square.sqrt().clamp_max(1)).clamp_(*self._limits)
 
     def _shrink_l1(self, delta: Tensor, tolerance: float) -> Tensor:
         """Soft threshold, clipped: the t of the nearest point solves sum(clip(|delta| - t, 0, room)) = eps."""
@@ -310,7 +329,7 @@ class Region:
             below, too_much = torch.where(over, middle, below), torch.where(over, now, too_much)
             above, too_little = torch.where(over | enough, above, middle), torch.where(over, too_little, now)
         change = torch.minimum((size - above).clamp_min_(0), room)
-        return torch.addcmul(self.originals, change, delta.sign_()).clamp_(*self.bounds)
+        return torch.addcmul(self.originals, change, delta.sign_()).clamp_(*self._limits)
 
     def random_start(self, generator: torch.Generator | None = None) -> Tensor:
         """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box.
@@ -328,6 +347,11 @@ class Region:
             noise *= self.radius / torch.linalg.vector_norm(noise, dim=self._over, keepdim=True).clamp_min(1e-12)
         return self.project(x + noise)
 
+    def blocked(self, points: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient without those coordinates that are at a bound and would leave it."""
+        low, high = self.bounds
+        return torch.where(((points <= low) & (gradient < 0)) | ((points >= high) & (gradient > 0)), 0, gradient)
+
     def tightened(self, points: Tensor) -> Tensor:
         """:meth:`project`, until no rounding is left that would exceed a radius; NaN becomes the original.
 
@@ -335,17 +359,21 @@ class Region:
         than the radius.
         """
         points = self.project(torch.where(torch.isnan(points), self.originals, points))
-        if self.norm == "linf":
-            return points
-        wide = torch.float64 if points.device.type != "mps" else points.dtype
-        eps = self.eps.to(wide)
-        for _ in range(3):
+        wide, eps = _widest(points), per_image(self.exact, points)
+        for attempt in range(_ROUNDS):
             delta = points.to(wide) - self.originals.to(wide)
-            length = torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=self._over, keepdim=True)
-            excess = length - per_image(eps, delta)
-            factor = torch.where(excess > 0, (1 - 2 * excess / length.clamp_min(1e-30)).clamp_min(0), 1)
-            shrunk = (self.originals.to(wide) + delta * factor).to(points.dtype).clamp_(*self.bounds)
-            points = torch.where(excess > 0, shrunk, points)
+            if self.norm == "linf":
+                outside = delta.abs() - eps > _ALLOWED
+                nearer = torch.nextafter(points, self.originals)
+            else:
+                length = torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=self._over, keepdim=True)
+                outside = length - eps > _ALLOWED
+                # On a flat picture all pixels round alike, and back: more each time.
+                factor = (1 - 2.0 ** (attempt + 1) * (length - eps) / length.clamp_min(1e-30)).clamp(0, 1)
+                nearer = (self.originals.to(wide) + delta * factor).to(points.dtype).clamp_(*self._limits)
+            if not bool(outside.any()):
+                break
+            points = torch.where(outside, nearer, points)
         return points
 
 
