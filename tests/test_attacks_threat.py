@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from robustsim.attacks import ThreatModel, parse_eps
 from robustsim.attacks.fab import to_plane
-from robustsim.attacks.threat import steepest
+from robustsim.attacks.region import steepest
 from robustsim.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

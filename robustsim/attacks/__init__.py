@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from robustsim.attacks.base import Attack
     from robustsim.attacks.batches import attack_in_batches
     from robustsim.attacks.carlini_wagner import CarliniWagner
+    from robustsim.attacks.decisions import Classification, TwoAFC
     from robustsim.attacks.ensemble import AutoAttack, EnsembleAttack
     from robustsim.attacks.fab import FAB
     from robustsim.attacks.masking import MaskingReport, check_gradient_masking
     from robustsim.attacks.noise import RandomNoise
-    from robustsim.attacks.objectives import Classification, Objective, Targeted, TextTargeted, TwoAFC, Untargeted
+    from robustsim.attacks.objectives import Objective, Targeted, TextTargeted, Untargeted
     from robustsim.attacks.pgd import PGD
     from robustsim.attacks.result import AttackResult, AttackStep
     from robustsim.attacks.square import SquareAttack
@@ -59,7 +60,7 @@ __getattr__, __dir__ = lazy_names(
         "AttackStep": "result",
         "AutoAttack": "ensemble",
         "CarliniWagner": "carlini_wagner",
-        "Classification": "objectives",
+        "Classification": "decisions",
         "EnsembleAttack": "ensemble",
         "FAB": "fab",
         "MaskingReport": "masking",
@@ -70,7 +71,7 @@ __getattr__, __dir__ = lazy_names(
         "Targeted": "objectives",
         "TextTargeted": "objectives",
         "ThreatModel": "threat",
-        "TwoAFC": "objectives",
+        "TwoAFC": "decisions",
         "Untargeted": "objectives",
         "attack_in_batches": "batches",
         "check_gradient_masking": "masking",

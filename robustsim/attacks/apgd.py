@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.base import IterativeAttack, at_least
+from robustsim.attacks.region import Region, per_image
 from robustsim.attacks.run import Run, Trial, select
-from robustsim.attacks.threat import Region, per_image
 from robustsim.errors import InputError
 
 # Of the paper: the share of the new step in the momentum, and the share of steps that must have risen.

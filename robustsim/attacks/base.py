@@ -11,9 +11,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from robustsim.attacks.judging import ask, judge, refuse_nan
+from robustsim.attacks.modules import undisturbed
+from robustsim.attacks.region import Norm, Region
 from robustsim.attacks.result import AttackResult
-from robustsim.attacks.run import Callback, Over, Run, Seen, ask, judge, refuse_nan, undisturbed
-from robustsim.attacks.threat import Norm, Region, ThreatModel
+from robustsim.attacks.run import Callback, Over, Run, Seen
+from robustsim.attacks.threat import ThreatModel
 from robustsim.errors import InputError
 
 Goal = Callable[[Tensor], Tensor]
@@ -58,6 +61,11 @@ class Attack(ABC):
         """Norm, radius and bounds."""
         return ThreatModel(self.norm, self.eps, self.bounds)
 
+    @property
+    def judges(self) -> bool:
+        """Whether the points that are returned have been evaluated."""
+        return True
+
     def __call__(self, objective: Goal, images: Tensor) -> AttackResult:
         """Attack a batch.
 
@@ -88,7 +96,7 @@ class Attack(ABC):
             loss, success, passes = ask(objective, kept)
             queries = queries + passes
             refuse_nan(type(self).__name__, loss, places)
-        elif success is None and hasattr(objective, "success") and not hasattr(objective, "evaluate"):
+        elif self.judges and success is None and hasattr(objective, "success") and not hasattr(objective, "evaluate"):
             success, queries = judge(objective, kept), queries + 1
         return AttackResult(kept, success, loss, region.distance(kept), queries, result.gradients)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.base import MinimumNormAttack, at_least
+from robustsim.attacks.region import Norm, per_image
 from robustsim.attacks.run import Run, select
-from robustsim.attacks.threat import Norm, per_image
 from robustsim.errors import InputError
 
 _INSIDE = 1 - 1e-6  # tanh reaches the bounds at infinity only

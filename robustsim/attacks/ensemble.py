@@ -10,10 +10,11 @@ from torch import Tensor
 from robustsim.attacks.apgd import APGD
 from robustsim.attacks.base import Attack, Goal, IterativeAttack, eagerly
 from robustsim.attacks.fab import FAB
+from robustsim.attacks.judging import ask, refuse_nan
+from robustsim.attacks.region import Region
 from robustsim.attacks.result import AttackResult, AttackStep
-from robustsim.attacks.run import Callback, ask, refuse_nan
+from robustsim.attacks.run import Callback
 from robustsim.attacks.square import SquareAttack
-from robustsim.attacks.threat import Region
 from robustsim.errors import InputError
 
 

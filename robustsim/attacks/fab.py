@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.base import MinimumNormAttack, at_least
+from robustsim.attacks.region import Norm, fill_level, measure, per_image, uniform
 from robustsim.attacks.run import Run
-from robustsim.attacks.threat import Norm, fill_level, measure, per_image, uniform
 from robustsim.errors import InputError
 
 # Of the paper: how much the step towards the original may weigh, the overshoot, and the step back from a success.

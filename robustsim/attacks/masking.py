@@ -19,9 +19,10 @@ from robustsim.attacks.base import Attack, alone, at_least
 from robustsim.attacks.batches import attack_in_batches
 from robustsim.attacks.noise import RandomNoise
 from robustsim.attacks.pgd import PGD
+from robustsim.attacks.region import Norm
 from robustsim.attacks.run import Run
 from robustsim.attacks.square import SquareAttack
-from robustsim.attacks.threat import Norm, ThreatModel
+from robustsim.attacks.threat import ThreatModel
 from robustsim.errors import InputError
 
 

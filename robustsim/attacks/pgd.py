@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.base import IterativeAttack, at_least
+from robustsim.attacks.region import Region, per_image, steepest
 from robustsim.attacks.run import Run
-from robustsim.attacks.threat import Region, per_image, steepest
 from robustsim.errors import InputError
 
 StepRule = Literal["constant", "linear", "cosine"]
@@ -62,8 +62,12 @@ class PGD(IterativeAttack):
     def samples(self) -> int:
         return self.eot
 
+    @property
+    def judges(self) -> bool:
+        return self.keep == "best"
+
     def search(self, run: Run) -> None:
-        judged = self.keep == "best"
+        judged = self.judges
         total = self.restarts * (self.steps + judged)
         for _ in range(self.restarts):
             run.begin()

@@ -4,27 +4,21 @@ Forward passes and gradients, the best point of each image, which images are sti
 caller's wish to stop.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from robustsim.attacks.judging import ask
+from robustsim.attacks.region import Region, on_device
 from robustsim.attacks.result import AttackResult, AttackStep
-from robustsim.attacks.threat import Region, on_device
-from robustsim.errors import InputError, ObjectiveError
+from robustsim.errors import ObjectiveError
 
 Callback = Callable[[AttackStep], object]
 State = TypeVar("State")
 Thing = TypeVar("Thing")
-
-# How deep modules are looked for in what an objective holds.
-_DEPTH = 7
-_LEAVES = (str, bytes, int, float, Tensor, type, ModuleType)
 
 
 @dataclass(frozen=True)
@@ -69,60 +63,6 @@ def select(state: State, indices: Tensor) -> State:
     values = ((field.name, getattr(state, field.name)) for field in fields(state))  # type: ignore[arg-type]
     rows = {name: value[indices] for name, value in values if isinstance(value, Tensor)}
     return replace(state, **rows)  # type: ignore[type-var]
-
-
-def ask(objective: Any, points: Tensor, *, success: bool = True) -> tuple[Tensor, Tensor | None, int]:
-    """Loss (n,), success (n,) or None, and the forward passes that they cost.
-
-    Args:
-        objective: see :mod:`robustsim.attacks.objectives`.
-        points: (n, ...).
-        success: whether it is worth a pass of its own, where the objective does not tell both at once.
-
-    Raises:
-        InputError: the objective does not return one number for each image.
-    """
-    won, passes, version = None, 1, points._version
-    if hasattr(objective, "evaluate"):
-        loss, won = objective.evaluate(points)
-    else:
-        loss = objective(points)
-        if success and hasattr(objective, "success"):
-            won, passes = judge(objective, points), 2
-    if points._version != version:
-        raise ObjectiveError("the objective changes the images it is given: look for inplace=True or an assignment")
-    if not isinstance(loss, Tensor) or loss.shape != (len(points),):
-        raise InputError(
-            f"an objective returns one loss for each image, shape ({len(points)},) here, not {_seen(loss)}"
-        )
-    return loss.float(), None if won is None else _one_each(won, points), passes
-
-
-def judge(objective: Any, points: Tensor) -> Tensor:
-    """Success by the objective's own method, (n,) bool."""
-    with torch.no_grad():
-        return _one_each(objective.success(points.detach()), points)
-
-
-def _one_each(won: Any, points: Tensor) -> Tensor:
-    if not isinstance(won, Tensor) or won.shape != (len(points),):
-        raise InputError(f"success is one truth for each image, shape ({len(points)},) here, not {_seen(won)}")
-    return won.bool()
-
-
-def _seen(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def refuse_nan(name: str, loss: Tensor, places: Tensor | None) -> None:
-    """For losses that are only computed at the end."""
-    rows = torch.nonzero(torch.isnan(loss)).squeeze(1)
-    if len(rows):
-        images = (rows if places is None else places[rows])[:10].tolist()
-        raise ObjectiveError(
-            f"{name}: the objective's loss is NaN at the adversarial images {', '.join(map(str, images))}"
-            f"{', ...' if len(rows) > 10 else ''}"
-        )
 
 
 class Run:
@@ -409,67 +349,3 @@ def _put(target: Tensor, rows: Tensor, source: Tensor) -> None:
         target[rows] = source[rows]
     else:  # a mask as an index would have to be counted on the host
         torch.where(rows.view(-1, *(1,) * (target.ndim - 1)), source, target, out=target)
-
-
-@contextmanager
-def undisturbed(objective: object) -> Iterator[None]:
-    """The modules of an objective in eval mode and their parameters frozen, and everything as it was afterwards.
-
-    Modules are found where the objective is one, or holds one within a few steps: in attributes, containers, closures,
-    as the owner of a method or by a global name. A model that it reaches in another way should be in eval mode already.
-    """
-    modules = list(_modules(objective))
-    modes = [(part, part.training) for module in modules for part in module.modules() if part.training]
-    frozen = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-    try:
-        for part, _ in modes:
-            part.training = False
-        for weight in frozen:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-        for weight in frozen:
-            weight.requires_grad_(True)
-
-
-def _modules(objective: object) -> Iterator[nn.Module]:
-    """Breadth first, so that whatever can be reached in a few steps is."""
-    level, seen = [objective], set()
-    for _ in range(_DEPTH):
-        following: list[object] = []
-        for holder in level:
-            if holder is None or id(holder) in seen or isinstance(holder, _LEAVES):
-                continue
-            seen.add(id(holder))
-            if isinstance(holder, nn.Module):
-                yield holder
-            else:
-                following += _parts(holder)
-        level = following
-
-
-def _parts(holder: Any) -> list[object]:
-    """What an object holds: the owner of a method, items, attributes, a closure, defaults, globals that it names."""
-    if isinstance(holder, partial):
-        return [holder.func, *holder.args, *holder.keywords.values()]
-    if isinstance(holder, (list, tuple, set, frozenset)):
-        return list(holder)
-    if isinstance(holder, dict):
-        return list(holder.values())
-    parts = [getattr(holder, "__self__", None), *getattr(holder, "__dict__", {}).values()]
-    for kind in type(holder).__mro__:
-        slots = getattr(kind, "__slots__", ())
-        parts += [getattr(holder, name, None) for name in ([slots] if isinstance(slots, str) else slots)]
-        parts += [value for value in vars(kind).values() if isinstance(value, nn.Module)]
-    function = getattr(holder, "__func__", holder)
-    if isinstance(function, FunctionType):
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # a name that is not bound yet
-                parts.append(cell.cell_contents)
-        parts += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        # Of the globals only models themselves: the rest of the program is nobody's holder.
-        named = (function.__globals__.get(name) for name in function.__code__.co_names)
-        parts += [value for value in named if isinstance(value, nn.Module)]
-    return parts

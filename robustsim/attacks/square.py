@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.base import IterativeAttack, at_least
+from robustsim.attacks.region import Region, dims, uniform
 from robustsim.attacks.run import Run
-from robustsim.attacks.threat import Region, dims, uniform
 from robustsim.errors import InputError
 
 # Shares of 10,000 queries after which the share of changed pixels is halved (section 4.1 of the paper).
