@@ -31,7 +31,7 @@ class InputError(RobustSimError, ValueError):
 
 
 class ObjectiveError(RobustSimError, ArithmeticError):
-    """An attack's objective that gave NaN or an infinite gradient; the message names the step and the images."""
+    """An attack's objective that gave NaN, has no finite gradient, or changes the images it is given."""
 
 
 class CardError(RobustSimError, ValueError):

@@ -1,10 +1,11 @@
 """Robust accuracies of a metric under the attacks of robustsim.attacks, and the gradient-masking report beside them.
 
-Triplets of people's choices are drawn from a CSV with the columns reference, left, right, left_votes and right_votes
-(file names below images/); the reference is attacked. Each figure is kept in a JSON file as soon as it is there, so an
-interrupted run continues where it was. Prints Markdown; --write puts it between the markers of a page.
+Triplets of people's choices are drawn from the file test.csv of a folder, with the columns reference, left, right,
+left_votes and right_votes (files below images/), such as material-2afc has; the reference is attacked. Each figure is
+kept in a JSON file as soon as it is there, so an interrupted run continues where it was. Prints Markdown; --write puts
+it between the markers of a page.
 
-python scripts/attack_table.py ../shared/data/material-2afc --write docs/attacks.md
+python scripts/attack_table.py material-2afc --write docs/attacks.md
 """
 
 import argparse
@@ -78,14 +79,15 @@ def attack(name: str, norm: str, eps: float, options: argparse.Namespace) -> Any
     }[name]()
 
 
-def page(found: dict[str, Any], options: argparse.Namespace, model: str) -> str:
-    command = (
-        f"python scripts/attack_table.py ../shared/data/material-2afc --triplets {options.triplets} "
-        f"--steps {options.steps} --queries {options.queries} --seed {options.seed} --write docs/attacks.md"
-    )
+def page(found: dict[str, Any], options: argparse.Namespace, model: str, count: int) -> str:
+    chosen = ("triplets", "steps", "queries", "seed", "batch_size", "masking_norm", "masking_eps")
+    flags = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in chosen)
+    named = f" --model {options.model}" if options.model else ""
+    command = f"python scripts/attack_table.py material-2afc{named} {flags} --write docs/attacks.md"
     lines = [
-        f"`{model}`, {options.triplets} triplets of material-2afc, reference attacked: share of triplets that are "
-        "right, in %, a triplet that is wrong without attack counting as lost.",
+        f"`{model}`, {count} triplets of the test set of Lagunas et al. 2019, A Similarity Measure for Material "
+        "Appearance (`material-2afc`), reference attacked: share of triplets that are right, in %; a triplet that is "
+        "wrong without attack counts as lost.",
         "",
         f"| threat model | {' | '.join(COLUMNS)} |",
         f"|---|{'---:|' * len(COLUMNS)}",
@@ -170,10 +172,12 @@ def main() -> None:
         )
         found["masking"] = str(report)
         keep()
-    text = page(found, options, metric.card.name)
+    text = page(found, options, metric.card.name, len(rows))
     print(text)
     if options.write:
         old = options.write.read_text()
+        if "<!-- attack table -->" not in old:
+            parser.error(f"{options.write} has no line <!-- attack table -->")
         new = re.sub(
             r"(<!-- attack table -->\n).*?(<!-- end of attack table -->)",
             lambda match: f"{match[1]}\n{text}\n\n{match[2]}",

@@ -212,7 +212,7 @@ def check_callback(make, norm):
         return len(steps) == 2
 
     result = make(norm=norm, eps=EPS[norm], generator=generator(), callback=stop)(objective, images)
-    assert len(steps) <= 2
+    assert 1 <= len(steps) <= 2
     assert result.images.shape == images.shape
     assert_inside(result.images, images, norm, EPS[norm])
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -171,6 +172,69 @@ def test_restarts_and_steps_help(robust):
 
     assert left(steps=20) <= left(steps=2)
     assert left(steps=5, restarts=4) <= left(steps=5)
+    told = []
+    attack = APGD(norm="linf", eps=8 / 255, steps=5, restarts=3, callback=lambda step: told.append(step))
+    assert int(attack(objective, images).queries.max()) == 3 * 6
+    assert [(step.attack, step.step, step.steps) for step in told] == [("APGD", n, 18) for n in range(1, 19)]
+    assert all(bool((b.loss >= a.loss).all()) for a, b in pairwise(told))
+
+
+def test_what_a_restart_has_broken_stays_broken(plain):
+    """Without ``select`` too: the attack ends when all are, in whichever go."""
+    objective, images = right(plain, 40)
+
+    class Whole(Classification):
+        select = property()
+
+    told = []
+    options = {"norm": "linf", "eps": 6 / 255, "steps": 4, "restarts": 50, "stop_on_success": True}
+    attack = APGD(**options, generator=generator(), callback=lambda step: told.append(int(step.success.sum())))
+    result = attack(Whole(plain, objective.labels), images)
+    assert told == sorted(told)
+    assert told[-1] == int(result.success.sum())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_larger_start_stays_in_the_ball_and_costs_the_same(robust, norm):
+    objective, images = right(robust, 60)
+    eps = {"linf": 8 / 255, "l2": 1.0}[norm]
+    plain, larger = (
+        APGD(norm=norm, eps=eps, steps=30, larger_eps=choice, generator=generator())(objective, images)
+        for choice in (False, True)
+    )
+    assert int(larger.queries.max()) == int(plain.queries.max()) == 31
+    assert not torch.equal(larger.images, plain.images)
+    assert float(larger.distance.max()) <= eps + 1e-6
+    assert abs(int(larger.success.sum()) - int(plain.success.sum())) <= 3
+
+
+def test_fab_restarts_and_carlini_wagner_is_confident(robust):
+    objective, images = right(robust, 12)
+    eps = 8 / 255
+    one, two = (
+        FAB(norm="linf", eps=eps, steps=5, targets=2, restarts=count, generator=generator())(objective, images)
+        for count in (1, 2)
+    )
+    assert int(two.queries.max()) > 1.8 * int(one.queries.max())
+    assert bool((two.success >= one.success).all())
+    sure = CarliniWagner(steps=60, searches=6, learning_rate=0.05, confidence=1.0)(objective, images)
+    with torch.no_grad():
+        assert float(objective.margin()(sure.images)[sure.success].min()) >= 1.0 - 1e-3
+    assert int(sure.success.sum()) > 6
+
+
+def test_without_asking_the_device_the_loops_come_to_the_same(monkeypatch):
+    """The branch for accelerators, where nobody asks whether a loop has converged."""
+    from robustsim.attacks import ThreatModel, region
+
+    originals = torch.rand(3, 3, 24, 24, generator=generator()).round()
+    points = originals + 0.5 * torch.randn(originals.shape, generator=generator(1))
+    for norm, eps in (("l2", 4.0), ("l1", 60.0)):
+        wanted = ThreatModel(norm, eps).project(points, originals)
+        with monkeypatch.context() as patch:
+            patch.setattr(region, "on_host", lambda tensor: False)
+            found = ThreatModel(norm, eps).project(points, originals)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
 def test_the_best_point_is_returned(robust):
@@ -311,6 +375,21 @@ def test_messages_name_what_is_wrong(robust):
         PGD(**LINF)(lambda x: objective(x).mean(), images)
     with pytest.raises(ObjectiveError, match="gradient is not finite at step 0 for the images 0, 1, 2, 3"):
         PGD(**LINF, random_start=False)(lambda x: (x - images).flatten(1).square().sum(1).sqrt(), images)
+    for wrong, message in (
+        ({"keep": "lst"}, "keep='lst' is none of best, last"),
+        ({"step_size": -1.0}, "step_size must be at least 0"),
+        ({"share": 0.0}, "share must be in"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PGD(**LINF, **wrong)
+    with pytest.raises(InputError, match="queries must be at least 1"):
+        AutoAttack(**LINF, queries=0)
+    with pytest.raises(InputError, match="learning_rate must be above 0"):
+        CarliniWagner(learning_rate=-1.0)
+    with pytest.raises(InputError, match="no ensembles in it"):
+        EnsembleAttack([EnsembleAttack([PGD(**LINF)])])
+    with pytest.raises(InputError, match="threshold is a distance"):
+        Untargeted(lambda x: x.flatten(1), images, threshold=-0.1)
     with pytest.raises(InputError, match="momentum must be in"):
         PGD(**LINF, momentum=1.0)
     with pytest.raises(InputError, match="steps must be at least 1, not 0"):
@@ -486,6 +565,23 @@ class Holder:
 GLOBAL_MODEL = None
 
 
+class Rude:
+    """Looking at it runs code that fails."""
+
+    def __init__(self, model):
+        self.net = model
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+    @property
+    def trap(self):
+        raise RuntimeError("nobody should look here")
+
+    def __call__(self, images):
+        return self.net(images)
+
+
 def test_models_are_found_where_they_are(plain):
     model = Counted(nn.Sequential(nn.Dropout(0.9), copy.deepcopy(plain))).train()
     seen = []
@@ -503,11 +599,13 @@ def test_models_are_found_where_they_are(plain):
         Classification(partial(Holder.embed, holder), labels),
         with_default,
         lambda x: GLOBAL_MODEL(x).amax(1),
+        lambda x: torch.stack([GLOBAL_MODEL(part[None])[0] for part in x]).amax(1),
+        Classification(Rude(model), labels),
     ]
     for goal in goals:
         seen.clear()
         PGD(**LINF, steps=1)(goal, torch.rand(2, 3, 20, 20))
-        assert seen == [False, False]
+        assert set(seen) == {False}
         assert model.inner[0].training
     globals()["GLOBAL_MODEL"] = None
 
@@ -547,7 +645,11 @@ def test_batches_of_an_ensemble_with_radii_of_their_own(plain):
     assert bool(((result.images - images).abs().flatten(1).amax(1) <= eps + 1e-6).all())
     calls = []
     stopping = EnsembleAttack([PGD(**options, steps=3, callback=lambda step: calls.append(step) or True)])
+    with pytest.raises(InputError, match=r"\d+ radii for \d+ images"):
+        attack_in_batches(PGD(norm="linf", eps=eps[:-1]), objective, images, batch_size=5)
     result = attack_in_batches(stopping, objective, images, batch_size=5)
+    with torch.no_grad():
+        torch.testing.assert_close(result.loss, objective(result.images), rtol=1e-4, atol=1e-5)
     assert len(calls) == 1
     assert torch.equal(result.images[5:], images[5:])
 
@@ -560,10 +662,18 @@ def test_objectives_that_cannot_be_trusted_are_found_out(plain):
     def in_place(x):
         return x.sub_(0.5).div_(0.25).flatten(1).mean(1)
 
-    for attack in (SquareAttack(**LINF, queries=5), EnsembleAttack([SquareAttack(**LINF, queries=5)])):
+    square = SquareAttack(**LINF, queries=5)
+    for attack in (square, EnsembleAttack([square]), PGD(**LINF, steps=2)):
         with pytest.raises(ObjectiveError, match="changes the images it is given: look for inplace=True"):
             attack(in_place, images)
     assert torch.equal(images, before)
+
+    class Spoils(Duck):
+        def success(self, x):
+            return super().success(x.sub_(5))
+
+    with pytest.raises(ObjectiveError, match="changes the images it is given"):
+        PGD(**LINF, steps=2)(Spoils(plain, objective.labels), images)
 
     class Column(Duck):
         def success(self, x):

@@ -111,6 +111,12 @@ class IgnoresTheCallback(PGD):
         super().__post_init__()
 
 
+class DropsTheCallback(PGD):
+    def __post_init__(self):
+        object.__setattr__(self, "callback", None)
+        super().__post_init__()
+
+
 class SwallowsNan(PGD):
     def on(self, objective, images, places=None):
         return super().on(Cleaned(objective), images, places)
@@ -151,6 +157,7 @@ BROKEN = {
     ClaimsSuccess: "truth",
     DoesNothing: "strength",
     IgnoresTheCallback: "callback",
+    DropsTheCallback: "callback",
     SwallowsNan: "nan",
     CountsHalf: "cost_is_counted",
     OneRadiusForAll: "radius_of_each",

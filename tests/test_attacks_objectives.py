@@ -179,3 +179,13 @@ def test_what_makes_no_objective_is_refused():
         Classification(model, LABELS, targets=TARGETS)
     with pytest.raises(InputError, match="labels must be integers"):
         Classification(model, LABELS.float())
+
+
+def test_what_stays_is_embedded_in_eval_mode():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.5), torch.nn.Flatten())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    objective = Untargeted(net, images(3))
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    net.eval()
+    torch.testing.assert_close(objective(images(3)), torch.zeros(4))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robustsim.attacks.decisions import Classification, TwoAFC
     from robustsim.attacks.ensemble import AutoAttack, EnsembleAttack
     from robustsim.attacks.fab import FAB
-    from robustsim.attacks.masking import MaskingReport, check_gradient_masking
+    from robustsim.attacks.masking import MaskingCheck, MaskingReport, check_gradient_masking
     from robustsim.attacks.noise import RandomNoise
     from robustsim.attacks.objectives import Objective, Targeted, TextTargeted, Untargeted
     from robustsim.attacks.pgd import PGD
@@ -36,6 +36,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "Classification",
     "EnsembleAttack",
     "FAB",
+    "MaskingCheck",
     "MaskingReport",
     "Objective",
     "PGD",
@@ -63,6 +64,7 @@ __getattr__, __dir__ = lazy_names(
         "Classification": "decisions",
         "EnsembleAttack": "ensemble",
         "FAB": "fab",
+        "MaskingCheck": "masking",
         "MaskingReport": "masking",
         "Objective": "objectives",
         "PGD": "pgd",

@@ -43,9 +43,9 @@ class APGD(IterativeAttack):
 
     The step begins at ``2 * eps``. At checkpoints (after 22 % of the steps, then at intervals that shrink by 3 % down
     to 6 %) it is halved, and the search goes on from the best point, where the loss rose in no more than 75 % of the
-    steps since, or where neither the best loss nor the step has changed. In l1 the step moves a few coordinates, the
-    fewer the sparser the best point is, and the step size follows that. ``steps`` iterations take steps + 1 forward
-    passes and as many gradients as steps, at most.
+    steps since, or where neither the best loss nor the step has changed. In l1 it begins at ``eps`` and moves a few
+    coordinates, the fewer the sparser the best point is, and the step size follows that. ``steps`` iterations take
+    steps + 1 forward passes and as many gradients as steps, at most.
 
     Attributes:
         steps: iterations of one go.
@@ -54,6 +54,7 @@ class APGD(IterativeAttack):
             after the other (APGD-T, by targeted DLR; by the margin where there are less than four classes); it needs
             an objective that offers ``targeted``.
         larger_eps: spend the first 60 % of the steps in balls of three and of two times the radius; None for l1 only.
+            Of less than 12 steps none can be spared.
         eot: draws of a randomised objective to average each evaluation over.
     """
 

@@ -75,7 +75,8 @@ class Attack(ABC):
 
         Raises:
             InputError: images, radii or options that do not fit.
-            ObjectiveError: a loss or gradient that is not finite, or does not exist; names the step and the images.
+            ObjectiveError: a loss that is NaN, a gradient that is not finite or does not exist, an objective that
+                changes its input; where it can, it names the step and the images.
         """
         return eagerly(self.on, objective, images)
 
@@ -153,7 +154,8 @@ class IterativeAttack(Attack):
         # The points were found by other losses than the caller's.
         loss, success, passes = ask(objective, result.images)
         refuse_nan(type(self).__name__, loss, places)
-        return replace(result, loss=loss, success=success, queries=result.queries + passes)
+        known = result.success if success is None else success
+        return replace(result, loss=loss, success=known, queries=result.queries + passes)
 
     @abstractmethod
     def search(self, run: Run) -> None:
@@ -167,6 +169,7 @@ class MinimumNormAttack(IterativeAttack):
     Attributes:
         eps: what is farther away does not count as success, and the image comes back as it was; infinity, the default,
             for the nearest point at whatever distance.
+        stop_on_success: an image is done with the first success within the radius, which need not be the nearest.
     """
 
     eps: float | Tensor = math.inf

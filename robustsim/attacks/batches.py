@@ -35,6 +35,8 @@ def attack_in_batches(
 
 
 def _in_batches(attack: "Attack | EnsembleAttack", batch_size: int, objective: Any, images: Tensor) -> AttackResult:
+    for one in attack.attacks if isinstance(attack, EnsembleAttack) else (attack,):
+        one.threat.around(images)  # as many radii as images, among other things
     stop, parts = Stop(), []
     for rows in torch.split(torch.arange(len(images), device=images.device), batch_size):
         part = objective.select(rows)

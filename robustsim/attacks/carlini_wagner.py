@@ -56,13 +56,16 @@ class CarliniWagner(MinimumNormAttack):
         for name in ("steps", "searches"):
             at_least(name, getattr(self, name), 1)
         at_least("confidence", self.confidence, 0)
+        for name in ("learning_rate", "first_weight"):
+            if not 0 < getattr(self, name) < _HUGE:
+                raise InputError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
     def search(self, run: Run) -> None:
         run.switch(self.boundary(run))
         run.begin()
         total = self.searches * self.steps + 1
         self.offer(run, run.region.originals, run.evaluate(run.region.originals, offer=False))
-        keep = run.tick(total)
+        run.tick(total)
         x = run.region.originals
         zero, first = torch.zeros_like(x), torch.full((len(x),), self.first_weight, device=x.device, dtype=x.dtype)
         state = _State(x, zero, zero, first, torch.zeros_like(first), torch.full_like(first, _HUGE), first > _HUGE)

@@ -152,6 +152,8 @@ class TwoAFC(Decision):
     ) -> None:
         if (embed is None) == (distance is None):
             raise InputError("TwoAFC takes either embed= or distance=")
+        if loss not in _PLAIN:
+            raise InputError(f"loss={loss!r}: a choice between two is attacked by ce or margin")
         if perturb not in (*_SIDES, "all"):
             raise InputError(f"perturb={perturb!r} is none of {', '.join(_SIDES)}, all")
         given = {"reference": reference, "left": left, "right": right}

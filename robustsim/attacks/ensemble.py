@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.apgd import APGD
-from robustsim.attacks.base import Attack, Goal, IterativeAttack, eagerly
+from robustsim.attacks.base import Attack, Goal, IterativeAttack, at_least, eagerly
 from robustsim.attacks.fab import FAB
 from robustsim.attacks.judging import ask, refuse_nan
 from robustsim.attacks.region import Region
@@ -34,8 +34,8 @@ class EnsembleAttack:
     """
 
     def __init__(self, attacks: Sequence[Attack]) -> None:
-        if not attacks:
-            raise InputError("an ensemble needs at least one attack")
+        if not attacks or not all(isinstance(attack, Attack) for attack in attacks):
+            raise InputError("an ensemble needs a list of at least one attack, and no ensembles in it")
         self.attacks = tuple(
             replace(attack, stop_on_success=True) if isinstance(attack, IterativeAttack) else attack
             for attack in attacks
@@ -51,6 +51,8 @@ class EnsembleAttack:
             attack.threat.around(images)  # what cannot be attacked is refused before anything is evaluated
         places = torch.arange(len(images), device=images.device) if places is None else places
         best = clean(objective, images, places)
+        # Without a notion of success, any attack's point is better than none.
+        rank = best.loss if best.success is not None else torch.full_like(best.loss, -torch.inf)
         stop = Stop()
         for attack in self.attacks:
             rows = torch.arange(len(images), device=images.device)
@@ -59,7 +61,8 @@ class EnsembleAttack:
                 if not len(rows):
                     break
             part = objective if len(rows) == len(images) else objective.select(rows)
-            _enter(best, watched(attack, stop).for_images(rows).on(part, images[rows], places[rows]), rows)
+            result = watched(attack, stop).for_images(rows).on(part, images[rows], places[rows])
+            _enter(best, rank, result, rows)
             if stop.asked:
                 break
         return best
@@ -98,20 +101,19 @@ def clean(objective: Any, images: Tensor, places: Tensor) -> AttackResult:
     loss, success, passes = ask(objective, copy)
     refuse_nan("before any attack", loss, places)
     queries = torch.full((len(images),), passes, device=images.device)
-    if success is None:
-        loss = torch.full_like(loss, -torch.inf)  # any attack's point is better
     distance = torch.zeros(len(images), dtype=images.dtype, device=images.device)
     return AttackResult(copy, success, loss, distance, queries, torch.zeros_like(queries))
 
 
-def _enter(best: AttackResult, result: AttackResult, rows: Tensor) -> None:
+def _enter(best: AttackResult, rank: Tensor, result: AttackResult, rows: Tensor) -> None:
     best.queries[rows] += result.queries
     best.gradients[rows] += result.gradients
-    better = result.loss > best.loss[rows]
+    better = result.loss > rank[rows]
     if best.success is not None and result.success is not None:
         better = ~best.success[rows] & (result.success | better)
         best.success[rows] |= result.success
     taken = rows[better]
+    rank[taken] = result.loss[better]
     for name in ("images", "loss", "distance"):
         getattr(best, name)[taken] = getattr(result, name)[better]
 
@@ -121,31 +123,36 @@ class AutoAttack(Attack):
     """The standard ensemble of Croce and Hein (2020): APGD on cross-entropy, APGD-T on targeted DLR, FAB-T, Square.
 
     For decisions, :class:`Classification` and :class:`TwoAFC`. DLR needs three classes and targeted DLR four: with two
-    or three, APGD-T takes the margin to each target instead. In l1, Square, which knows linf and l2, is left out, and
-    five targets are tried instead of nine.
+    or three, APGD-T takes the margin to each target instead. In l1, as with its authors, APGD has five restarts and
+    APGD-T five targets; their variant of Square for l1 is not here, and left out.
 
     Attributes:
         steps: iterations of APGD and FAB.
         queries: of Square.
-        targets: how many of the likeliest wrong classes APGD-T and FAB-T try; None for nine, in l1 five.
+        targets: how many of the likeliest wrong classes APGD-T and FAB-T try; None for nine, in l1 five for APGD-T.
     """
 
     steps: int = 100
     queries: int = 5000
     targets: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.attacks()  # refuses what does not fit
+
     def attacks(self) -> list[Attack]:
         """The parts, in order."""
         common: dict[str, Any] = {
             name: getattr(self, name) for name in ("norm", "eps", "bounds", "generator", "progress", "callback")
         }
-        targets = self.targets or (5 if self.norm == "l1" else 9)
+        sparse, several = self.norm == "l1", 9 if self.targets is None else self.targets
+        at_least("queries", self.queries, 1)
         parts: list[Attack] = [
-            APGD(**common, steps=self.steps),
-            APGD(**common, steps=self.steps, targets=targets),
-            FAB(**common, steps=self.steps, targets=targets),
+            APGD(**common, steps=self.steps, restarts=5 if sparse else 1),
+            APGD(**common, steps=self.steps, targets=5 if sparse and self.targets is None else several),
+            FAB(**common, steps=self.steps, targets=several),
         ]
-        return parts if self.norm == "l1" else [*parts, SquareAttack(**common, queries=self.queries)]
+        return parts if sparse else [*parts, SquareAttack(**common, queries=self.queries)]
 
     def attack(self, objective: Goal, region: Region, places: Tensor | None) -> AttackResult:
         if not all(hasattr(objective, name) for name in ("targeted", "success", "margin")):
@@ -154,8 +161,11 @@ class AutoAttack(Attack):
                 "EnsembleAttack([APGD(...), SquareAttack(...)])"
             )
         # Its first part is on cross-entropy, whatever the caller looks at.
-        standard = objective.with_loss("ce") if hasattr(objective, "with_loss") else objective
+        other = getattr(objective, "loss_name", None) != "ce" and hasattr(objective, "with_loss")
+        standard = objective.with_loss("ce") if other else objective  # type: ignore[attr-defined]
         result = EnsembleAttack(self.attacks()).on(standard, region.originals, places)
-        loss, _, passes = ask(objective, result.images)
+        if standard is objective:
+            return result
+        loss, _, passes = ask(objective, result.images, success=False)
         refuse_nan(type(self).__name__, loss, places)
         return replace(result, loss=loss, queries=result.queries + passes)

@@ -20,7 +20,8 @@ class FAB(MinimumNormAttack):
     """Steps onto the linearised decision boundary that stay near the original, in l2, linf or l1.
 
     Each step projects the point and the original onto the boundary's tangent plane within the box, and goes to a point
-    between; from a success it steps back towards the original.
+    between; from a success it steps back towards the original. Of several pictures in one row (``perturb="all"``) the
+    change is the smallest of all together.
 
     Attributes:
         steps: iterations; each takes two forward passes and a gradient.

@@ -1,5 +1,6 @@
 """What an objective says of images, checked."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,15 +20,13 @@ def ask(objective: Any, points: Tensor, *, success: bool = True) -> tuple[Tensor
     Raises:
         InputError: the objective does not return one number for each image.
     """
-    won, passes, version = None, 1, points._version
+    won, passes = None, 1
     if hasattr(objective, "evaluate"):
-        loss, won = objective.evaluate(points)
+        loss, won = _untouched(objective.evaluate, points)
     else:
-        loss = objective(points)
+        loss = _untouched(objective, points)
         if success and hasattr(objective, "success"):
             won, passes = judge(objective, points), 2
-    if points._version != version:
-        raise ObjectiveError("the objective changes the images it is given: look for inplace=True or an assignment")
     if not isinstance(loss, Tensor) or loss.shape != (len(points),):
         raise InputError(
             f"an objective returns one loss for each image, shape ({len(points)},) here, not {_seen(loss)}"
@@ -38,7 +37,21 @@ def ask(objective: Any, points: Tensor, *, success: bool = True) -> tuple[Tensor
 def judge(objective: Any, points: Tensor) -> Tensor:
     """Success by the objective's own method, (n,) bool."""
     with torch.no_grad():
-        return _one_each(objective.success(points.detach()), points)
+        return _one_each(_untouched(objective.success, points.detach()), points)
+
+
+def _untouched(function: Callable[[Tensor], Any], points: Tensor) -> Any:
+    """What the function says of the points, if it leaves them as they are."""
+    version, told = points._version, "the objective changes the images it is given: look for inplace=True or x -= ..."
+    try:
+        said = function(points)
+    except RuntimeError as error:
+        if "in-place operation" in str(error):  # autograd was faster
+            raise ObjectiveError(told) from error
+        raise
+    if points._version != version:
+        raise ObjectiveError(told)
+    return said
 
 
 def _one_each(won: Any, points: Tensor) -> Tensor:
@@ -52,7 +65,7 @@ def _seen(value: object) -> str:
 
 
 def refuse_nan(name: str, loss: Tensor, places: Tensor | None) -> None:
-    """For losses that are only computed at the end."""
+    """Raise where a loss that is only computed at the end, or before an attack, is NaN."""
     rows = torch.nonzero(torch.isnan(loss)).squeeze(1)
     if len(rows):
         images = (rows if places is None else places[rows])[:10].tolist()

@@ -117,7 +117,8 @@ def check_gradient_masking(
         raise InputError("check_gradient_masking needs an objective that offers success(images) and select(indices)")
     if not 0 < eps < math.inf:
         raise InputError(f"eps must be above 0 and finite, not {eps!r}")
-    at_least("steps", steps, 10)
+    for name, value, least in (("steps", steps, 10), ("queries", queries, 1), ("tolerance", tolerance, 0)):
+        at_least(name, value, least)
     common: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": generator, "progress": progress}
     count = len(images)
     slack = max(tolerance, 1 / count) + 1e-9
@@ -220,7 +221,7 @@ def _radii(norm: Norm, eps: float, bounds: tuple[float, float], images: Tensor) 
     found = []
     while (eps := 2 * eps) < most:
         found.append(eps)
-    return [*found, most]
+    return [*found, most] if eps / 2 < most else []
 
 
 def _readable(radius: float, norm: Norm) -> str:

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from types import FunctionType, ModuleType
+from itertools import islice
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 # How deep modules are looked for in what an objective holds.
 _DEPTH = 7
+# How many items of one container are looked through: a data set is no holder of models.
+_ITEMS = 1000
 _LEAVES = (str, bytes, int, float, Tensor, type, ModuleType)
 
 
@@ -53,25 +56,44 @@ def _modules(objective: object) -> Iterator[nn.Module]:
 
 
 def _parts(holder: Any) -> list[object]:
-    """What an object holds: the owner of a method, items, attributes, a closure, defaults, globals that it names."""
+    """What an object holds: the owner of a method, items, attributes, a closure, defaults, globals that it names.
+
+    Nothing of the holder's own is run for that, neither properties nor ``__getattr__``.
+    """
     if isinstance(holder, partial):
         return [holder.func, *holder.args, *holder.keywords.values()]
     if isinstance(holder, (list, tuple, set, frozenset)):
-        return list(holder)
+        return list(islice(holder, _ITEMS))
     if isinstance(holder, dict):
-        return list(holder.values())
-    parts = [getattr(holder, "__self__", None), *getattr(holder, "__dict__", {}).values()]
+        return list(islice(holder.values(), _ITEMS))
+    if isinstance(holder, MethodType):
+        return [holder.__self__, holder.__func__]
+    if isinstance(holder, FunctionType):
+        return _parts_of_function(holder)
+    parts: list[object] = []
+    with suppress(AttributeError):
+        parts += islice(object.__getattribute__(holder, "__dict__").values(), _ITEMS)
     for kind in type(holder).__mro__:
-        slots = getattr(kind, "__slots__", ())
-        parts += [getattr(holder, name, None) for name in ([slots] if isinstance(slots, str) else slots)]
-        parts += [value for value in vars(kind).values() if isinstance(value, nn.Module)]
-    function = getattr(holder, "__func__", holder)
-    if isinstance(function, FunctionType):
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # a name that is not bound yet
-                parts.append(cell.cell_contents)
-        parts += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        # Of the globals only models themselves: the rest of the program is nobody's holder.
-        named = (function.__globals__.get(name) for name in function.__code__.co_names)
-        parts += [value for value in named if isinstance(value, nn.Module)]
+        for value in vars(kind).values():
+            if isinstance(value, MemberDescriptorType):  # of __slots__
+                with suppress(AttributeError):
+                    parts.append(value.__get__(holder))
+            elif isinstance(value, nn.Module):
+                parts.append(value)
     return parts
+
+
+def _parts_of_function(function: FunctionType) -> list[object]:
+    parts: list[object] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a name that is not bound yet
+            parts.append(cell.cell_contents)
+    # Of the globals only models themselves: the rest of the program is nobody's holder.
+    named = [function.__globals__.get(name) for name in _names(function.__code__)]
+    return [*parts, *(value for value in named if isinstance(value, nn.Module))]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The globals that a function names, itself and in what is defined inside it."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return set(code.co_names).union(*map(_names, inner))

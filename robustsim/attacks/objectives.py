@@ -7,7 +7,8 @@ Any callable of that form can be attacked. It may offer more, as all classes her
   each step with ``stop_on_success=True``, else one at the end, of the points with the largest loss only;
 - ``select(indices)``: the same objective for some of its images, so that images that are done can leave the batch;
 - ``margin()``: an objective of the same success, whose loss is above 0 exactly there, for attacks on the boundary;
-- ``targeted(images, count, boundary=False)``: objectives that each lead to another class.
+- ``targeted(images, count, boundary=False)``: objectives that each lead to another class;
+- ``with_loss(name)``: the same success, attacked by another loss; AutoAttack begins with ``with_loss("ce")``.
 
 The functions that they are given work on tensors: ``embed(images) -> (N, D)`` (``RobustSim.embed_pixels``, for
 example), ``distance(a, b) -> (N,)`` (any metric), ``model(images) -> (N, K)`` logits. Whatever does not depend on the
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustsim.attacks.modules import undisturbed
 from robustsim.errors import InputError
 
 Embed = Callable[[Tensor], Tensor]
@@ -121,7 +123,7 @@ class Untargeted(Objective):
     per_image = ("anchors",)
 
     def __init__(self, embed: Embed, images: Tensor, *, threshold: float | None = None) -> None:
-        self.embed, self.threshold = embed, threshold
+        self.embed, self.threshold = embed, checked_threshold(threshold)
         self.anchors = anchor(embed, images)
 
     def scores(self, images: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ class Targeted(Objective):
     """
 
     def __init__(self, embed: Embed, targets: Tensor, *, threshold: float | None = None) -> None:
-        self.embed, self.threshold = embed, threshold
+        self.embed, self.threshold = embed, checked_threshold(threshold)
         self.targets = anchor(embed, targets)
         self.per_image = ("targets",) if self.targets.ndim == 3 else ()
 
@@ -194,6 +196,13 @@ class TextTargeted(Objective):
         return scores[:, 0] - scores[:, 1:].amax(1) if scores.shape[1] > 1 else None
 
 
+def checked_threshold(threshold: float | None) -> float | None:
+    """A distance, or none."""
+    if threshold is not None and not 0 <= threshold <= 2**0.5:
+        raise InputError(f"threshold is a distance sqrt(1 - similarity), from 0 to 1.414, not {threshold!r}")
+    return threshold
+
+
 def detached(tensor: Tensor) -> Tensor:
     """A tensor that stays as it is; one of inference mode could not be part of a graph."""
     with torch.inference_mode(False):
@@ -209,6 +218,6 @@ def seen_by(embed: Embed, images: Tensor) -> Tensor:
 
 def anchor(embed: Embed, images: Tensor) -> Tensor:
     """Unit embeddings that stay as they are: of images (N, C, H, W), or given as such."""
-    with torch.inference_mode(False), torch.no_grad():
+    with undisturbed(embed), torch.inference_mode(False), torch.no_grad():
         features = embed(detached(images)) if images.ndim == 4 else detached(images)
         return F.normalize(features.float(), dim=-1)

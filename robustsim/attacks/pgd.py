@@ -51,6 +51,10 @@ class PGD(IterativeAttack):
             at_least(name, getattr(self, name), 1)
         if self.step_rule not in get_args(StepRule):
             raise InputError(f"step_rule={self.step_rule!r} is none of {', '.join(get_args(StepRule))}")
+        if self.keep not in ("best", "last"):
+            raise InputError(f"keep={self.keep!r} is none of best, last")
+        if self.step_size is not None and not 0 <= self.step_size < math.inf:
+            raise InputError(f"step_size must be at least 0 and finite, not {self.step_size!r}")
         if not 0 < self.share <= 1:
             raise InputError(f"share must be in (0, 1], not {self.share!r}")
         if not 0 <= self.momentum < 1:

@@ -33,6 +33,11 @@ def widest(images: Tensor) -> torch.dtype:
     return images.dtype if images.device.type == "mps" else torch.float64
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether a number of it can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
 def dims(batch: Tensor) -> tuple[int, ...]:
     """The dimensions of one picture: the last three, or all but the first where there are fewer."""
     return tuple(range(max(1, batch.ndim - 3), batch.ndim))
@@ -51,11 +56,11 @@ def fill_level(a: Tensor, b: Tensor, total: Tensor, over: tuple[int, ...], toler
     """
     tiny = torch.finfo(a.dtype).tiny
     t = total / a.sum(over, keepdim=True).clamp_min(tiny)
-    for index in range(_ROUNDS if a.device.type == "cpu" else _BLIND_ROUNDS):
+    for index in range(_ROUNDS if on_host(a) else _BLIND_ROUNDS):
         filled = torch.minimum(t * a, b)
         missing = total - filled.sum(over, keepdim=True)
         free = torch.where(filled < b, a, 0).sum(over, keepdim=True)
-        if a.device.type == "cpu" and index and not bool(((missing > tolerance * total) & (free > tiny)).any()):
+        if on_host(a) and index and not bool(((missing > tolerance * total) & (free > tiny)).any()):
             break
         # Where nothing is free, all is filled already.
         t = t + torch.where(free > tiny, missing.clamp_min(0) / free.clamp_min(tiny), 0)
@@ -98,7 +103,7 @@ def steepest(gradient: Tensor, norm: Norm, share: Tensor | None = None) -> Tenso
 
 def _nth_largest(rows: Tensor, n: Tensor) -> Tensor:
     """The n-th largest value of each row, n (N,) for rows (N, ..., D): (N, ...)."""
-    if rows.device.type == "cpu":  # where an unsorted selection for each is cheaper than sorting for the largest n
+    if on_host(rows):  # where an unsorted selection for each is cheaper than sorting for the largest n
         each = [row.topk(count, sorted=False).values.amin(-1) for row, count in zip(rows, n.tolist(), strict=True)]
         return torch.stack(each)
     ordered = rows.sort(dim=-1, descending=True).values  # topk would have to know the largest n on the host
@@ -164,7 +169,7 @@ class Region:
         """Points moved by ``length``, (N,), along the steepest direction of the norm; see :func:`steepest`."""
         if self.norm == "l2":
             norms = torch.linalg.vector_norm(gradient, dim=self._over, keepdim=True)
-            if gradient.device.type == "cpu" and bool((norms > _UNDERFLOW).all()):
+            if on_host(gradient) and bool((norms > _UNDERFLOW).all()):
                 return torch.addcmul(points, gradient, per_image(length, points) / norms)
         return steepest(gradient, self.norm, share).mul_(per_image(length, points)).add_(points)
 
@@ -181,10 +186,10 @@ class Region:
         delta = points - self.originals
         length = torch.linalg.vector_norm(delta, ORDERS[self.norm], dim=self._over, keepdim=True)
         outside = length > self.radius
-        if delta.device.type == "cpu" and not bool(outside.any()):
+        if on_host(delta) and not bool(outside.any()):
             return points.clamp(*self._limits)
         shrunk = self._shrink_l2(delta, length, tolerance) if self.norm == "l2" else self._shrink_l1(delta, tolerance)
-        if delta.device.type == "cpu" and bool(outside.all()):
+        if on_host(delta) and bool(outside.all()):
             return shrunk
         return torch.where(outside, shrunk, points).clamp_(*self._limits)
 
@@ -195,7 +200,7 @@ class Region:
         # Mostly hardly anything was clipped, and all is said.
         used = torch.linalg.vector_norm(points - self.originals, dim=self._over, keepdim=True)
         short = (used < (1 - tolerance) * self.radius) & (length > self.radius)
-        if delta.device.type == "cpu" and not bool(short.any()):
+        if on_host(delta) and not bool(short.any()):
             return points
         low, high = self._room
         room = torch.where(delta > 0, high, low).square_()
@@ -215,7 +220,7 @@ class Region:
         too_much, too_little = used(below), torch.zeros_like(self.radius)
         enough = too_much <= self.radius  # what the bounds leave is within the radius
         above = torch.where(enough, below, above)
-        exact = delta.device.type == "cpu"
+        exact = on_host(delta)
         for index in range(_ROUNDS if exact else 2 * _BLIND_ROUNDS):
             gap = (self.radius - too_little > tolerance * self.radius) & (above - below > 1e-7 * above)
             if exact and not bool(gap.any()):

@@ -33,13 +33,16 @@ class AttackStep:
     """What a callback is told after each step.
 
     Attributes:
-        step: how many are done, of this run of the attack.
-        steps: how many there are.
+        attack: the name of the attack; of an ensemble, of the part that runs.
+        step: how many are done, of this attack; an evaluation each.
+        steps: how many there are at most.
         indices: (M,) the places in the batch of the images that are still attacked.
-        loss: (M,) their best loss so far.
+        loss: (M,) the loss of their best points within the budget so far, -inf before there are any. It is the loss
+            that the attack works with: in Square, FAB and targeted APGD not that of the objective.
         success: (M,) bool, None if the objective has no notion of it.
     """
 
+    attack: str
     step: int
     steps: int
     indices: Tensor

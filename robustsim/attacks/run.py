@@ -200,10 +200,10 @@ class Run:
         if self._progress:
             self._show(steps)
         if self._callback is not None:
-            # Points of a larger ball are no results.
-            best = self.trial if self._in_budget else select(self._whole, self.indices)
+            self._merge()
+            best, places = select(self._whole, self.indices), self._places[self.indices]
             won = best.won if self._judged and not self._blind else None
-            if self._callback(AttackStep(self._step, steps, self._places[self.indices], best.loss, won)):
+            if self._callback(AttackStep(self._name, self._step, steps, places, best.loss, won)):
                 raise Over
         # To ask a GPU for a number is to wait for it: rarely, and early on, when most images break, oftener.
         if self.indices.device.type != "cpu" and self._step % 8 and self._step not in (1, 2, 4):
@@ -285,6 +285,7 @@ class Run:
         self._bad[kind] = torch.where(bad & (first < 0), self._step, first)
 
     def check(self) -> None:
+        """Raise if a loss was NaN or a gradient not finite, at this step or an earlier one."""
         for kind, steps in self._bad.items():
             rows = torch.nonzero(steps >= 0).squeeze(1)
             if len(rows):
@@ -298,7 +299,7 @@ class Run:
     def _narrow(self) -> Tensor | None:
         if not (self._stop and self._judged and self._in_budget):
             return None
-        standing = ~self.trial.won
+        standing = ~(self.trial.won | self._whole.won[self.indices])
         left = int(standing.sum())
         if left == 0:
             raise Over

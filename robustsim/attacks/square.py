@@ -43,7 +43,7 @@ class SquareAttack(IterativeAttack):
     def search(self, run: Run) -> None:
         if run.region.originals.ndim < 4:
             raise InputError(f"SquareAttack needs images (N, C, H, W), not {tuple(run.region.originals.shape)}")
-        if hasattr(run.objective, "with_loss"):
+        if hasattr(run.objective, "with_loss") and hasattr(run.objective, "margin"):
             run.switch(run.objective.margin())
         # Places and shapes for all steps at once: a GPU need not be asked for them one by one.
         draws = uniform((self.queries, 5), torch.empty(0), run.generator).tolist()

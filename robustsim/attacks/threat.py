@@ -64,8 +64,8 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
-        if not self.bounds[0] < self.bounds[1]:
-            raise InputError(f"bounds must be (low, high) with low < high, not {self.bounds!r}")
+        if not -math.inf < self.bounds[0] < self.bounds[1] < math.inf:
+            raise InputError(f"bounds must be (low, high) with low < high, both finite, not {self.bounds!r}")
         _check_eps(torch.as_tensor(self.eps, dtype=torch.float32), self.norm, self.bounds)
 
     def around(self, images: Tensor) -> "Region":
