@@ -35,6 +35,7 @@ from robustsim.attacks import (
 )
 
 THREATS = (("linf", "1/255"), ("linf", "4/255"), ("l2", "3"))
+SETTING = ("triplets", "steps", "queries", "seed", "batch_size", "masking_norm", "masking_eps", "masking_queries")
 COLUMNS = ("clean", "random noise", "PGD", "APGD", "Square", "AutoAttack")
 
 
@@ -80,8 +81,7 @@ def attack(name: str, norm: str, eps: float, options: argparse.Namespace) -> Any
 
 
 def page(found: dict[str, Any], options: argparse.Namespace, model: str, count: int) -> str:
-    chosen = ("triplets", "steps", "queries", "seed", "batch_size", "masking_norm", "masking_eps")
-    flags = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in chosen)
+    flags = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in SETTING)
     named = f" --model {options.model}" if options.model else ""
     command = f"python scripts/attack_table.py material-2afc{named} {flags} --write docs/attacks.md"
     lines = [
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--masking-norm", default="linf")
     parser.add_argument("--masking-eps", default="0.25/255")
+    parser.add_argument("--masking-queries", type=int, default=500)
     parser.add_argument("--results", type=Path, default=Path("attack_table.json"))
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
@@ -130,9 +131,10 @@ def main() -> None:
     metric = RobustSim.from_pretrained(options.model) if options.model else RobustSim.from_pretrained()
     rows = triplets(options.data, options.triplets, options.seed)
     objective = problem(metric, options.data, rows)
-    setting = {
-        name: getattr(options, name) for name in ("triplets", "steps", "queries", "seed", "masking_norm", "masking_eps")
-    } | {"model": metric.card.name, "weights": metric.card.weights_sha256}
+    setting = {name: getattr(options, name) for name in SETTING} | {
+        "model": metric.card.name,
+        "weights": metric.card.weights_sha256,
+    }
     found: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
     if found.setdefault("setting", setting) != setting:
         parser.error(f"{options.results} was made with {found['setting']}: remove it, or give another --results")
@@ -166,7 +168,7 @@ def main() -> None:
             norm=options.masking_norm,
             eps=parse_eps(options.masking_eps, options.masking_norm),
             steps=options.steps,
-            queries=options.queries,
+            queries=options.masking_queries,
             batch_size=options.batch_size,
             generator=torch.Generator().manual_seed(options.seed),
         )

@@ -12,8 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustsim.errors import InputError
-
 Norm = Literal["linf", "l2", "l1"]
 ORDERS: dict[str, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
@@ -236,13 +234,7 @@ class Region:
         return torch.addcmul(self.originals, change, delta.sign_()).clamp_(*self._limits)
 
     def random_start(self, generator: torch.Generator | None = None) -> Tensor:
-        """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box.
-
-        Raises:
-            InputError: the radius is infinite.
-        """
-        if bool(torch.isinf(self.eps).any()):
-            raise InputError("an infinite radius has no random point: pass eps=")
+        """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box."""
         x = self.originals
         if self.norm == "linf":
             return self.project(x + self.radius * (2 * uniform(x.shape, x, generator) - 1))

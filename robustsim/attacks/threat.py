@@ -99,7 +99,13 @@ class ThreatModel:
         return self.around(originals).project(images)
 
     def random_start(self, originals: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A random point of each image's set; see :meth:`Region.random_start`."""
+        """A random point of each image's set; see :meth:`Region.random_start`.
+
+        Raises:
+            InputError: the radius is infinite; else as for :meth:`around`.
+        """
+        if bool(torch.isinf(torch.as_tensor(self.eps)).any()):
+            raise InputError("an infinite radius has no random point: pass eps=")
         return self.around(originals).random_start(generator)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
