@@ -499,6 +499,14 @@ def test_masked_gradients_are_found(plain):
     assert [check.name for check in hidden.checks if not check.passed] == ["black box finds nothing new"]
 
 
+def test_square_that_did_not_run_has_no_figure(plain):
+    images, labels = crops(12, seed=10**6)
+    assert "square" in report(plain, images, labels, steps=10, queries=3).accuracy
+    found = report(plain, images, labels, norm="l1", eps=5.0, steps=10)
+    assert "square" not in found.accuracy
+    assert "black box" not in str(found)
+
+
 def test_the_sanity_checks_need_a_notion_of_success(plain):
     images, labels = crops(4, seed=0)
     with pytest.raises(InputError, match="offers success"):

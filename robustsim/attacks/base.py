@@ -194,15 +194,14 @@ class MinimumNormAttack(IterativeAttack):
         """Success, (n,) bool; beyond the boundary, where the objective does not tell it at once."""
         return seen.loss > 0 if seen.won is None else seen.won
 
-    def offer(self, run: Run, points: Tensor, seen: Seen) -> Tensor:
-        """Enter the points that succeed within the radius, the nearest first; their distances, (n,).
+    def offer(self, run: Run, points: Tensor, seen: Seen) -> None:
+        """Enter the points that succeed within the radius, the nearest first.
 
         The first points to be offered are the originals, which stay where nothing else is found.
         """
         distance = run.region.distance(points)
         won = self.won(seen) & (distance <= run.region.eps)
         run.offer(points, replace(seen, won=won), torch.where(won, -distance, -torch.inf))
-        return distance
 
 
 def at_least(name: str, value: float, least: float) -> None:

@@ -190,7 +190,9 @@ def check_gradient_masking(
             "The attack has not converged: report a longer one.",
         ),
     ]
+    accuracy = {"clean": share(clean), "noise": share(noise), "one step": share(single), "apgd": apgd}
     if norm != "l1":
+        accuracy["square"] = share(square)
         checks.append(
             MaskingCheck(
                 "black box finds nothing new",
@@ -201,13 +203,7 @@ def check_gradient_masking(
         )
     return MaskingReport(
         tuple(checks),
-        {
-            "clean": share(clean),
-            "noise": share(noise),
-            "one step": share(single),
-            "apgd": apgd,
-            "square": share(square),
-        },
+        accuracy,
         {radius: share(rows) for radius, rows in by_eps.items()},
         {number: share(rows) for number, rows in by_steps.items()},
         count,
