@@ -3,6 +3,7 @@
 RobustSimError
 ├── ImageError (ValueError)             a picture that cannot be read, or is not one
 ├── InputError (ValueError)             arguments that do not fit: shapes, counts, ranges, options
+├── DataError (ValueError)              a data set whose files or rows are not what its format says
 ├── ObjectiveError (ArithmeticError)    an attack's objective that gave NaN, or cannot be differentiated
 ├── CardError (ValueError)              a card or config.json that cannot be understood
 ├── ModelNotFoundError (LookupError)    a name that is no catalogue entry, repository or folder
@@ -28,6 +29,10 @@ class ImageError(RobustSimError, ValueError):
 
 class InputError(RobustSimError, ValueError):
     """Arguments that do not fit: shapes, counts, value ranges, options."""
+
+
+class DataError(RobustSimError, ValueError):
+    """A data set whose files or rows are not what its format says; the message names the file and the row."""
 
 
 class ObjectiveError(RobustSimError, ArithmeticError):

@@ -23,7 +23,10 @@ ALLOWED = {
     "default": {"errors", "images", "encoders", "metric"},
     "search": {"errors", "images", "encoders", "metric"},
     "attacks": {"errors"},
-    "cli": {"errors", "images", "encoders", "metric", "search", "attacks"},
+    "data": {"errors", "images"},
+    "baselines": {"errors", "images", "encoders"},
+    "evaluation": {"errors", "images", "encoders", "metric", "attacks", "data", "baselines"},
+    "cli": {"errors", "images", "encoders", "metric", "search", "attacks", "data", "baselines", "evaluation"},
     "__main__": {"cli"},
 }
 
@@ -94,7 +97,17 @@ def test_help_needs_no_torch():
 
 
 @pytest.mark.parametrize(
-    "name", ["robustsim", "robustsim.images", "robustsim.encoders", "robustsim.search", "robustsim.attacks"]
+    "name",
+    [
+        "robustsim",
+        "robustsim.images",
+        "robustsim.encoders",
+        "robustsim.search",
+        "robustsim.attacks",
+        "robustsim.baselines",
+        "robustsim.data",
+        "robustsim.evaluation",
+    ],
 )
 def test_public_names_are_sorted_and_there(name):
     module = importlib.import_module(name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustsim.errors import CorruptFileError, OutputError, RobustSimError, WeightsError
 
@@ -78,6 +78,17 @@ def unwrap(loaded: Any) -> dict[str, Tensor]:
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     return _digest(path, hashlib.sha256())
+
+
+def state_sha256(module: nn.Module) -> str:
+    """Hexadecimal SHA-256 of a module's state, names, types and values: what tells two sets of weights apart."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        digest.update(f"{key} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def git_blob(path: Path) -> str:

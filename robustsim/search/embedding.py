@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from robustsim.encoders.weights import whole_file
+from robustsim.encoders.weights import state_sha256, whole_file
 from robustsim.errors import ImageError, InputError, OutputError, RobustSimError
 from robustsim.images.files import find_images, prefetch
 from robustsim.images.inputs import load_square, stack_squares
@@ -168,7 +166,7 @@ def _run(
     identity = {
         "folder": os.fspath(folder.resolve()),
         "model": json.loads(metric.card.to_json()),
-        **_weights_id(metric),
+        "weights": state_sha256(metric.encoder),
     }
     resumed = 0
     if restart:
@@ -198,15 +196,6 @@ def _run(
         journal.copy_to(writer)
     journal.remove()
     return EmbedReport(embedded=journal.good, failed=journal.bad, resumed=resumed)
-
-
-def _weights_id(metric: RobustSim) -> dict[str, str]:
-    """What tells two sets of weights apart, the encoder's type included."""
-    digest = sha256()
-    for key, value in metric.encoder.state_dict().items():
-        digest.update(f"{key} {value.dtype}".encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return {"weights": digest.hexdigest()}
 
 
 class _Journal:
