@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robustsim.attacks import APGD, Classification, Targeted, TextTargeted, TwoAFC, Untargeted, losses
+from robustsim.attacks import APGD, Classification, OddOneOut, Targeted, TextTargeted, TwoAFC, Untargeted, losses
 from robustsim.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +28,14 @@ def afc(**options):
     return TwoAFC(embed=embed, **{**given, **options})
 
 
+def odd(**options):
+    return OddOneOut(**{"embed": embed, "odd": images(0), "others": (images(1), images(2)), **options})
+
+
+def city_blocks(u, v):
+    return (u - v).abs().sum(1)
+
+
 def model(inputs):
     return 3 * embed(inputs)
 
@@ -40,6 +48,11 @@ OBJECTIVES = {
         distance=lambda a, b: (a - b).square().mean((1, 2, 3)).sqrt(),
         reference=images(0), left=images(1), right=images(2), labels=torch.tensor([0, 1, 0, 1]),
     ),
+    "afc-embedded-distance": lambda: afc(distance=city_blocks),
+    "odd": lambda: odd(),
+    "odd-all": lambda: odd(perturb="all"),
+    "odd-distance": lambda: odd(distance=city_blocks),
+    "odd-dlr": lambda: odd(loss="dlr"),
     "untargeted": lambda: Untargeted(embed, images(3), threshold=0.3),
     "targeted": lambda: Targeted(embed, images(4, count=16), threshold=0.3),
     "targeted-each": lambda: Targeted(embed, torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0))),
@@ -62,14 +75,14 @@ def test_gradients_are_those_of_the_loss(name, monkeypatch):
     # Everything in double precision, so that finite differences mean something.
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self.double())
     objective = OBJECTIVES[name]()
-    start = (objective.images if name.startswith("afc") else images(5)).double().requires_grad_()
+    start = getattr(objective, "images", images(5)).double().requires_grad_()
     assert torch.autograd.gradcheck(objective, start, eps=1e-6, atol=1e-4, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_forward_tells_loss_and_success(name):
     objective = OBJECTIVES[name]()
-    points = objective.images if name.startswith("afc") else images(5)
+    points = getattr(objective, "images", images(5))
     embed.calls = 0
     loss, won = objective.evaluate(points)
     assert embed.calls == (0 if name == "afc-distance" else 1)
@@ -86,7 +99,7 @@ def test_one_forward_tells_loss_and_success(name):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_selection_is_the_same_objective_for_some_images(name):
     objective = OBJECTIVES[name]()
-    points = objective.images if name.startswith("afc") else images(5)
+    points = getattr(objective, "images", images(5))
     rows = torch.tensor([3, 1])
     torch.testing.assert_close(objective.select(rows)(points[rows]), objective(points)[rows])
     assert objective(points).shape == (4,)  # the whole one is as it was
@@ -161,7 +174,7 @@ def test_targets_in_the_order_of_their_likelihood():
 
 
 def test_what_makes_no_objective_is_refused():
-    with pytest.raises(InputError, match="either embed= or distance="):
+    with pytest.raises(InputError, match="embed= or distance=, or both"):
         TwoAFC(reference=images(0), left=images(0), right=images(0), labels=LABELS)
     with pytest.raises(InputError, match="4 reference, 2 left"):
         afc(left=images(1, count=2))
@@ -189,3 +202,39 @@ def test_what_stays_is_embedded_in_eval_mode():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net.eval()
     torch.testing.assert_close(objective(images(3)), torch.zeros(4))
+
+
+def test_odd_one_out_is_the_image_outside_the_most_similar_pair():
+    pictures = [images(0), images(1), images(2)]
+    z = [F.normalize(embed(one), dim=-1) for one in pictures]
+    similarity = {(a, b): (z[a] * z[b]).sum(1) for a, b in ((1, 2), (0, 2), (0, 1))}
+    objective = odd()
+    assert torch.allclose(objective.scores(objective.images), torch.stack(list(similarity.values()), 1))
+    found = objective.scores(objective.images).argmax(1)
+    assert torch.equal(objective.success(objective.images), found != 0)
+    embed.calls = 0
+    objective.scores(objective.images)
+    assert embed.calls == 1  # the two others are embedded once, when the objective is made
+    everything = odd(perturb="all")
+    assert everything.images.shape == (4, 3, *SHAPE[1:])
+    assert torch.allclose(everything.scores(everything.images), objective.scores(objective.images), atol=1e-6)
+
+
+def test_distances_of_embeddings_are_asked_of_embeddings_as_they_are():
+    objective = afc(distance=city_blocks)
+    u, v = embed(images(0)), embed(images(1))  # not of length 1
+    assert torch.allclose(objective.scores(objective.images)[:, 0], -city_blocks(u, v), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embed": None}, "embed= or distance=, or both"),
+        ({"perturb": "left"}, "neither odd nor all"),
+        ({"others": (images(1, count=3), images(2))}, "4, 3, 4 images"),
+        ({"odd": torch.zeros(4, 5)}, "must be"),
+    ],
+)
+def test_odd_one_out_refuses_what_does_not_fit(options, message):
+    with pytest.raises(InputError, match=message):
+        odd(**options)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustsim.attacks.base import Attack
     from robustsim.attacks.batches import attack_in_batches
     from robustsim.attacks.carlini_wagner import CarliniWagner
-    from robustsim.attacks.decisions import Classification, TwoAFC
+    from robustsim.attacks.decisions import Classification, OddOneOut, TwoAFC
     from robustsim.attacks.ensemble import AutoAttack, EnsembleAttack
     from robustsim.attacks.fab import FAB
     from robustsim.attacks.masking import MaskingCheck, MaskingReport, check_gradient_masking
@@ -39,6 +39,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "MaskingCheck",
     "MaskingReport",
     "Objective",
+    "OddOneOut",
     "PGD",
     "RandomNoise",
     "SquareAttack",
@@ -67,6 +68,7 @@ __getattr__, __dir__ = lazy_names(
         "MaskingCheck": "masking",
         "MaskingReport": "masking",
         "Objective": "objectives",
+        "OddOneOut": "decisions",
         "PGD": "pgd",
         "RandomNoise": "noise",
         "SquareAttack": "square",

@@ -112,8 +112,9 @@ class Classification(Decision):
 class TwoAFC(Decision):
     """Turn a metric's choice between two images around (R-CLIP paper, Eq. 4 and the problem after it).
 
-    The two similarities to the reference are the logits of a classifier with two classes. With ``embed`` they are
-    cosine similarities, with ``distance`` negative distances. A tie is no success of the attacker::
+    The two similarities to the reference are the logits of a classifier with two classes. With ``embed`` alone they are
+    inner products, cosine similarities where embeddings have length 1; with ``distance``, negative distances. A tie is
+    no success of the attacker::
 
         objective = TwoAFC(embed=metric.embed_pixels, reference=r, left=a, right=b, labels=nearer)
         result = APGD(norm="linf", eps=4 / 255, steps=100)(objective, objective.images)
@@ -123,8 +124,8 @@ class TwoAFC(Decision):
         left: likewise.
         right: likewise.
         labels: (N,), 0 where people find left nearer, 1 where right.
-        embed: N images -> (N, D). Either this,
-        distance: or this, (N images, N images) -> (N,).
+        embed: N images -> (N, D). Pictures that are not attacked are embedded once.
+        distance: (N images, N images) -> (N,); with ``embed`` it is given embeddings instead, (N, D) and (N, D).
         perturb: which of them is attacked. With ``all``, :attr:`images` is (N, 3, C, H, W), the three stacked in the
             order of the arguments, each with the radius for itself.
         loss: ``ce`` or ``margin``; DLR needs three classes, and a choice has two.
@@ -133,7 +134,7 @@ class TwoAFC(Decision):
         images: what to attack.
 
     Raises:
-        InputError: counts that differ, labels other than 0 and 1, not exactly one of embed and distance.
+        InputError: counts that differ, labels other than 0 and 1, neither embed nor distance.
     """
 
     per_image = ("labels", "targets", "reference", "left", "right", "images")
@@ -150,8 +151,8 @@ class TwoAFC(Decision):
         perturb: Perturbed = "reference",
         loss: Loss = "ce",
     ) -> None:
-        if (embed is None) == (distance is None):
-            raise InputError("TwoAFC takes either embed= or distance=")
+        if embed is None and distance is None:
+            raise InputError("TwoAFC takes embed= or distance=, or both")
         if loss not in _PLAIN:
             raise InputError(f"loss={loss!r}: a choice between two is attacked by ce or margin")
         if perturb not in (*_SIDES, "all"):
@@ -171,20 +172,91 @@ class TwoAFC(Decision):
         self.images = torch.stack([given[name] for name in _SIDES], 1) if perturb == "all" else given[perturb]
         # What is compared of the pictures that stay as they are.
         self.reference, self.left, self.right = (
-            None if name in attacked else detached(picture) if embed is None else anchor(embed, picture)
+            None
+            if name in attacked
+            else detached(picture)
+            if embed is None
+            else anchor(embed, picture, unit=distance is None)
             for name, picture in given.items()
         )
 
     def scores(self, images: Tensor) -> Tensor:
         """The two similarities, or negative distances, (N, 2)."""
-        seen = images if self.embed is None else seen_by(self.embed, images)
+        seen = images if self.embed is None else seen_by(self.embed, images, unit=self.distance is None)
         if self.perturb == "all":
             reference, left, right = seen.unbind(1)
         else:
             reference, left, right = (
                 seen if fixed is None else fixed for fixed in (self.reference, self.left, self.right)
             )
-        return torch.stack((self._similarity(reference, left), self._similarity(reference, right)), 1)
+        return torch.stack([_similarity(reference, side, self.distance) for side in (left, right)], 1)
 
-    def _similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(1) if self.distance is None else -self.distance(a, b).float()
+
+class OddOneOut(Decision):
+    """Keep a metric from finding the odd one of three images: the one that is not in the most similar pair.
+
+    The class of an image is scored by the similarity of the two others. Labels are 0 all along, as the odd one is named
+    first; a tie is no success of the attacker.
+
+    Args:
+        odd: (N, C, H, W); with ``embed``, embeddings (N, D) may stand in for pictures that are not attacked.
+        others: the two that belong together, each likewise.
+        embed: as for :class:`TwoAFC`.
+        distance: likewise.
+        perturb: ``odd``, or ``all`` with :attr:`images` (N, 3, C, H, W), each with the radius for itself.
+        loss: ``ce``, ``margin`` or ``dlr``.
+
+    Attributes:
+        images: what to attack.
+
+    Raises:
+        InputError: counts that differ, neither embed nor distance.
+    """
+
+    per_image = ("labels", "targets", "first", "second", "images")
+
+    def __init__(
+        self,
+        *,
+        odd: Tensor,
+        others: tuple[Tensor, Tensor],
+        embed: Embed | None = None,
+        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        perturb: Literal["odd", "all"] = "odd",
+        loss: Loss = "ce",
+    ) -> None:
+        if embed is None and distance is None:
+            raise InputError("OddOneOut takes embed= or distance=, or both")
+        if perturb not in ("odd", "all"):
+            raise InputError(f"perturb={perturb!r} is neither odd nor all")
+        if len({len(odd), *map(len, others)}) > 1:
+            counts = ", ".join(str(len(images)) for images in (odd, *others))
+            raise InputError(f"{counts} images: they must be as many")
+        for picture in (odd, *others) if perturb == "all" else (odd,):
+            if picture.ndim != 4:
+                raise InputError(f"what is attacked must be (N, C, H, W), not {tuple(picture.shape)}")
+        super().__init__(torch.zeros(len(odd), dtype=torch.int64, device=odd.device), loss, None)
+        self.embed, self.distance, self.perturb = embed, distance, perturb
+        self.images = torch.stack((odd, *others), 1) if perturb == "all" else odd
+        self.first, self.second = (
+            None
+            if perturb == "all"
+            else detached(picture)
+            if embed is None
+            else anchor(embed, picture, unit=distance is None)
+            for picture in others
+        )
+
+    def scores(self, images: Tensor) -> Tensor:
+        """For each image the similarity, or negative distance, of the two others, (N, 3)."""
+        seen = images if self.embed is None else seen_by(self.embed, images, unit=self.distance is None)
+        if self.first is None or self.second is None:
+            odd, first, second = seen.unbind(1)
+        else:
+            odd, first, second = seen, self.first, self.second
+        pairs = ((first, second), (odd, second), (odd, first))
+        return torch.stack([_similarity(a, b, self.distance) for a, b in pairs], 1)
+
+
+def _similarity(a: Tensor, b: Tensor, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
+    return (a * b).sum(1) if distance is None else -distance(a, b).float()

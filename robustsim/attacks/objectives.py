@@ -209,15 +209,16 @@ def detached(tensor: Tensor) -> Tensor:
         return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def seen_by(embed: Embed, images: Tensor) -> Tensor:
-    """Unit embeddings of what is attacked, (N, D), or (N, 3, D) of the pictures of triplets."""
+def seen_by(embed: Embed, images: Tensor, *, unit: bool = True) -> Tensor:
+    """Embeddings of what is attacked, (N, D), or (N, 3, D) of the pictures of triplets; of length 1 with ``unit``."""
     rows = images.flatten(0, 1) if images.ndim == 5 else images
-    unit = F.normalize(embed(rows).float(), dim=-1)
-    return unit.view(*images.shape[:2], -1) if images.ndim == 5 else unit
+    features = embed(rows).float()
+    features = F.normalize(features, dim=-1) if unit else features
+    return features.view(*images.shape[:2], -1) if images.ndim == 5 else features
 
 
-def anchor(embed: Embed, images: Tensor) -> Tensor:
-    """Unit embeddings that stay as they are: of images (N, C, H, W), or given as such."""
+def anchor(embed: Embed, images: Tensor, *, unit: bool = True) -> Tensor:
+    """Embeddings that stay as they are: of images (N, C, H, W), or given as such; of length 1 with ``unit``."""
     with undisturbed(embed), torch.inference_mode(False), torch.no_grad():
-        features = embed(detached(images)) if images.ndim == 4 else detached(images)
-        return F.normalize(features.float(), dim=-1)
+        features = (embed(detached(images)) if images.ndim == 4 else detached(images)).float()
+        return F.normalize(features, dim=-1) if unit else features
