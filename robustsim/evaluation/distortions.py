@@ -1,0 +1,182 @@
+"""Distortions of known, ordered strength: from 1, hardly to be seen, to 5.
+
+JPEG, noise, contrast and pixelation are corruptions of ImageNet-C (Hendrycks and Dietterich 2019) with its strengths;
+the other kinds move things or colours about. torchvision and Pillow compute them.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from zlib import crc32
+
+from PIL import Image
+
+from robustsim.images import Preprocessing, read_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Side of the pictures that are distorted, in pixels.
+SIDE = 224
+LEVELS = 5
+
+_AMOUNTS: dict[str, tuple[float, ...]] = {
+    "jpeg": (25, 18, 15, 10, 7),  # quality
+    "blur": (0.7, 1.2, 2.0, 3.2, 5.0),  # standard deviation of the Gaussian, in pixels
+    "noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation, of pixels in [0, 1]
+    "colour shift": (0.02, 0.05, 0.1, 0.17, 0.25),  # of the circle of hues
+    "crop": (0.95, 0.88, 0.8, 0.7, 0.58),  # side of the part that stays
+    "rotation": (2, 5, 10, 18, 30),  # degrees
+    "warp": (1, 2, 4, 7, 11),  # largest displacement, in pixels
+    "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # factor
+    "pixelation": (0.6, 0.5, 0.4, 0.3, 0.25),  # factor of the size
+}
+#: All kinds.
+DISTORTIONS = tuple(_AMOUNTS)
+
+_Distort: TypeAlias = Callable[[Image.Image, float, int], Image.Image]
+
+
+@dataclass(frozen=True, slots=True)
+class LadderPhoto:
+    """A photograph as the ladder shows it: its middle square at 224 x 224, so that all metrics see the same."""
+
+    path: Path
+
+    def read(self) -> Image.Image:
+        """See :class:`robustsim.evaluation.pictures.Picture`."""
+        return _square(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Distorted:
+    """A photograph of the ladder, distorted.
+
+    Attributes:
+        path: the file.
+        kind: one of :data:`DISTORTIONS`.
+        level: 1 to 5.
+        seed: of noise, of the direction of a turn and of the shape of a warp, which are the same at all levels.
+    """
+
+    path: Path
+    kind: str
+    level: int
+    seed: int
+
+    def read(self) -> Image.Image:
+        """See :class:`robustsim.evaluation.pictures.Picture`."""
+        return distort(_square(self.path), self.kind, self.level, self.seed)
+
+
+def _square(path: Path) -> Image.Image:
+    return Preprocessing(size=SIDE, mode="shortest").apply(read_image(path))
+
+
+def seed_of(name: str, seed: int) -> int:
+    """A seed for one photograph, by its name, so that it does not depend on which others there are."""
+    return crc32(name.encode("utf-8", "surrogateescape")) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF)
+
+
+def distort(image: Image.Image, kind: str, level: int, seed: int = 0) -> Image.Image:
+    """Distort an RGB picture.
+
+    Args:
+        image: of any size; amounts in pixels are meant for a side of 224.
+        kind: one of :data:`DISTORTIONS`.
+        level: 1 to 5.
+        seed: see :class:`Distorted`.
+    """
+    return _HOW[kind](image, _AMOUNTS[kind][level - 1], seed)
+
+
+def _jpeg(image: Image.Image, quality: float, seed: int) -> Image.Image:
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=int(quality))
+    with Image.open(data) as decoded:
+        return decoded.convert("RGB")
+
+
+def _blur(image: Image.Image, sigma: float, seed: int) -> Image.Image:
+    return _F().gaussian_blur(image, 2 * round(4 * sigma) + 1, sigma)
+
+
+def _noise(image: Image.Image, sigma: float, seed: int) -> Image.Image:
+    return _picture(_pixels(image) + sigma * _random(seed, 3, image.height, image.width))
+
+
+def _colour_shift(image: Image.Image, amount: float, seed: int) -> Image.Image:
+    return _F().adjust_hue(image, amount if seed % 2 else -amount)
+
+
+def _crop(image: Image.Image, share: float, seed: int) -> Image.Image:
+    margin_x, margin_y = image.width * (1 - share) / 2, image.height * (1 - share) / 2
+    box = (margin_x, margin_y, image.width - margin_x, image.height - margin_y)
+    return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+
+
+def _rotation(image: Image.Image, degrees: float, seed: int) -> Image.Image:
+    # Mirrored beyond its edges first: black corners would be a distortion of another kind.
+    margins = [image.width // 3, image.height // 3]
+    turned = _F().rotate(
+        _F().pad(image, margins, padding_mode="reflect"),
+        degrees if seed % 2 else -degrees,
+        interpolation=_F().InterpolationMode.BILINEAR,
+    )
+    return _F().center_crop(turned, [image.height, image.width])
+
+
+def _warp(image: Image.Image, pixels: float, seed: int) -> Image.Image:
+    import torch
+    from torch.nn.functional import interpolate
+
+    # A smooth field: random directions at 4 x 4 places, and between them what bicubic interpolation gives.
+    field = interpolate(_random(seed, 1, 2, 4, 4), size=(image.height, image.width), mode="bicubic", align_corners=True)
+    field = field / field.abs().amax() * pixels * 2 / torch.tensor([image.width, image.height]).view(1, 2, 1, 1)
+    return _picture(_F().elastic(_pixels(image), field.permute(0, 2, 3, 1)))
+
+
+def _contrast(image: Image.Image, factor: float, seed: int) -> Image.Image:
+    return _F().adjust_contrast(image, factor)
+
+
+def _pixelation(image: Image.Image, factor: float, seed: int) -> Image.Image:
+    small = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.NEAREST)
+
+
+_HOW: dict[str, _Distort] = {
+    "jpeg": _jpeg,
+    "blur": _blur,
+    "noise": _noise,
+    "colour shift": _colour_shift,
+    "crop": _crop,
+    "rotation": _rotation,
+    "warp": _warp,
+    "contrast": _contrast,
+    "pixelation": _pixelation,
+}
+
+
+@cache
+def _F() -> Any:  # noqa: N802 - torchvision's functions, imported when they are needed
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
+def _random(seed: int, *shape: int) -> "Tensor":
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _pixels(image: Image.Image) -> "Tensor":
+    return _F().pil_to_tensor(image).float() / 255  # type: ignore[no-any-return]
+
+
+def _picture(pixels: "Tensor") -> Image.Image:
+    return _F().to_pil_image(pixels.clamp(0, 1).mul(255).round().byte())  # type: ignore[no-any-return]

@@ -1,0 +1,150 @@
+"""Pictures by name, each decoded and encoded once however many questions it is in."""
+
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from robustsim.errors import ImageError
+from robustsim.evaluation.subjects import Judged
+from robustsim.images import prefetch, read_image
+from robustsim.images.inputs import load_square, stack_squares
+
+
+class Picture(Hashable, Protocol):
+    """Something to look at: equal for equal pictures, and cheap to hold."""
+
+    @property
+    def path(self) -> Path:
+        """The file behind it."""
+
+    def read(self) -> Image.Image:
+        """The picture in mode RGB.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+
+class Photo:
+    """A file."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> Image.Image:
+        """See :class:`Picture`."""
+        return read_image(self.path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Photo) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+
+class Seen:
+    """A picture that was decoded: what tells it from others, and what the metric makes of it.
+
+    Attributes:
+        digest: equal for equal pixels.
+        code: its embedding (D,), or for a metric of pairs its pixels, uint8 (S, S, 3).
+        square: its pixels, uint8 (S, S, 3), where they will be attacked; else None.
+    """
+
+    __slots__ = ("code", "digest", "square")
+
+    def __init__(self, digest: bytes, code: Tensor, square: Tensor | None) -> None:
+        self.digest, self.code, self.square = digest, code, square
+
+
+class Gallery:
+    """The pictures of some questions, in the order in which they are asked.
+
+    Pictures are encoded in batches that depend on the whole list alone, so that a run that was interrupted, or shares
+    the work with others, gets the same embeddings to the bit. Threads decode ahead. A picture is let go after its last
+    use.
+
+    Args:
+        metric: encodes.
+        questions: the pictures of every question, in order.
+        asked: the questions (their places in that list) that :meth:`take` will be called for, in that order.
+        attacked: pictures whose pixels are needed too.
+        batch_size: pictures per encoding.
+    """
+
+    def __init__(
+        self,
+        metric: Judged,
+        questions: Sequence[Sequence[Picture]],
+        asked: Sequence[int],
+        *,
+        attacked: "set[Picture] | frozenset[Picture]" = frozenset(),
+        batch_size: int = 32,
+    ) -> None:
+        self._metric, self._attacked, self._size = metric, attacked, batch_size
+        self._order = list(dict.fromkeys(chain.from_iterable(questions)))
+        self._place = {picture: place for place, picture in enumerate(self._order)}
+        wanted = [picture for question in asked for picture in questions[question]]
+        self._uses = Counter(wanted)
+        self._questions = questions
+        self._batches = deque(dict.fromkeys(self._place[picture] // batch_size for picture in wanted))
+        self._decoded = prefetch(
+            partial(_decode, metric),
+            chain.from_iterable(map(self._members, self._batches.copy())),
+            ahead=2 * batch_size,
+        )
+        self._held: dict[Picture, Seen | ImageError] = {}
+        #: How many pictures were encoded.
+        self.encoded = 0
+
+    def take(self, question: int) -> list[Seen | ImageError]:
+        """The pictures of a question, some of which may be unreadable; once for each question that was announced."""
+        pictures = self._questions[question]
+        while any(picture not in self._held for picture in pictures):
+            self._encode(self._batches.popleft())
+        found = [self._held[picture] for picture in pictures]
+        for picture in pictures:
+            self._uses[picture] -= 1
+            if not self._uses[picture]:
+                del self._held[picture], self._uses[picture]
+        return found
+
+    def _members(self, batch: int) -> list[Picture]:
+        return self._order[batch * self._size : (batch + 1) * self._size]
+
+    def _encode(self, batch: int) -> None:
+        members = self._members(batch)
+        decoded = [next(self._decoded) for _ in members]
+        squares = [square for square in decoded if isinstance(square, Tensor)]
+        codes: Iterator[Tensor] = iter(squares)
+        if self._metric.embed is not None and squares:
+            with torch.no_grad():
+                # Each a tensor of its own, so that the batch can go when some of it is done.
+                codes = (row.clone() for row in self._metric.embed(stack_squares(squares, self._metric.device)))
+            self.encoded += len(squares)
+        for picture, square in zip(members, decoded, strict=True):
+            found: Seen | ImageError
+            if isinstance(square, Tensor):
+                digest = blake2b(square.numpy().tobytes(), digest_size=16).digest()
+                found = Seen(digest, next(codes), square if picture in self._attacked else None)
+            else:
+                found = square
+            if self._uses[picture]:
+                self._held[picture] = found
+
+
+def _decode(metric: Judged, picture: Picture) -> "Tensor | ImageError":
+    try:
+        return load_square(picture.read(), metric.preprocessing)
+    except ImageError as error:
+        return ImageError(str(error))  # without the traceback, which holds the half-decoded picture

@@ -1,0 +1,59 @@
+"""Tasks from the data sets that :mod:`robustsim.data` reads."""
+
+from typing import Any
+
+from robustsim.data import DataSet
+from robustsim.evaluation.pictures import Photo
+from robustsim.evaluation.ratings import JustNoticeable, Quality
+from robustsim.evaluation.tasks import ForcedChoice, OddOneOutTask, Question
+
+
+def forced_choice(data: DataSet[Any]) -> ForcedChoice:
+    """Two-alternative forced choice on triplets that :mod:`robustsim.data` read."""
+    return ForcedChoice(
+        questions=tuple(
+            Question(item.id, tuple(map(Photo, (item.reference, item.left, item.right))), item.right_share, item.group)
+            for item in data
+        ),
+        data=_about(data),
+    )
+
+
+def odd_one_out(data: DataSet[Any]) -> OddOneOutTask:
+    """Odd one out on triplets of THINGS."""
+    return OddOneOutTask(
+        questions=tuple(
+            Question(item.id, tuple(map(Photo, item.images)), float(item.odd), item.group) for item in data
+        ),
+        data=_about(data),
+    )
+
+
+def just_noticeable(data: DataSet[Any]) -> JustNoticeable:
+    """Just-noticeable differences on pairs."""
+    return JustNoticeable(
+        questions=tuple(
+            Question(item.id, (Photo(item.a), Photo(item.b)), item.same_share, item.group) for item in data
+        ),
+        data=_about(data),
+    )
+
+
+def quality(data: DataSet[Any]) -> Quality:
+    """Correlation with opinion scores."""
+    return Quality(
+        questions=tuple(
+            Question(item.id, (Photo(item.reference), Photo(item.image)), item.quality, item.group) for item in data
+        ),
+        data=_about(data),
+    )
+
+
+def _about(data: DataSet[Any]) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "root": str(data.root),
+        "description": data.description,
+        "scoring": data.scoring,
+        "left_out": data.left_out,
+    }

@@ -1,0 +1,133 @@
+"""Reports: one JSON for each run, and a Parquet of what was found on every item beside it."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustsim.encoders.weights import sha256, whole_file
+from robustsim.errors import InputError, MissingDependencyError
+from robustsim.evaluation.statistics import Array
+
+FORMAT = "robustsim-report/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a run has found.
+
+    Attributes:
+        path: its JSON file.
+        content: what is in it.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return str(self.content["metric"]["name"])
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str(self.content["task"])
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The figures."""
+        found: dict[str, Any] = self.content["results"]
+        return found
+
+    @property
+    def threats(self) -> list[dict[str, Any]]:
+        """The figures under attack, one for each radius."""
+        return list(self.results.get("robust", []))
+
+    @cached_property
+    def items(self) -> dict[str, Array]:
+        """What was found on each item, a column each, (n,).
+
+        Raises:
+            InputError: the Parquet file is not there, or is not the one that the report was written with.
+        """
+        about = self.content["items"]
+        path = self.path.parent / about["file"]
+        if not path.is_file() or sha256(path) != about["sha256"]:
+            raise InputError(
+                f"{os.fspath(path)!r} is missing, or is not the one that {self.path.name} was written with"
+            )
+        table = parquet().read_table(path)
+        return {name: np.array(table.column(name).to_pylist(), dtype=_DTYPES.get(name)) for name in table.column_names}
+
+
+# What numpy would guess otherwise where a column holds nothing.
+_DTYPES: Mapping[str, Any] = {"id": object, "group": object, "cluster": object, "error": object}
+
+
+def parquet() -> Any:
+    """Pyarrow's Parquet module.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        from pyarrow import parquet as module
+    except ImportError as error:
+        raise MissingDependencyError(
+            'reports keep every item in a Parquet file: pip install "robustsim[evaluation]"'
+        ) from error
+    return module
+
+
+def write_report(path: Path, content: dict[str, Any], columns: Mapping[str, "list[Any]"]) -> Report:
+    """Write both files; the JSON comes last, so that it is there only when all is.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    import pyarrow as pa
+
+    items = path.with_suffix(".parquet")
+    with whole_file(items) as temporary:
+        parquet().write_table(pa.table(dict(columns)), temporary)
+    about = {"file": items.name, "rows": len(columns["id"]), "sha256": sha256(items)}
+    content = {"format": FORMAT, **content, "items": about}
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return Report(path, content)
+
+
+def load_report(path: "str | os.PathLike[str]") -> Report:
+    """A report by its JSON file.
+
+    Raises:
+        InputError: there is none, or it is something else.
+    """
+    file = Path(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the report {os.fspath(path)!r}: {error.strerror or error}") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{os.fspath(path)!r} is no report of `robustsim evaluate` ({FORMAT})")
+    return Report(file, content)
+
+
+def percent(figure: Mapping[str, Any] | None, *, interval: bool = True) -> str:
+    """A share with its interval, in per cent: ``79.6 [77.3, 81.7]``."""
+    if figure is None or figure["value"] is None or math.isnan(figure["value"]):
+        return "-"
+    text = f"{100 * figure['value']:.1f}"
+    if interval and figure.get("low") is not None:
+        text += f" [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+    return text

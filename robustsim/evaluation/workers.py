@@ -1,0 +1,40 @@
+"""The processes that share a run: one, or those that ``accelerate launch`` has started."""
+
+import os
+from typing import Any
+
+from robustsim.errors import MissingDependencyError
+
+
+class Workers:
+    """Which of the processes this is.
+
+    Attributes:
+        count: how many there are.
+        number: this one's.
+        device: where this one should work; None to choose freely.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.number, self.device = 1, 0, None
+        self._state: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            try:
+                from accelerate import PartialState
+            except ImportError as error:
+                raise MissingDependencyError(
+                    'several processes need accelerate: pip install "robustsim[evaluation]"'
+                ) from error
+            self._state = PartialState()
+            self.count, self.number = self._state.num_processes, self._state.process_index
+            self.device = self._state.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.number == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
