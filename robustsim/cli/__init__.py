@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from robustsim.cli import attack, compare, convert, embed, info, matrix, models
+from robustsim.cli import attack, compare, convert, data, embed, info, matrix, models
 from robustsim.errors import RobustSimError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app.command("attack")(attack.attack)
 app.command("models")(models.models)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""Readers of human judgements: who looks more alike, which one does not belong, who sees a difference.
+
+Each reads one published layout, checks it row by row, and gives plain items with paths; nothing is decoded here.
+Problems of single rows can be collected (``on_error``); what ends the reading, such as a missing file or column or no
+row that is left, is raised in any case::
+
+    triplets = read_nights("nights", split="test")
+    triplets = read_dataset("material-2afc/test.csv", "2afc")
+"""
+
+from typing import TYPE_CHECKING
+
+from robustsim.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from robustsim.data.bapps import read_bapps
+    from robustsim.data.detection import detect, read_dataset
+    from robustsim.data.items import DataSet, OddOneOut, Pair, Rating, Triplet
+    from robustsim.data.jnd import read_jnd
+    from robustsim.data.nights import read_nights
+    from robustsim.data.ratings import read_ratings
+    from robustsim.data.things import read_things
+    from robustsim.data.triplets import read_triplets
+
+__all__ = [
+    "DataSet",
+    "OddOneOut",
+    "Pair",
+    "Rating",
+    "Triplet",
+    "detect",
+    "read_bapps",
+    "read_dataset",
+    "read_jnd",
+    "read_nights",
+    "read_ratings",
+    "read_things",
+    "read_triplets",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DataSet": "items",
+        "OddOneOut": "items",
+        "Pair": "items",
+        "Rating": "items",
+        "Triplet": "items",
+        "detect": "detection",
+        "read_bapps": "bapps",
+        "read_dataset": "detection",
+        "read_jnd": "jnd",
+        "read_nights": "nights",
+        "read_ratings": "ratings",
+        "read_things": "things",
+        "read_triplets": "triplets",
+    },
+)

@@ -1,0 +1,147 @@
+"""What people were shown and what they said, one class for each kind of question."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+Scoring: TypeAlias = Literal["majority", "share"]
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """Which of two images looks more like the reference?
+
+    Attributes:
+        id: unique within its set and stable: the file's own id, or where it was found (``cnn/000003``, ``row 17``).
+        reference: what the two are compared with; all paths are ones that ``open`` takes.
+        left: the first of the two.
+        right: the second of the two.
+        right_share: the share of people who found ``right`` nearer, in [0, 1].
+        group: a part of the set that is reported by itself; empty where there are none.
+    """
+
+    id: str
+    reference: Path
+    left: Path
+    right: Path
+    right_share: float
+    group: str = ""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The images: reference, left, right."""
+        return self.reference, self.left, self.right
+
+
+@dataclass(frozen=True, slots=True)
+class OddOneOut:
+    """Which of three images does not belong?
+
+    Attributes:
+        id: unique within its set and stable.
+        images: the three.
+        odd: the index, 0 to 2, of the one that was chosen.
+        group: as in :class:`Triplet`.
+    """
+
+    id: str
+    images: tuple[Path, Path, Path]
+    odd: int
+    group: str = ""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The three images."""
+        return self.images
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Just-noticeable differences: are these two the same?
+
+    Attributes:
+        id: unique within its set and stable.
+        a: one image.
+        b: the other.
+        same_share: the share of people who saw no difference, in [0, 1].
+        group: as in :class:`Triplet`.
+    """
+
+    id: str
+    a: Path
+    b: Path
+    same_share: float
+    group: str = ""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The two images."""
+        return self.a, self.b
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """Opinion scores: how good is this image, given its reference?
+
+    Attributes:
+        id: unique within its set and stable.
+        reference: the undistorted image.
+        image: the one that was rated.
+        quality: a finite number, larger is better; its scale is the data set's own.
+        group: as in :class:`Triplet`.
+    """
+
+    id: str
+    reference: Path
+    image: Path
+    quality: float
+    group: str = ""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The two images: reference, rated one."""
+        return self.reference, self.image
+
+
+AnyItem: TypeAlias = "Triplet | OddOneOut | Pair | Rating"
+Item = TypeVar("Item", bound=AnyItem)
+
+
+@dataclass(frozen=True)
+class DataSet(Generic[Item]):
+    """Judgements of one kind, in the order of their files.
+
+    Attributes:
+        name: ``nights``, ``bapps``, ``bapps-jnd``, ``things``, or a table's folder and stem (``material-2afc/test``).
+        root: the folder that the paths in the set's files are relative to.
+        items: the judgements; at least one.
+        scoring: how a :class:`Triplet` counts: ``majority`` gives 1 for the side that most people chose and 0 for the
+            other, ``share`` the share of people who agree (BAPPS).
+        left_out: rows that are valid but not used: too few votes, or a tie where the majority counts.
+        description: one line on what was taken, for reports.
+    """
+
+    name: str
+    root: Path
+    items: tuple[Item, ...]
+    scoring: Scoring = "majority"
+    left_out: int = 0
+    description: str = ""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """How many items each group has, in order of appearance."""
+        return dict(Counter(item.group for item in self.items))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The distinct images, in order of appearance."""
+        return tuple(dict.fromkeys(path for item in self.items for path in item.paths))
