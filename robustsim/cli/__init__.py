@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from robustsim.cli import attack, compare, convert, data, embed, info, matrix, models
+from robustsim.cli import attack, compare, convert, data, embed, evaluate, info, matrix, models
 from robustsim.errors import RobustSimError
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app.command("models")(models.models)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
+app.add_typer(evaluate.app, name="evaluate")
 
 
 def main() -> None:

@@ -321,6 +321,10 @@ class _Run:
                 for place, name in enumerate(task.distance_names):
                     if found["distances"][row] is not None:
                         columns[name][item] = found["distances"][row][place]
+            if self.plan is not None:
+                column = columns.setdefault("attacked", [False] * len(questions))
+                for item in chunk.questions:
+                    column[item] = chunk.attacked
             for eps in self.parts(chunk)[1:]:
                 found = journal.done[chunk.number, eps]
                 seconds["attack"] += found["seconds"]

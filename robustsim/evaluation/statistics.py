@@ -102,16 +102,23 @@ def statistic_interval(statistic: Statistic, parts: "Sequence[tuple[Array, ...]]
 
     Draws for which it is not defined (a correlation with a constant) are left out.
     """
-    values, draws = [], []
-    for index, columns in enumerate(parts):
-        n, generator = len(columns[0]), np.random.default_rng(seed + index)
-        values.append(statistic(*columns))
-        samples = generator.integers(0, n, (_DRAWS_OF_A_STATISTIC, n))
-        draws.append([statistic(*(column[rows] for column in columns)) for rows in samples])
-    means = np.mean(draws, axis=0)
-    means = means[~np.isnan(means)]
-    low, high = _ends(means) if len(means) else (math.nan, math.nan)
-    return Interval(float(np.mean(values)), low, high, sum(len(columns[0]) for columns in parts))
+    values = [statistic(*columns) for columns in parts]
+    draws = [bootstrap_draws(statistic, columns, seed=seed + index) for index, columns in enumerate(parts)]
+    return interval_of(float(np.mean(values)), np.mean(draws, axis=0), sum(len(columns[0]) for columns in parts))
+
+
+def bootstrap_draws(statistic: Statistic, columns: "tuple[Array, ...]", *, seed: int = 0) -> Array:
+    """The statistic of columns (n,) whose rows are drawn with replacement, the same for all columns."""
+    n = len(columns[0])
+    samples = np.random.default_rng(seed).integers(0, n, (_DRAWS_OF_A_STATISTIC, n))
+    return np.array([statistic(*(column[rows] for column in columns)) for rows in samples])
+
+
+def interval_of(value: float, draws: Array, n: int) -> Interval:
+    """An estimate with the middle 95 % of its draws; those that are NaN are left out."""
+    draws = draws[~np.isnan(draws)]
+    low, high = _ends(draws) if len(draws) else (math.nan, math.nan)
+    return Interval(value, low, high, n)
 
 
 def average_precision(distances: Array, same: Array) -> float:
