@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from robustsim.evaluation import statistics
 from robustsim.evaluation.reports import Report
 from robustsim.evaluation.statistics import Array, Interval
 
-_STATISTICS = {
+_STATISTICS: dict[str, dict[str, statistics.Statistic]] = {
     "jnd": {"average precision": statistics.average_precision},
     "quality": {
         "Spearman": statistics.spearman,
@@ -66,13 +66,8 @@ def compare_reports(reports: Sequence[Report], *, seed: int = 0) -> list[Compari
             raise InputError(f"{first.path.name} is on {first.task}, {other.path.name} on {other.task}")
         if other.content["data"]["items_sha256"] != first.content["data"]["items_sha256"]:
             raise InputError(f"{first.path.name} and {other.path.name} are not on the same items")
-    names = _names(reports)
-    found = [
-        one
-        for (name_a, a), (name_b, b) in combinations(zip(names, reports, strict=True), 2)
-        for one in _pair(name_a, a, name_b, b, seed)
-    ]
-    return _holm(found)
+    named = list(zip(_names(reports), reports, strict=True))
+    return _holm([one for a, b in combinations(named, 2) for one in _pair(a, b, seed)])
 
 
 def _names(reports: Sequence[Report]) -> list[str]:
@@ -81,22 +76,27 @@ def _names(reports: Sequence[Report]) -> list[str]:
     return [name if names.count(name) == 1 else report.path.stem for name, report in zip(names, reports, strict=True)]
 
 
-def _pair(name_a: str, a: Report, name_b: str, b: Report, seed: int) -> list[Comparison]:
+_Named: TypeAlias = tuple[str, Report]
+
+
+def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
+    names, (a, b) = (first[0], second[0]), (first[1], second[1])
     both = np.array([x is None and y is None for x, y in zip(a.items["error"], b.items["error"], strict=True)])
-    found = []
-    for measure, statistic in _STATISTICS.get(a.task, {}).items():
-        columns = [report.items["distance"][both].astype(float) for report in (a, b)]
-        found.append(
-            _by_bootstrap(measure, name_a, name_b, statistic, columns, a.items["answer"][both].astype(float), seed)
-        )
+    found = [
+        _by_bootstrap(measure, names, statistic, [one.items["distance"][both] for one in (a, b)], a, both, seed)
+        for measure, statistic in _STATISTICS.get(a.task, {}).items()
+    ]
     if a.task not in _STATISTICS:
-        found.append(_by_exchange("clean", name_a, name_b, *(one.items["score"] for one in (a, b)), a, both, seed))
-    threats = [{(one["norm"], one["eps"]) for one in report.threats} for report in (a, b)]
-    for norm, eps in sorted(threats[0] & threats[1], key=[(t["norm"], t["eps"]) for t in a.threats].index):
-        held = [_held(report, eps) for report in (a, b)]
-        attacked = both & _attacked(a) & _attacked(b)
-        if _setting(a) == _setting(b) and attacked.any():
-            found.append(_by_exchange(f"{norm} {eps}", name_a, name_b, *held, a, attacked, seed))
+        found.append(_by_exchange("clean", names, [one.items["score"][both] for one in (a, b)], a, both, seed))
+    if not (a.threats and b.threats and _setting(a) == _setting(b)):
+        return found
+    attacked = both & _attacked(a) & _attacked(b)
+    theirs = {one["eps"] for one in b.threats}
+    for threat in a.threats:
+        if threat["eps"] in theirs and attacked.any():
+            held = [_held(one, threat["eps"])[attacked] for one in (a, b)]
+            measure = f"{threat['norm']} {threat['eps']}"
+            found.append(_by_exchange(measure, names, held, a, attacked, seed))
     return found
 
 
@@ -114,32 +114,35 @@ def _held(report: Report, eps: str) -> Array:
 
 
 def _by_exchange(
-    measure: str, name_a: str, name_b: str, a: Array, b: Array, report: Report, rows: Array, seed: int
+    measure: str, names: tuple[str, str], scores: "list[Array]", report: Report, rows: Array, seed: int
 ) -> Comparison:
-    x, y = a[rows].astype(float), b[rows].astype(float)
-    found = statistics.paired_difference(x, y, clusters=report.items["cluster"][rows].astype(str), seed=seed)
-    return Comparison(measure, name_a, name_b, float(x.mean()), float(y.mean()), found.interval, found.p)
+    clusters = report.items["cluster"][rows].astype(str)
+    found = statistics.paired_difference(*scores, clusters=clusters, seed=seed)
+    values = [float(side.mean()) for side in scores]
+    return Comparison(measure, *names, values[0], values[1], found.interval, found.p)
 
 
 def _by_bootstrap(
     measure: str,
-    name_a: str,
-    name_b: str,
+    names: tuple[str, str],
     statistic: statistics.Statistic,
     distances: "list[Array]",
-    answers: Array,
+    report: Report,
+    rows: Array,
     seed: int,
 ) -> Comparison:
+    answers = report.items["answer"][rows]
+
     def gap(a: Array, b: Array, answer: Array) -> float:
         return statistic(a, answer) - statistic(b, answer)
 
+    values = [statistic(side, answers) for side in distances]
     draws = statistics.bootstrap_draws(gap, (*distances, answers), seed=seed)
-    interval = statistics.interval_of(gap(*distances, answers), draws, len(answers))
+    interval = statistics.interval_of(values[0] - values[1], draws, len(answers))
     # Twice the share of the draws on the other side of 0, the observation itself counted.
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
     p = min(1.0, 2 * (float(tail) + 1) / (len(draws) + 1))
-    values = [statistic(one, answers) for one in distances]
-    return Comparison(measure, name_a, name_b, values[0], values[1], interval, p)
+    return Comparison(measure, *names, values[0], values[1], interval, p)
 
 
 def _holm(found: list[Comparison]) -> list[Comparison]:

@@ -96,12 +96,12 @@ def distort(image: Image.Image, kind: str, level: int, seed: int = 0) -> Image.I
 def _jpeg(image: Image.Image, quality: float, seed: int) -> Image.Image:
     data = io.BytesIO()
     image.save(data, "JPEG", quality=int(quality))
-    with Image.open(data) as decoded:
-        return decoded.convert("RGB")
+    return read_image(data.getvalue())
 
 
 def _blur(image: Image.Image, sigma: float, seed: int) -> Image.Image:
-    return _F().gaussian_blur(image, 2 * round(4 * sigma) + 1, sigma)
+    blurred: Image.Image = _F().gaussian_blur(image, 2 * round(4 * sigma) + 1, sigma)
+    return blurred
 
 
 def _noise(image: Image.Image, sigma: float, seed: int) -> Image.Image:
@@ -109,7 +109,8 @@ def _noise(image: Image.Image, sigma: float, seed: int) -> Image.Image:
 
 
 def _colour_shift(image: Image.Image, amount: float, seed: int) -> Image.Image:
-    return _F().adjust_hue(image, amount if seed % 2 else -amount)
+    shifted: Image.Image = _F().adjust_hue(image, amount if seed % 2 else -amount)
+    return shifted
 
 
 def _crop(image: Image.Image, share: float, seed: int) -> Image.Image:
@@ -126,7 +127,8 @@ def _rotation(image: Image.Image, degrees: float, seed: int) -> Image.Image:
         degrees if seed % 2 else -degrees,
         interpolation=_F().InterpolationMode.BILINEAR,
     )
-    return _F().center_crop(turned, [image.height, image.width])
+    middle: Image.Image = _F().center_crop(turned, [image.height, image.width])
+    return middle
 
 
 def _warp(image: Image.Image, pixels: float, seed: int) -> Image.Image:
@@ -140,7 +142,8 @@ def _warp(image: Image.Image, pixels: float, seed: int) -> Image.Image:
 
 
 def _contrast(image: Image.Image, factor: float, seed: int) -> Image.Image:
-    return _F().adjust_contrast(image, factor)
+    flat: Image.Image = _F().adjust_contrast(image, factor)
+    return flat
 
 
 def _pixelation(image: Image.Image, factor: float, seed: int) -> Image.Image:

@@ -65,11 +65,12 @@ class Report:
                 f"{os.fspath(path)!r} is missing, or is not the one that {self.path.name} was written with"
             )
         table = parquet().read_table(path)
-        return {name: np.array(table.column(name).to_pylist(), dtype=_DTYPES.get(name)) for name in table.column_names}
+        return {name: _array(name, table.column(name).to_pylist()) for name in table.column_names}
 
 
-# What numpy would guess otherwise where a column holds nothing.
-_DTYPES: Mapping[str, Any] = {"id": object, "group": object, "cluster": object, "error": object}
+def _array(name: str, values: list[Any]) -> Array:
+    """Numbers as floating point, with NaN where there is none; everything else as it is."""
+    return np.array(values, dtype=float if name in ("answer", "score") or name.startswith("distance") else object)
 
 
 def parquet() -> Any:

@@ -61,12 +61,14 @@ def mean_interval(scores: Array, *, clusters: Array | None = None, seed: int = 0
     """
     value, n = float(scores.mean()), len(scores)
     _, rows = np.unique(np.arange(n) if clusters is None else clusters, return_inverse=True)
-    units = int(rows.max()) + 1
-    if value in (0.0, 1.0):
-        doubt = 1 - (_ALPHA / 2) ** (1 / units)
-        return Interval(value, max(0.0, value - doubt), min(1.0, value + doubt), n)
-    low, high = _ends(_means(scores, rows, seed))
+    low, high = _certain(value, int(rows.max()) + 1) or _ends(_means(scores, rows, seed))
     return Interval(value, low, high, n)
+
+
+def _certain(value: float, units: int) -> tuple[float, float] | None:
+    """The interval of Clopper and Pearson where every score was the same."""
+    doubt = 1 - (_ALPHA / 2) ** (1 / units)
+    return {0.0: (0.0, doubt), 1.0: (1 - doubt, 1.0)}.get(value)
 
 
 def mean_of_groups(scores: Array, groups: Array, *, clusters: Array | None = None, seed: int = 0) -> Interval:
@@ -77,8 +79,10 @@ def mean_of_groups(scores: Array, groups: Array, *, clusters: Array | None = Non
         _, rows = np.unique(np.arange(len(part)) if clusters is None else clusters[groups == name], return_inverse=True)
         values.append(float(part.mean()))
         draws.append(_means(part, rows, seed + index))
-    low, high = _ends(np.mean(draws, axis=0))
-    return Interval(float(np.mean(values)), low, high, len(scores))
+    value = float(np.mean(values))
+    units = len(scores) if clusters is None else len(np.unique(clusters))
+    low, high = _certain(value, units) or _ends(np.mean(draws, axis=0))
+    return Interval(value, low, high, len(scores))
 
 
 def _means(scores: Array, rows: Array, seed: int) -> Array:

@@ -4,6 +4,7 @@ Every task comes down to the distances of certain pairs among a question's pictu
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -109,17 +110,17 @@ class Choice(Task):
 
 
 def accuracies(scores: Array, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
-    """Mean scores overall, by group, and the mean of the groups, each with its interval."""
+    """Mean scores overall, by group, and the mean of groups of unlike sizes, each with its interval."""
     clusters, groups = columns["cluster"], columns["group"]
     found: dict[str, Any] = {"accuracy": statistics.mean_interval(scores, clusters=clusters, seed=seed).to_dict()}
-    names = list(dict.fromkeys(groups.tolist()))
+    names, counts = list(dict.fromkeys(groups.tolist())), set(Counter(groups.tolist()).values())
     if len(names) > 1:
-        found["mean_of_groups"] = statistics.mean_of_groups(scores, groups, clusters=clusters, seed=seed).to_dict()
+        if len(counts) > 1:
+            found["mean_of_groups"] = statistics.mean_of_groups(scores, groups, clusters=clusters, seed=seed).to_dict()
+        rows = {name: groups == name for name in names}
         found["groups"] = {
-            name: statistics.mean_interval(
-                scores[groups == name], clusters=clusters[groups == name], seed=seed
-            ).to_dict()
-            for name in names
+            name: statistics.mean_interval(scores[part], clusters=clusters[part], seed=seed).to_dict()
+            for name, part in rows.items()
         }
     return found
 
