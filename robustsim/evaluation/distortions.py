@@ -30,7 +30,7 @@ _AMOUNTS: dict[str, tuple[float, ...]] = {
     "colour shift": (0.02, 0.05, 0.1, 0.17, 0.25),  # of the circle of hues
     "crop": (0.95, 0.88, 0.8, 0.7, 0.58),  # side of the part that stays
     "rotation": (2, 5, 10, 18, 30),  # degrees
-    "warp": (1, 2, 4, 7, 11),  # largest displacement, in pixels
+    "warp": (2, 4, 7, 11, 16),  # largest displacement, in pixels
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # factor
     "pixelation": (0.6, 0.5, 0.4, 0.3, 0.25),  # factor of the size
 }
@@ -120,25 +120,35 @@ def _crop(image: Image.Image, share: float, seed: int) -> Image.Image:
 
 
 def _rotation(image: Image.Image, degrees: float, seed: int) -> Image.Image:
-    # Mirrored beyond its edges first: black corners would be a distortion of another kind.
-    margins = [image.width // 3, image.height // 3]
-    turned = _F().rotate(
-        _F().pad(image, margins, padding_mode="reflect"),
-        degrees if seed % 2 else -degrees,
-        interpolation=_F().InterpolationMode.BILINEAR,
-    )
-    middle: Image.Image = _F().center_crop(turned, [image.height, image.width])
-    return middle
+    def turn(padded: Image.Image) -> Any:
+        angle = degrees if seed % 2 else -degrees
+        return _F().rotate(padded, angle, interpolation=_F().InterpolationMode.BILINEAR)
+
+    return _inside(image, turn)
 
 
 def _warp(image: Image.Image, pixels: float, seed: int) -> Image.Image:
-    import torch
-    from torch.nn.functional import interpolate
+    def bend(padded: Image.Image) -> Any:
+        import torch
+        from torch.nn.functional import interpolate
 
-    # A smooth field: random directions at 4 x 4 places, and between them what bicubic interpolation gives.
-    field = interpolate(_random(seed, 1, 2, 4, 4), size=(image.height, image.width), mode="bicubic", align_corners=True)
-    field = field / field.abs().amax() * pixels * 2 / torch.tensor([image.width, image.height]).view(1, 2, 1, 1)
-    return _picture(_F().elastic(_pixels(image), field.permute(0, 2, 3, 1)))
+        # A smooth field: random directions at 5 x 5 places, and between them what bicubic interpolation gives.
+        size = (padded.height, padded.width)
+        field = interpolate(_random(seed, 1, 2, 5, 5), size=size, mode="bicubic", align_corners=True)
+        scale = torch.tensor([2 / padded.width, 2 / padded.height]).view(1, 2, 1, 1)  # elastic counts from -1 to 1
+        field = field / field.abs().amax() * pixels * scale
+        return _F().elastic(padded, field.permute(0, 2, 3, 1))
+
+    return _inside(image, bend)
+
+
+def _inside(image: Image.Image, move: Callable[[Image.Image], Any]) -> Image.Image:
+    """Move things about in a picture mirrored at its edges: black corners would be a distortion of another kind."""
+    margins = [image.width // 3, image.height // 3]
+    middle: Image.Image = _F().center_crop(
+        move(_F().pad(image, margins, padding_mode="reflect")), [image.height, image.width]
+    )
+    return middle
 
 
 def _contrast(image: Image.Image, factor: float, seed: int) -> Image.Image:

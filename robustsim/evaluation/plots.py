@@ -23,7 +23,7 @@ def plot_radii(reports: Sequence[Report], output: "str | os.PathLike[str]") -> P
     Radius 0 is the accuracy without attack on the attacked items. Bands are 95 % intervals.
 
     Args:
-        reports: runs with attacks; those of one metric make one line.
+        reports: runs with attacks; those of one metric on the same data make one line.
         output: a file ending in ``.png``, ``.pdf`` or ``.svg``.
 
     Raises:
@@ -31,9 +31,10 @@ def plot_radii(reports: Sequence[Report], output: "str | os.PathLike[str]") -> P
         MissingDependencyError: matplotlib is not installed.
     """
     lines: dict[str, dict[str, dict[float, dict[str, Any]]]] = {}
-    for report in _attacked(reports):
+    runs = _attacked(reports)
+    for report in runs:
         for threat in report.threats:
-            line = lines.setdefault(threat["norm"], {}).setdefault(report.metric, {})
+            line = lines.setdefault(threat["norm"], {}).setdefault(_label(report, runs), {})
             line[parse_eps(threat["eps"], threat["norm"])] = threat["accuracy"]
             line.setdefault(0.0, threat["clean"])
     figure, panels = _figure(output, len(lines))
@@ -77,12 +78,13 @@ def plot_iterations(reports: Sequence[Report], output: "str | os.PathLike[str]")
             most = max((int(count) for count in queries if count is not None and not math.isnan(count)), default=0)
             x = np.unique(np.append(fell[np.isfinite(fell)], (0, most))).astype(int)
             ends = [mean_interval((fell > step).astype(float)) for step in x]
-            label = f"{report.metric}, {threat['norm']} {eps}, {report.content['attack']['steps']} steps"
+            label = f"{_label(report, runs)}, {threat['norm']} {eps}, {report.content['attack']['steps']} steps"
             _line(
                 panel,
                 label,
                 x.tolist(),
                 *([100 * getattr(one, end) for one in ends] for end in ("value", "low", "high")),
+                step="post",
             )
     panel.set_xlabel("evaluations by the attack")
     return _finish(figure, [panel], output)
@@ -108,9 +110,18 @@ def _figure(output: "str | os.PathLike[str]", panels: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, panels, squeeze=False, sharey=True)[0]
 
 
-def _line(panel: Any, label: str, x: Sequence[float], value: Any, low: Any, high: Any) -> None:
-    (line,) = panel.plot(x, value, marker="o", markersize=3, label=label)
-    panel.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+def _label(report: Report, runs: Sequence[Report]) -> str:
+    """The metric, and the data where they are several."""
+    data = {(one.task, one.content["data"]["items_sha256"]) for one in runs}
+    return report.metric if len(data) == 1 else f"{report.metric}, {report.task} {report.content['data']['name']}"
+
+
+def _line(
+    panel: Any, label: str, x: Sequence[float], value: Any, low: Any, high: Any, *, step: str | None = None
+) -> None:
+    style = {"marker": "o", "markersize": 3} if step is None else {"drawstyle": f"steps-{step}"}
+    (line,) = panel.plot(x, value, label=label, **style)
+    panel.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0, step=step)
 
 
 def _finish(figure: Any, panels: Sequence[Any], output: "str | os.PathLike[str]") -> Path:
