@@ -6,7 +6,7 @@ from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.encoders.card import Architecture, EncoderCard, Head, Source, list_models, load_card
-    from robustsim.encoders.convert import convert
+    from robustsim.encoders.conversion import convert
     from robustsim.encoders.encoder import Encoder, Features
     from robustsim.encoders.load import load_encoder, save_encoder
 
@@ -33,7 +33,7 @@ __getattr__, __dir__ = lazy_names(
         "Features": "encoder",
         "Head": "card",
         "Source": "card",
-        "convert": "convert",
+        "convert": "conversion",
         "list_models": "card",
         "load_card": "card",
         "load_encoder": "load",

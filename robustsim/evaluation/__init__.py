@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from robustsim.evaluation.subjects import Judged, judged, load_judged
     from robustsim.evaluation.tables import report_table
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "ATTACKS",
-    "DISTORTIONS",
     "AttackPlan",
     "Comparison",
+    "DISTORTIONS",
     "Interval",
     "Judged",
     "Report",

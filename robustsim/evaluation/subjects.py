@@ -45,12 +45,18 @@ class Judged:
         return {"embed": self.embed, "distance": None if self.cosine else self.distance}
 
 
-def judged(metric: "RobustSim | Baseline | Judged", *, name: str | None = None) -> Judged:
+def judged(
+    metric: "RobustSim | Baseline | Judged", *, name: str | None = None, device: "str | torch.device | None" = None
+) -> Judged:
     """A metric as evaluations see it.
 
     Args:
         metric: a :class:`RobustSim`, or a baseline (:func:`robustsim.baselines.from_callable` makes one of anything).
         name: what reports call it, if not by its own name.
+        device: where its images go; where its parameters are if not given, and to the CPU if it has none.
+
+    Raises:
+        InputError: it is none of these.
     """
     if isinstance(metric, Judged):
         return metric
@@ -76,14 +82,12 @@ def judged(metric: "RobustSim | Baseline | Judged", *, name: str | None = None) 
         "preprocessing": {"size": pre.size, "mode": pre.mode, "resize": pre.resize, "interpolation": pre.interpolation},
     }
     tensors = [*metric.parameters(), *metric.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
+    place = torch.device(device or (tensors[0].device if tensors else "cpu"))
     embed, distance = (metric.embed, metric.compare) if metric.embeds else (None, metric.distance)
-    return Judged(name or metric.name, pre, device, embed, distance, False, about)
+    return Judged(name or metric.name, pre, place, embed, distance, False, about)
 
 
-def load_judged(
-    name: str, *, device: "str | torch.device | None" = None, weights: str | None = None, batch_size: int | None = None
-) -> Judged:
+def load_judged(name: str, *, device: "str | torch.device | None" = None, weights: str | None = None) -> Judged:
     """A metric by its name.
 
     Args:
@@ -91,7 +95,6 @@ def load_judged(
             folder, or ``package.module:name`` of any module or callable of two images.
         device: as for :meth:`RobustSim.from_pretrained`; the CPU for baselines if not given and there is no CUDA.
         weights: a file, or folder, of weights for a baseline.
-        batch_size: images per encoding.
 
     Raises:
         ModelNotFoundError: no such name.
@@ -100,23 +103,18 @@ def load_judged(
     from robustsim.baselines import find_object, from_callable, list_baselines, load_baseline
 
     baselines = list_baselines()
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name in baselines:
-        return judged(load_baseline(name, weights=weights, device=device or _best()))
+        return judged(load_baseline(name, weights=weights, device=place), device=place)
     if weights is not None:
         raise InputError(f"{name!r} takes no weights=: it is not one of the baselines {', '.join(baselines)}")
     if ":" in name:
         found = find_object(name)
         if isinstance(found, RobustSim):
             return judged(found, name=name)
-        return judged(found if isinstance(found, Baseline) else from_callable(found, name=name).to(device or _best()))
+        baseline = found if isinstance(found, Baseline) else from_callable(found, name=name)
+        return judged(baseline.to(place), device=place)
     try:
-        metric = RobustSim.from_pretrained(name, device=device)
+        return judged(RobustSim.from_pretrained(name, device=device))
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error}; baselines: {', '.join(baselines)}") from None
-    if batch_size is not None:
-        metric.batch_size = batch_size
-    return judged(metric)
-
-
-def _best() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
