@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from robustsim.baselines.base import Baseline, angular_root, cosine_distance
+from robustsim.encoders.weights import sha256
 from robustsim.errors import InputError
 from robustsim.images.preprocessing import Preprocessing
 
@@ -59,7 +61,7 @@ def import_metric(path: str) -> Baseline:
 
 
 def find_object(path: str) -> Any:
-    """What ``package.module:name`` names; an instance, made without arguments, if it is a class.
+    """What ``package.module:name`` names; what it makes, if it is a class or a function without positional parameters.
 
     Raises:
         InputError: the module cannot be imported, has no such name, or the class does not take that.
@@ -78,16 +80,26 @@ def find_object(path: str) -> Any:
             raise InputError(f"{path!r}: the module {where!r} has no {what!r}")
         found = getattr(found, part)
     if not isinstance(found, type):
-        return found
+        return found() if _takes_none(found) else found
     try:
         return found()
     except TypeError as error:
         raise InputError(f"{path!r}: the class cannot be made without arguments ({error})") from error
 
 
+def _takes_none(found: object) -> bool:
+    """Whether a function can only be there to make a metric."""
+    if not inspect.isfunction(found):
+        return False
+    kinds = {parameter.kind for parameter in inspect.signature(found).parameters.values()}
+    return not kinds & {*_POSITIONAL, inspect.Parameter.VAR_POSITIONAL}
+
+
 class _Wrapped(Baseline):
-    def __init__(self, name: str, preprocessing: Preprocessing | None, module: nn.Module | None) -> None:
-        super().__init__(name, f"given as {name}", preprocessing)
+    def __init__(
+        self, name: str, preprocessing: Preprocessing | None, module: nn.Module | None, function: Callable[..., Any]
+    ) -> None:
+        super().__init__(name, f"given as {name}{_code(module or function)}", preprocessing)
         self.module = module
         self._freeze()
 
@@ -107,7 +119,7 @@ class _Pairs(_Wrapped):
         module: nn.Module | None,
         function: Callable[..., Any],
     ) -> None:
-        super().__init__(name, preprocessing, module)
+        super().__init__(name, preprocessing, module, function)
         self._function = _Held(function)
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -127,7 +139,7 @@ class _Embedding(_Wrapped):
         embed: Callable[..., Any],
         compare: Callable[..., Any],
     ) -> None:
-        super().__init__(name, preprocessing, module)
+        super().__init__(name, preprocessing, module, embed)
         self._embedder, self._comparer = _Held(embed), _Held(compare)
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -148,6 +160,15 @@ class _Held:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.call = function
+
+
+def _code(function: object) -> str:
+    """What tells that somebody has changed his metric: the hash of the file that defines it, where there is one."""
+    try:
+        file = inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
+        return "" if file is None else f", file {Path(file).name} with SHA-256 {sha256(Path(file))}"
+    except (OSError, TypeError):  # built in, or typed in
+        return ""
 
 
 def _method(function: object, name: str) -> Callable[..., Any] | None:

@@ -24,6 +24,8 @@ _FLIPS = 10_000
 # Of draws that are held at once: 80 MB of weights for ten thousand questions.
 _BLOCK = 1000
 _ALPHA = 0.05
+# The logistic curve has four parameters.
+_LEAST_FOR_A_CURVE = 5
 
 
 @dataclass(frozen=True)
@@ -179,19 +181,19 @@ def pearson_after_logistic(distances: Array, quality: Array) -> float:
     if np.ptp(distances) == 0 or np.ptp(quality) == 0:
         return math.nan
     x = (distances - distances.mean()) / distances.std()  # so that the fit begins near its end, whatever the scale
+    line = np.corrcoef(x, quality)[0, 1]
+    if len(x) < _LEAST_FOR_A_CURVE:
+        return float(abs(line))
+    expit, optimise = _scipy("special").expit, _scipy("optimize")
 
-    def curve(x: Array, b1: float, b2: float, b3: float, b4: float) -> Any:
-        return b2 + (b1 - b2) * _scipy("special").expit((x - b3) / (abs(b4) + 1e-9))
+    def curve(b: Array) -> Any:
+        return b[1] + (b[0] - b[1]) * expit((x - b[2]) / (abs(b[3]) + 1e-9))
 
-    falling = np.corrcoef(x, quality)[0, 1] < 0
-    ends = (quality.min(), quality.max()) if falling else (quality.max(), quality.min())
-    optimise = _scipy("optimize")
-    try:
-        fitted, _ = optimise.curve_fit(curve, x, quality, p0=(*ends, 0.0, 1.0), maxfev=2000)
-    except RuntimeError:  # no curve was found: a line is one, too
-        return float(abs(np.corrcoef(x, quality)[0, 1]))
-    fit = curve(x, *fitted)
-    return math.nan if np.ptp(fit) == 0 else float(np.corrcoef(fit, quality)[0, 1])
+    ends = (quality.min(), quality.max()) if line < 0 else (quality.max(), quality.min())
+    found = optimise.least_squares(lambda b: curve(b) - quality, (*ends, 0.0, 1.0), method="lm", max_nfev=200)
+    fit = curve(found.x)
+    # A line is a curve, too, where the search came to nothing.
+    return float(abs(line) if np.ptp(fit) == 0 else max(abs(line), np.corrcoef(fit, quality)[0, 1]))
 
 
 @dataclass(frozen=True)

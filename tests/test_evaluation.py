@@ -1,0 +1,538 @@
+"""Judging a metric: scores of each task, attacks on its decisions, what it costs, and what reports hold."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustsim.baselines import from_callable
+from robustsim.data import DataSet, OddOneOut, Pair, Rating, Triplet, read_triplets
+from robustsim.errors import ImageError, InputError, MissingDependencyError, ObjectiveError, OutputError
+from robustsim.evaluation import (
+    AttackPlan,
+    compare_reports,
+    evaluate,
+    forced_choice,
+    judged,
+    just_noticeable,
+    load_judged,
+    load_report,
+    odd_one_out,
+    plot_iterations,
+    plot_radii,
+    quality,
+    report_table,
+)
+from robustsim.images import Preprocessing
+from robustsim.metric import RobustSim
+from tests.judges import SIZE, Small, pairs, pictures, small, triplets
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+QUICK = AttackPlan(eps=("8/255",), steps=5)
+
+
+def shades(folder, **greys):
+    """Plain grey pictures by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, grey in greys.items():
+        Image.new("RGB", (SIZE, SIZE), (grey,) * 3).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in greys}
+
+
+def brightness():
+    """The difference of two greys in levels: easy to reckon with."""
+    return pairs(lambda a, b: (a * 255 - b * 255)[:, 0, 0, 0].round().abs(), "brightness")
+
+
+def data(root, *items, **options):
+    return DataSet(name="own", root=root, items=items, **options)
+
+
+# -- scores
+
+
+def test_forced_choice_scores_right_wrong_and_ties(tmp_path):
+    p = shades(tmp_path, a=100, b=110, c=140, d=90)
+    found = data(
+        tmp_path,
+        Triplet("right", p["a"], p["b"], p["c"], 0.0),
+        Triplet("wrong", p["a"], p["b"], p["c"], 0.9),
+        Triplet("tie", p["a"], p["b"], p["d"], 1.0),
+    )
+    report = evaluate(brightness(), forced_choice(found), output=tmp_path / "r")
+    assert report.items["score"].tolist() == [1.0, 0.0, 0.5]
+    assert report.results["accuracy"]["value"] == 0.5
+    assert report.items["distance_left"].tolist() == [10, 10, 10]
+    shared = evaluate(
+        brightness(), forced_choice(replace(found, scoring="share")), output=tmp_path / "r"
+    )  # as BAPPS scores: what share of people gave this answer
+    assert shared.items["score"].tolist() == pytest.approx([1.0, 0.1, 0.5])
+
+
+def test_pictures_of_equal_pixels_tie_wherever_they_are_encoded(tmp_path):
+    pictures(tmp_path, 9)
+    for name in ("copy", "again"):
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / "08.png").read_bytes())
+    one, copy, again = (tmp_path / f"{name}.png" for name in ("00", "copy", "again"))
+    items = [Triplet(str(n), one, tmp_path / f"{n:02}.png", copy, 1.0) for n in range(1, 9)]
+    found = data(tmp_path, *items, Triplet("tie", one, copy, again, 1.0), Triplet("self", one, one, copy, 0.0))
+    report = evaluate(small(), forced_choice(found), output=tmp_path / "r", batch_size=3)
+    assert report.items["score"][-2] == 0.5
+    assert report.items["distance_left"][-1] == 0
+
+
+def test_odd_one_out_is_the_one_outside_the_nearest_pair(tmp_path):
+    p = shades(tmp_path, a=100, b=104, c=200, d=150)
+    found = data(
+        tmp_path,
+        OddOneOut("right", (p["a"], p["b"], p["c"]), 2),
+        OddOneOut("first", (p["c"], p["b"], p["a"]), 0),
+        OddOneOut("wrong", (p["a"], p["b"], p["c"]), 1),
+        OddOneOut("tie", (p["a"], p["d"], p["c"]), 0),  # 100, 150, 200: the outer two are as odd as each other
+    )
+    report = evaluate(brightness(), odd_one_out(found), output=tmp_path / "r")
+    assert report.items["score"].tolist() == [1, 1, 0, 0.5]
+
+
+def test_just_noticeable_differences_and_quality(tmp_path):
+    p = shades(tmp_path, a=100, b=101, c=120, d=180, e=250)
+    near_first = [
+        Pair(str(i), p["a"], p[name], share) for i, (name, share) in enumerate(zip("bcde", (1, 1, 0, 0), strict=True))
+    ]
+    report = evaluate(brightness(), just_noticeable(data(tmp_path, *near_first)), output=tmp_path / "r")
+    assert report.results["average_precision"]["value"] == 1
+    ratings = [Rating(str(i), p["a"], p[name], 5.0 - i, "xy"[i % 2]) for i, name in enumerate("bcde")]
+    report = evaluate(brightness(), quality(data(tmp_path, *ratings)), output=tmp_path / "r")
+    assert report.results["spearman"]["value"] == report.results["kendall"]["value"] == pytest.approx(1)
+    assert report.results["spearman"]["groups"]["x"]["value"] == pytest.approx(1)
+    assert json.dumps(report.content, allow_nan=False)
+    with pytest.raises(InputError, match="jnd has no decisions"):
+        evaluate(brightness(), just_noticeable(data(tmp_path, *near_first)), output=tmp_path / "r", attack=QUICK)
+
+
+def test_groups_are_told_apart(tmp_path):
+    report = evaluate(small(), forced_choice(read_triplets(triplets(tmp_path, 30, groups=True))), output=tmp_path / "r")
+    scores, groups = report.items["score"], report.items["group"]
+    assert report.results["groups"]["a"]["value"] == pytest.approx(scores[groups == "a"].mean())
+    means = [one["value"] for one in report.results["groups"].values()]
+    assert report.results["mean_of_groups"]["value"] == pytest.approx(np.mean(means))
+    (table,) = report_table([report], groups=True)
+    assert table.header == ("metric", "clean", "mean of groups", "b", "a")
+
+
+# -- what it costs
+
+
+def test_each_picture_is_encoded_once(tmp_path):
+    module = Small()
+    metric = from_callable(module, name="small", preprocessing=Preprocessing(size=SIZE))
+    task = forced_choice(read_triplets(triplets(tmp_path, 200, images=25)))
+    evaluate(metric, task, output=tmp_path / "r", batch_size=8)
+    assert module.images == 25
+
+
+def test_the_material_triplets_take_a_hundred_encodings(shared, tmp_path, monkeypatch):
+    metric = RobustSim.from_pretrained(device="cpu")
+    seen, embed = [], metric.embed_pixels
+    monkeypatch.setattr(metric, "embed_pixels", lambda pixels: seen.append(len(pixels)) or embed(pixels))
+    task = forced_choice(read_triplets(shared / "material-2afc" / "test.csv"))
+    report = evaluate(metric, task, output=tmp_path)
+    assert sum(seen) == 100
+    assert report.results["accuracy"]["value"] == pytest.approx(0.7955, abs=1e-4)
+    assert report.results["accuracy"]["n"] == 1369
+    # The metric itself says the same of each.
+    items = list(read_triplets(shared / "material-2afc" / "test.csv"))[:40]
+    columns = ([str(getattr(item, side)) for item in items] for side in ("reference", "left", "right"))
+    choice = metric.two_afc(*columns)
+    expected = [float(answer == (item.right_share > 0.5)) for answer, item in zip(choice.tolist(), items, strict=True)]
+    assert report.items["score"][:40].tolist() == expected
+
+
+def test_a_robust_evaluation_costs_little_more_than_its_attacks(tmp_path):
+    module = Small()
+    metric = from_callable(module, name="small", preprocessing=Preprocessing(size=SIZE))
+    task = forced_choice(read_triplets(triplets(tmp_path, 60, images=25)))
+    report = evaluate(metric, task, output=tmp_path / "r", attack=AttackPlan(eps=("1/255", "2/255"), steps=20))
+    queries = sum(sum(q or 0 for q in report.items[f"queries {eps}"]) for eps in ("1/255", "2/255"))
+    assert queries <= module.images <= 1.1 * queries
+
+
+def test_pictures_are_let_go_after_their_last_use(tmp_path):
+    from robustsim.evaluation.pictures import Gallery, Photo
+
+    pictures(tmp_path, 40)
+    photos = [Photo(tmp_path / f"{index:02}.png") for index in range(40)]
+    questions = [(photos[i], photos[(i + 1) % 40], photos[0]) for i in range(40)]
+    gallery = Gallery(judged(small()), questions, range(40), batch_size=4)
+    held = []
+    for place in range(40):
+        gallery.take(place)
+        held.append(len(gallery._held))
+    assert max(held) <= 6
+    assert held[-1] == 0
+    assert gallery.encoded == 40
+
+
+def test_an_interrupted_gallery_gives_the_same_embeddings(tmp_path):
+    from robustsim.evaluation.pictures import Gallery, Photo
+
+    pictures(tmp_path, 20)
+    photos = [Photo(tmp_path / f"{index:02}.png") for index in range(20)]
+    questions = [(photos[i], photos[(3 * i) % 20], photos[(7 * i) % 20]) for i in range(20)]
+    metric = judged(small())
+    whole = Gallery(metric, questions, range(20), batch_size=6)
+    taken = [[one.code for one in whole.take(place)] for place in range(20)]
+    late = Gallery(metric, questions, [13, 14, 19], batch_size=6)
+    for place in (13, 14, 19):
+        for a, b in zip(late.take(place), taken[place], strict=True):
+            assert torch.equal(a.code, b)
+
+
+# -- attacks
+
+
+@pytest.mark.parametrize("perturb", ["reference", "left", "right", "all"])
+@pytest.mark.parametrize("embeds", [True, False])
+def test_attacks_turn_decisions(tmp_path, perturb, embeds):
+    task = forced_choice(read_triplets(triplets(tmp_path, 24)))
+    metric = small() if embeds else pairs()
+    plan = replace(QUICK, eps=("0.01/255", "64/255"), perturb=perturb)
+    report = evaluate(metric, task, output=tmp_path / "r", attack=plan)
+    weak, strong = report.threats
+    # A hundredth of a grey level turns next to nothing, a quarter of the range everything that was right.
+    assert weak["clean"]["value"] == strong["clean"]["value"] == np.mean(report.items["score"] == 1)
+    assert weak["accuracy"]["value"] >= weak["clean"]["value"] - 0.05
+    assert strong["accuracy"]["value"] <= 0.2
+    assert strong["broken_by"]["apgd"] == round(24 * (strong["clean"]["value"] - strong["accuracy"]["value"]))
+    for score, held in zip(report.items["score"], report.items["holds 64/255"], strict=True):
+        assert (held is None) == (score != 1)  # what is wrong without attack is not attacked, and counts as lost
+
+
+def test_a_decision_is_lost_when_any_attack_turns_it(tmp_path):
+    task = forced_choice(read_triplets(triplets(tmp_path, 24)))
+    one = AttackPlan(attacks=("noise",), eps=("96/255",), steps=5)
+    both = replace(one, attacks=("noise", "pgd", "square"), queries=20)
+    noise, several = (evaluate(small(), task, output=tmp_path / "r", attack=plan).threats[0] for plan in (one, both))
+    assert several["accuracy"]["value"] < noise["accuracy"]["value"]
+    assert several["broken_by"]["noise"] == noise["broken_by"]["noise"]
+    assert several["broken_by"]["pgd"] > 0
+    report = evaluate(small(), task, output=tmp_path / "r", attack=both)
+    names = set(report.items["broken_by 96/255"].tolist())
+    assert {"noise", "pgd"} <= names <= {None, "noise", "pgd", "square"}
+
+
+@pytest.mark.parametrize("perturb", ["odd", "all"])
+def test_odd_one_out_under_attack(tmp_path, perturb):
+    pictures(tmp_path, 10)
+    generator = np.random.default_rng(0)
+    items = []
+    for index in range(12):
+        chosen = [tmp_path / f"{one:02}.png" for one in generator.choice(10, 3, replace=False)]
+        items.append(OddOneOut(str(index), tuple(chosen), index % 3))
+    task = odd_one_out(data(tmp_path, *items))
+    plan = replace(QUICK, eps=("64/255",), perturb=perturb)
+    (threat,) = evaluate(small(), task, output=tmp_path / "r", attack=plan).threats
+    assert threat["clean"]["value"] > 0
+    assert threat["accuracy"]["value"] < threat["clean"]["value"]
+
+
+def test_only_some_are_attacked_and_all_are_asked(tmp_path):
+    task = forced_choice(read_triplets(triplets(tmp_path, 50)))
+    report = evaluate(small(), task, output=tmp_path / "r", attack=replace(QUICK, items=9))
+    assert report.threats[0]["n"] == sum(report.items["attacked"]) == 9
+    assert report.results["accuracy"]["n"] == 50
+    again = evaluate(small(), task, output=tmp_path / "r", attack=replace(QUICK, items=9), seed=1)
+    assert again.items["attacked"].tolist() != report.items["attacked"].tolist()
+    clean = evaluate(small(), task, output=tmp_path / "r")
+    assert clean.items["distance_left"] == pytest.approx(report.items["distance_left"], rel=1e-5)
+
+
+def test_tied_votes_are_not_attacked(tmp_path):
+    p = shades(tmp_path, a=100, b=110, c=140)
+    found = data(tmp_path, *(Triplet(str(i), p["a"], p["b"], p["c"], i / 2) for i in range(3)), scoring="share")
+    report = evaluate(brightness(), forced_choice(found), output=tmp_path / "r", attack=QUICK)
+    assert report.items["attacked"].tolist() == [True, False, True]
+    assert report.items["score"].tolist() == [1, 0.5, 0]
+
+
+def test_the_metric_is_left_as_it_was(tmp_path):
+    module = Small().train()
+    metric = from_callable(lambda a, b: (module.embed(a) - module.embed(b)).square().sum(1), name="hers",
+                           preprocessing=Preprocessing(size=SIZE))  # fmt: skip
+    state, random = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
+    evaluate(metric, forced_choice(read_triplets(triplets(tmp_path, 6))), output=tmp_path / "r", attack=QUICK)
+    assert module.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attacks": ("apdg",)}, "'apdg' is none of the attacks noise, pgd, apgd"),
+        ({"norm": "l3"}, "'l3' is none of the norms"),
+        ({"eps": ("4",)}, "did you mean 4/255"),
+        ({"eps": ()}, "at least one attack and one radius"),
+        ({"eps": ("4/255", "4/255")}, "named twice"),
+        ({"loss": "dlr"}, "neither ce nor margin"),
+        ({"items": 0}, "at least 1"),
+        ({"attacks": ("square",), "norm": "l1", "eps": ("12",)}, "l1"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        AttackPlan(**options)
+
+
+def test_what_cannot_be_perturbed_is_refused(tmp_path):
+    task = forced_choice(read_triplets(triplets(tmp_path, 3)))
+    with pytest.raises(InputError, match="'odd' is none of reference, left, right, all"):
+        evaluate(small(), task, output=tmp_path / "r", attack=replace(QUICK, perturb="odd"))
+
+
+# -- reports
+
+
+def test_a_report_says_what_was_done(tmp_path, metric):
+    task = forced_choice(read_triplets(triplets(tmp_path, 5)))
+    report = evaluate(metric, task, output=tmp_path / "r", seed=3)
+    content = json.loads(report.path.read_text())
+    assert content["metric"]["card"]["name"] == metric.card.name
+    assert len(content["metric"]["weights_sha256"]) == 64
+    assert content["data"]["name"].endswith("triplets")
+    assert content["data"]["items"] == 5
+    assert content["attack"] is None
+    assert content["seed"] == 3
+    assert {"robustsim", "torch", "python"} <= set(content["versions"])
+    assert content["items"]["rows"] == 5
+    assert not list((tmp_path / "r").glob("*.partial"))
+    loaded = load_report(report.path)
+    assert loaded.items["id"].tolist() == [question.id for question in task.questions]
+    (tmp_path / "r" / content["items"]["file"]).write_bytes(b"other")
+    with pytest.raises(InputError, match="is not the one that"):
+        _ = load_report(report.path).items
+
+
+def test_a_run_that_is_done_is_not_done_again(tmp_path):
+    task = forced_choice(read_triplets(triplets(tmp_path, 8)))
+    first = evaluate(small(), task, output=tmp_path / "r")
+    metric = small()
+    module = Small()
+    again = from_callable(module, name="small", preprocessing=metric.preprocessing)
+    assert evaluate(again, task, output=tmp_path / "r").content == first.content
+    assert module.images == 0
+    evaluate(again, task, output=tmp_path / "r", restart=True)
+    assert module.images > 0
+    # Other weights, another seed, other data: another run.
+    evaluate(small(seed=1), task, output=tmp_path / "r")
+    evaluate(small(), task, output=tmp_path / "r", seed=1)
+    (tmp_path / "00.png").write_bytes((tmp_path / "01.png").read_bytes() + b"\0")
+    evaluate(small(), task, output=tmp_path / "r")
+    assert len(list((tmp_path / "r").glob("*.json"))) == 4
+
+
+def test_unreadable_pictures_are_skipped_and_told(tmp_path):
+    path = triplets(tmp_path, 20)
+    (tmp_path / "03.png").write_bytes(b"no picture")
+    task = forced_choice(read_triplets(path))
+    report = evaluate(small(), task, output=tmp_path / "r", attack=QUICK)
+    hit = [q.id for q in task.questions if any(p.path.name == "03.png" for p in q.pictures)]
+    assert [one["id"] for one in report.content["skipped"]] == hit
+    assert "03.png" in report.content["skipped"][0]["error"]
+    assert report.results["accuracy"]["n"] == 20 - len(hit)
+    assert report.threats[0]["n"] == 20 - len(hit)
+    for file in tmp_path.glob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="not a single item could be read"):
+        evaluate(small(), task, output=tmp_path / "r2")
+
+
+def test_metrics_that_give_no_numbers_are_told(tmp_path):
+    task = forced_choice(read_triplets(triplets(tmp_path, 4)))
+    with pytest.raises(ObjectiveError, match="holes gives NaN for the item 'row 2'"):
+        evaluate(pairs(lambda a, b: torch.full((len(a),), torch.nan), "holes"), task, output=tmp_path / "r")
+    with pytest.raises(InputError, match="a str is no metric here"):
+        evaluate("lpips", task, output=tmp_path / "r")
+
+
+def test_two_processes_do_not_mix(tmp_path):
+    from filelock import FileLock
+
+    task = forced_choice(read_triplets(triplets(tmp_path, 4)))
+    done = evaluate(small(), task, output=tmp_path / "r")
+    done.path.unlink()
+    partial = done.path.with_suffix(".partial")
+    partial.mkdir()
+    with FileLock(partial / "lock-0"), pytest.raises(OutputError, match="another process is at work"):
+        evaluate(small(), task, output=tmp_path / "r")
+    (partial / "run.json").write_text('{"task": "another"}')
+    with pytest.raises(OutputError, match="was begun as another run"):
+        evaluate(small(), task, output=tmp_path / "r")
+    assert evaluate(small(), task, output=tmp_path / "r", restart=True).content["results"] == done.content["results"]
+
+
+def test_without_pyarrow_it_is_said_at_the_start(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    task = forced_choice(read_triplets(triplets(tmp_path, 4)))
+    with pytest.raises(MissingDependencyError, match=r"robustsim\[evaluation\]"):
+        evaluate(small(), task, output=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+# -- tables, comparisons, plots
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    task = forced_choice(read_triplets(triplets(root, 60)))
+    plan = AttackPlan(eps=("0.5/255", "32/255"), steps=5)
+    metrics = (small(), small(seed=5), pairs())
+    names = ("small", "other", "pairs")
+    return [
+        evaluate(judged(metric, name=name), task, output=root / "r", attack=plan)
+        for metric, name in zip(metrics, names, strict=True)
+    ]
+
+
+def test_tables(runs):
+    (table,) = report_table(runs)
+    assert table.header == ("metric", "clean", "linf 0.5/255", "linf 32/255")
+    assert [row[0] for row in table.rows] == ["small", "other", "pairs"]
+    value = 100 * runs[0].results["accuracy"]["value"]
+    assert table.rows[0][1].startswith(f"{value:.1f} [")
+    markdown = table.markdown().splitlines()
+    assert markdown[2] == "| metric | clean | linf 0.5/255 | linf 32/255 |"
+    assert all(line.count("|") == 5 for line in markdown[2:7])
+    latex = table.latex()
+    assert latex.count(r"\\") == 4
+    assert r"95 \% bootstrap" in latex
+    (plain,) = report_table(runs, interval=False)
+    assert plain.rows[0][1] == f"{value:.1f}"
+    # Runs of one metric on the same data share a row; on other data they make another table.
+    assert len(report_table([*runs, runs[0]])[0].rows) == 3
+
+
+def test_comparisons(runs):
+    found = compare_reports(runs)
+    assert [(one.measure, one.a, one.b) for one in found[:3]] == [
+        ("clean", "small", "other"),
+        ("linf 0.5/255", "small", "other"),
+        ("linf 32/255", "small", "other"),
+    ]
+    assert len(found) == 9
+    for one in found:
+        assert one.difference.value == pytest.approx(one.value_a - one.value_b)
+        assert one.difference.low <= one.difference.value <= one.difference.high
+        assert 0 < one.p <= one.p_adjusted <= 1
+    scores = [report.items["score"] for report in runs]
+    assert found[0].difference.value == pytest.approx((scores[0] - scores[1]).mean())
+    # Holm: the smallest p of nine counts nine times.
+    least = min(found, key=lambda one: one.p)
+    assert least.p_adjusted == pytest.approx(min(1, 9 * least.p))
+    same = compare_reports([runs[0], runs[0]])
+    assert all(one.difference.value == 0 and one.p == 1 for one in same)
+    with pytest.raises(InputError, match="at least two"):
+        compare_reports(runs[:1])
+
+
+def test_what_was_asked_other_questions_is_not_compared(runs, tmp_path):
+    other = evaluate(small(), forced_choice(read_triplets(triplets(tmp_path, 20))), output=tmp_path / "r")
+    with pytest.raises(InputError, match="not on the same items"):
+        compare_reports([runs[0], other])
+    assert len(report_table([runs[0], other])) == 2
+
+
+def test_correlations_are_compared_by_the_bootstrap(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustsim.evaluation.statistics._DRAWS_OF_A_STATISTIC", 200)
+    p = pictures(tmp_path, 30)
+    files = sorted(p.glob("*.png"))
+    first = np.asarray(Image.open(files[0]), float)
+    near = [-np.abs(np.asarray(Image.open(file), float) - first).mean() for file in files]
+    task = quality(data(tmp_path, *(Rating(str(i), files[0], file, near[i]) for i, file in enumerate(files))))
+    good = evaluate(pairs(lambda a, b: (a - b).abs().mean((1, 2, 3)), "good"), task, output=tmp_path / "r")
+    blind = evaluate(pairs(lambda a, b: (a - b)[:, 0, 0, 0].abs(), "blind"), task, output=tmp_path / "r")
+    found = {one.measure: one for one in compare_reports([good, blind])}
+    assert set(found) == {"Spearman", "Pearson after logistic fit", "Kendall"}
+    assert found["Spearman"].value_a == pytest.approx(1)
+    assert found["Kendall"].difference.low > 0
+    assert found["Kendall"].p < 0.02
+
+
+def test_plots_show_the_figures(runs, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = {}
+
+    def plot(self, x, y, *args, **kwargs):
+        drawn[kwargs["label"]] = (list(x), list(y))
+        return original(self, x, y, *args, **kwargs)
+
+    original = Axes.plot
+    monkeypatch.setattr(Axes, "plot", plot)
+    for suffix in ("png", "pdf", "svg"):
+        path = plot_radii(runs, tmp_path / f"radii.{suffix}")
+        assert path.stat().st_size > 2000
+    with Image.open(tmp_path / "radii.png") as image:
+        assert image.width > 500
+    threats = runs[0].threats
+    assert drawn["small"][0] == pytest.approx([0, 0.5, 32])
+    assert drawn["small"][1] == pytest.approx(
+        [100 * threats[0]["clean"]["value"], *(100 * one["accuracy"]["value"] for one in threats)]
+    )
+    plot_iterations(runs[:1], tmp_path / "iterations.png")
+    x, y = drawn["small, linf 32/255, 5 steps"]
+    assert y[0] == pytest.approx(100 * threats[1]["clean"]["value"])
+    assert y[-1] == pytest.approx(100 * threats[1]["accuracy"]["value"])
+    assert x[-1] <= 6
+    assert sorted(y, reverse=True) == y
+    with pytest.raises(InputError, match=r"none of \.png"):
+        plot_radii(runs, tmp_path / "radii.gif")
+    clean = replace(runs[0], content={**runs[0].content, "results": {"accuracy": {}}})
+    with pytest.raises(InputError, match="none of these runs has an attack"):
+        plot_radii([clean], tmp_path / "radii.png")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": "other"}'])
+def test_other_files_are_no_reports(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(InputError, match="is no report"):
+        load_report(tmp_path / "x.json")
+    with pytest.raises(InputError, match="cannot read the report"):
+        load_report(tmp_path / "nothing.json")
+
+
+# -- metrics by name
+
+
+def test_metrics_by_name(monkeypatch):
+    assert load_judged("l2").name == "l2"
+    assert load_judged("lite-clean").about["card"]["name"] == "lite-clean"
+    own = load_judged("tests.judges:Small")
+    assert own.name == "tests.judges:Small"
+    assert own.embed is not None
+    with pytest.raises(InputError, match="takes no weights"):
+        load_judged("lite-clean", weights="x.pt")
+    with pytest.raises(LookupError, match=r"(?s)lite-clean.*baselines: .*lpips-alex"):
+        load_judged("lite-claen")
+    with pytest.raises(InputError, match="cannot be imported"):
+        load_judged("nowhere.at_all:metric")
+
+
+def test_a_metric_of_ones_own_is_found_where_it_lies(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text("def metric(a, b):\n    return (a - b).abs().mean((1, 2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = load_judged("mine:metric")
+    x = torch.rand(2, 3, 8, 8)
+    assert found.distance(x, x).tolist() == [0, 0]
+    # Changed, it is another metric, whose report is not there yet.
+    file.write_text(file.read_text() + "# changed\n")
+    assert load_judged("mine:metric").about["source"] != found.about["source"]

@@ -1,0 +1,127 @@
+"""A run that is killed, or shared between processes, ends with the report of one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from robustsim.data import read_triplets
+from robustsim.evaluation import AttackPlan, evaluate, forced_choice, load_report
+from tests.conftest import ROOT
+from tests.judges import small, triplets
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Slow enough, by pauses in the metric, to be killed on the way.
+JOB = """
+import sys
+import torch
+from robustsim.data import read_triplets
+from robustsim.evaluation import AttackPlan, evaluate, forced_choice
+from tests.judges import small
+torch.set_num_threads(1)
+task = forced_choice(read_triplets(sys.argv[1]))
+plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, items=40)
+evaluate(small(pause=float(sys.argv[3])), task, output=sys.argv[2], attack=plan, batch_size=8)
+"""
+
+
+def start(data, output, pause):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", JOB, str(data), str(output), str(pause)], env=environment, cwd=ROOT)
+
+
+def without_times(report):
+    content = {key: value for key, value in report.content.items() if key != "times"}
+    content["items"] = {**content["items"]}
+    return content, {name: column.tolist() for name, column in report.items.items()}
+
+
+def same(a, b):
+    content_a, items_a = without_times(a)
+    content_b, items_b = without_times(b)
+    assert content_a == content_b  # the hash of all items is in it
+    assert json.dumps(items_a) == json.dumps(items_b)
+
+
+def only(folder):
+    (path,) = folder.glob("*.json")
+    return load_report(path)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_report(tmp_path):
+    data = triplets(tmp_path / "data", 120)
+    task = forced_choice(read_triplets(data))
+    plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, items=40)
+    undisturbed = evaluate(small(), task, output=tmp_path / "undisturbed", attack=plan, batch_size=8)
+
+    moments, kills, kept = random.Random(), 0, []
+    while kills < 4:
+        process = start(data, tmp_path / "killed", pause=0.02)
+        # From the first line that this process itself has kept on: its imports are not the moment that is meant.
+        while process.poll() is None and (seen := journal(tmp_path / "killed")) <= (kept[-1] if kept else 0):
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it was done before it could be killed: make it slower"
+        assert not list((tmp_path / "killed").glob("*.json"))
+        assert seen > 0
+        kept.append(journal(tmp_path / "killed"))
+        kills += 1
+    assert kept == sorted(kept)  # nothing that was kept is lost
+    assert start(data, tmp_path / "killed", pause=0).wait() == 0
+    same(undisturbed, only(tmp_path / "killed"))
+    assert {path.suffix for path in (tmp_path / "killed").iterdir()} == {".json", ".parquet"}
+
+
+def journal(folder):
+    """Bytes that are kept."""
+    return sum(path.stat().st_size for path in folder.glob("*.partial/journal-*.jsonl"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cut_off_anywhere_the_journal_is_of_use(tmp_path, seed, monkeypatch):
+    """As after a crash of the machine: what was written last may be there in part."""
+    from robustsim.evaluation import run
+
+    data = triplets(tmp_path / "data", 40)
+    task, plan = forced_choice(read_triplets(data)), AttackPlan(eps=("2/255",), steps=4, items=20)
+    whole = evaluate(small(), task, output=tmp_path / "whole", attack=plan, batch_size=6)
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "write_report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(small(), task, output=tmp_path / "cut", attack=plan, batch_size=6)
+    monkeypatch.undo()
+    (file,) = (tmp_path / "cut").glob("*.partial/journal-0.jsonl")
+    os.truncate(file, random.Random(seed).randrange(file.stat().st_size))
+    metric = small()
+    same(whole, evaluate(metric, task, output=tmp_path / "cut", attack=plan, batch_size=6))
+
+
+def test_two_processes_share_the_work(tmp_path):
+    data = triplets(tmp_path / "data", 60)
+    job = tmp_path / "job.py"
+    told = "\nfrom robustsim.evaluation.workers import Workers\nprint('I am', Workers().number, 'of', Workers().count)"
+    job.write_text(JOB + told)
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(job), str(data), str(tmp_path / "two"), "0"],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {"I am 0 of 2", "I am 1 of 2"} <= set(done.stdout.splitlines())
+    plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, items=40)
+    alone = evaluate(small(), forced_choice(read_triplets(data)), output=tmp_path / "one", attack=plan, batch_size=8)
+    same(alone, only(tmp_path / "two"))
