@@ -9,7 +9,6 @@ python scripts/attack_table.py material-2afc --write docs/attacks.md
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -33,27 +32,27 @@ from robustsim.attacks import (
     check_gradient_masking,
     parse_eps,
 )
+from robustsim.data import Triplet, read_triplets
 
 THREATS = (("linf", "1/255"), ("linf", "4/255"), ("l2", "3"))
 SETTING = ("triplets", "steps", "queries", "seed", "batch_size", "masking_norm", "masking_eps", "masking_queries")
 COLUMNS = ("clean", "random noise", "PGD", "APGD", "Square", "AutoAttack")
 
 
-def triplets(root: Path, count: int, seed: int) -> list[dict[str, str]]:
-    with (root / "test.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["left_votes"] != row["right_votes"]]
+def triplets(root: Path, count: int, seed: int) -> list[Triplet]:
+    rows = read_triplets(root / "test.csv").items
     return random.Random(seed).sample(rows, min(count, len(rows)))
 
 
-def problem(metric: RobustSim, root: Path, rows: list[dict[str, str]]) -> TwoAFC:
-    names = sorted({row[side] for row in rows for side in ("reference", "left", "right")})
-    pixels = torch.cat([metric.preprocess([root / "images" / name]) for name in names])
+def problem(metric: RobustSim, rows: list[Triplet]) -> TwoAFC:
+    files = sorted({file for row in rows for file in (row.reference, row.left, row.right)})
+    pixels = torch.cat([metric.preprocess([file]) for file in files])
     embeddings = metric.embed_pixels(pixels)
 
     def pick(tensor: Tensor, side: str) -> Tensor:
-        return tensor[[names.index(row[side]) for row in rows]]
+        return tensor[[files.index(getattr(row, side)) for row in rows]]
 
-    labels = torch.tensor([int(int(row["right_votes"]) > int(row["left_votes"])) for row in rows], device=metric.device)
+    labels = torch.tensor([int(row.right_share > 0.5) for row in rows], device=metric.device)
     return TwoAFC(
         embed=metric.embed_pixels,
         reference=pick(pixels, "reference"),
@@ -130,7 +129,7 @@ def main() -> None:
 
     metric = RobustSim.from_pretrained(options.model) if options.model else RobustSim.from_pretrained()
     rows = triplets(options.data, options.triplets, options.seed)
-    objective = problem(metric, options.data, rows)
+    objective = problem(metric, rows)
     setting = {name: getattr(options, name) for name in SETTING} | {
         "model": metric.card.name,
         "weights": metric.card.weights_sha256,

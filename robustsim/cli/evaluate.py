@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -288,6 +289,8 @@ def _judge(task: "Task", plan: "AttackPlan | None", options: Run) -> None:
     gc.enable()  # the command's start has switched it off
     workers = Workers()
     names = [(name, weights or None) for name, _, weights in (one.partition("=") for one in options.model or [])]
+    if any(":" in name for name, _ in names):
+        sys.path.insert(0, os.getcwd())  # where people keep the module they name
     device = workers.device if options.device is None else options.device
     # All of them before any: what cannot be loaded is told now.
     metrics = [
