@@ -12,12 +12,12 @@ import argparse
 import json
 import os
 import random
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from pages import write_between
 from torch import Tensor
 
 from robustsim import RobustSim
@@ -176,16 +176,7 @@ def main() -> None:
     text = page(found, options, metric.card.name, len(rows))
     print(text)
     if options.write:
-        old = options.write.read_text()
-        if "<!-- attack table -->" not in old:
-            parser.error(f"{options.write} has no line <!-- attack table -->")
-        new = re.sub(
-            r"(<!-- attack table -->\n).*?(<!-- end of attack table -->)",
-            lambda match: f"{match[1]}\n{text}\n\n{match[2]}",
-            old,
-            flags=re.S,
-        )
-        options.write.write_text(new)
+        write_between(options.write, "attack table", text)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ python scripts/benchmarks.py material-2afc/test.csv imagenet-sample --lpips lpip
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
+
+from pages import write_between
 
 from robustsim.data import read_triplets
 from robustsim.evaluation import (
@@ -99,16 +100,7 @@ def main() -> None:
     text = page(judge(options), f"python scripts/benchmarks.py {data}{lpips} {flags} --write docs/benchmarks.md")
     print(text)
     if options.write:
-        old = options.write.read_text()
-        if "<!-- benchmarks -->" not in old:
-            parser.error(f"{options.write} has no line <!-- benchmarks -->")
-        new = re.sub(
-            r"(<!-- benchmarks -->\n).*?(<!-- end of benchmarks -->)",
-            lambda match: f"{match[1]}\n{text}\n\n{match[2]}",
-            old,
-            flags=re.S,
-        )
-        options.write.write_text(new)
+        write_between(options.write, "benchmarks", text)
 
 
 if __name__ == "__main__":

@@ -111,10 +111,8 @@ def test_two_processes_share_the_work(tmp_path):
     job = tmp_path / "job.py"
     told = "\nfrom robustsim.evaluation.workers import Workers\nprint('I am', Workers().number, 'of', Workers().count)"
     job.write_text(JOB + told)
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-    ]  # fmt: skip
+    # What `accelerate launch` starts on several GPUs; on CPUs it would want MPI.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(job), str(data), str(tmp_path / "two"), "0"],

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import OutputError
+from robustsim.jsonl import parse_line
 
 _LOCK, _IDENTITY = "lock", "run.json"
 Part = tuple[int, str]
@@ -81,7 +82,7 @@ class Journal:
         """Take in what the other processes have done."""
         for path in self._root.glob("journal-*.jsonl"):
             for line in path.read_bytes().splitlines(keepends=True):
-                entry = _parse(line)
+                entry = parse_line(line)
                 if entry is None:
                     break
                 self.done.setdefault((entry["chunk"], entry["part"]), entry["found"])
@@ -100,7 +101,7 @@ class Journal:
             return
         end = 0
         for line in self._path.read_bytes().splitlines(keepends=True):
-            if _parse(line) is None:
+            if parse_line(line) is None:
                 break
             end += len(line)
         os.truncate(self._path, end)
@@ -126,13 +127,3 @@ def _remove(root: Path) -> None:
         path.unlink(missing_ok=True)
     with suppress(OSError):  # somebody put something of his own there
         root.rmdir()
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        entry: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return entry

@@ -11,19 +11,24 @@ from robustsim.evaluation.statistics import Array
 from robustsim.evaluation.tasks import Question, Task
 
 
-class JustNoticeable(Task):
-    """Just-noticeable differences: do small distances find the pairs in which people saw no difference?
+class Rated(Task):
+    """A task whose single answers are worth nothing: only all of them together have a score."""
 
-    Answer: the share of people who saw none. Score: average precision, over all pairs.
-    """
-
-    name = "jnd"
     pairs = ((0, 1),)
     distance_names = ("distance",)
 
     def scores(self, distances: Array, questions: "Sequence[Question]") -> Array:
         """No answer has a score of its own: NaN."""
         return np.full(len(questions), math.nan)
+
+
+class JustNoticeable(Rated):
+    """Just-noticeable differences: do small distances find the pairs in which people saw no difference?
+
+    Answer: the share of people who saw none. Score: average precision, over all pairs.
+    """
+
+    name = "jnd"
 
     def results(self, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
         """Average precision overall and by group, and the mean of the groups."""
@@ -32,7 +37,7 @@ class JustNoticeable(Task):
         }
 
 
-class Quality(Task):
+class Quality(Rated):
     """Opinion scores: do distances from the reference order pictures as people's ratings of them do?
 
     Answer: the rating, larger is better. Scores: rank correlations of Spearman and Kendall, and Pearson's after a
@@ -40,12 +45,6 @@ class Quality(Task):
     """
 
     name = "quality"
-    pairs = ((0, 1),)
-    distance_names = ("distance",)
-
-    def scores(self, distances: Array, questions: "Sequence[Question]") -> Array:
-        """No answer has a score of its own: NaN."""
-        return np.full(len(questions), math.nan)
 
     def results(self, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
         """The three correlations, overall and by group."""

@@ -1,7 +1,9 @@
-"""The processes that share a run: one, or those that ``accelerate launch`` has started."""
+"""The processes that share a run: one, or those that ``accelerate launch`` or ``torchrun`` has started."""
 
 import os
 from typing import Any
+
+import torch
 
 from robustsim.errors import MissingDependencyError
 
@@ -25,7 +27,7 @@ class Workers:
                 raise MissingDependencyError(
                     'several processes need accelerate: pip install "robustsim[evaluation]"'
                 ) from error
-            self._state = PartialState()
+            self._state = PartialState(cpu=not torch.cuda.is_available())
             self.count, self.number = self._state.num_processes, self._state.process_index
             self.device = self._state.device
 

@@ -19,6 +19,7 @@ from robustsim.errors import ImageError, InputError, OutputError, RobustSimError
 from robustsim.images.files import find_images, prefetch
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
+from robustsim.jsonl import parse_line
 from robustsim.metric import RobustSim
 from robustsim.search.store import FORMATS, Writer
 
@@ -241,7 +242,7 @@ class _Journal:
         walk, end, done = find_images(folder), 0, 0
         with suppress(FileNotFoundError), self._lines.open("rb") as lines:
             for line in lines:
-                entry = _parse(line)
+                entry = parse_line(line)
                 if entry is None or ("error" not in entry and self.good == rows):
                     break
                 path = next(walk, None)
@@ -288,16 +289,6 @@ class _Journal:
                 entry = json.loads(line)
                 if "error" not in entry:
                     yield entry["file"]
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        entry: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return entry
 
 
 def _stamp(folder: Path, path: Path) -> _Stamp:
