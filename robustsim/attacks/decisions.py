@@ -125,7 +125,8 @@ class TwoAFC(Decision):
         right: likewise.
         labels: (N,), 0 where people find left nearer, 1 where right.
         embed: N images -> (N, D). Pictures that are not attacked are embedded once.
-        distance: (N images, N images) -> (N,); with ``embed`` it is given embeddings instead, (N, D) and (N, D).
+        distance: (N images, N images) -> (N,); with ``embed`` it is given embeddings instead, (N, D) and (N, D). Where
+            distances differ by more than 100, cross-entropy has no gradient any more: scale them, or use ``margin``.
         perturb: which of them is attacked. With ``all``, :attr:`images` is (N, 3, C, H, W), the three stacked in the
             order of the arguments, each with the radius for itself.
         loss: ``ce`` or ``margin``; DLR needs three classes, and a choice has two.

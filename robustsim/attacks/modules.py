@@ -23,7 +23,7 @@ def undisturbed(objective: object) -> Iterator[None]:
     Modules are found where the objective is one, or holds one within a few steps: in attributes, containers, closures,
     as the owner of a method or by a global name. A model that it reaches in another way should be in eval mode already.
     """
-    modules = list(_modules(objective))
+    modules = list(modules_behind(objective))
     modes = [(part, part.training) for module in modules for part in module.modules() if part.training]
     frozen = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
     try:
@@ -39,8 +39,8 @@ def undisturbed(objective: object) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def _modules(objective: object) -> Iterator[nn.Module]:
-    """Breadth first, so that whatever can be reached in a few steps is."""
+def modules_behind(objective: object) -> Iterator[nn.Module]:
+    """The modules that an objective is or holds; breadth first, so that whatever can be reached in a few steps is."""
     level, seen = [objective], set()
     for _ in range(_DEPTH):
         following: list[object] = []
