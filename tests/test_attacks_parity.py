@@ -80,8 +80,9 @@ def test_apgd_in_l1_is_stronger_than_pgd_and_sparse_descent(problem, foolbox):
         )
         for other in (foolbox.attacks.L1PGD(steps=50), foolbox.attacks.SparseL1DescentAttack(steps=50)):
             with torch.random.fork_rng():
+                torch.manual_seed(0)  # of their random starts
                 _, _, won = other(wrapped, images, foolbox.criteria.Misclassification(labels), epsilons=eps)
-            assert standing(ours) <= 100 * float((~won).sum()) / COUNT + 0.5
+            assert standing(ours) <= 100 * float((~won).sum()) / COUNT + 1.0
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -91,6 +92,7 @@ def test_pgd_is_as_strong_as_foolbox(problem, foolbox, norm):
     original = getattr(foolbox.attacks, f"{THEIRS[norm]}PGD")(rel_stepsize=2.5 / 30, steps=30)
     for eps in EPS[norm]:
         with torch.random.fork_rng():
+            torch.manual_seed(0)
             _, _, won = original(wrapped, images, foolbox.criteria.Misclassification(labels), epsilons=eps)
         ours = PGD(norm=norm, eps=eps, steps=30, stop_on_success=True, generator=generator())(
             Classification(model, labels), images
