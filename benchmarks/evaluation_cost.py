@@ -13,7 +13,7 @@ from pairs import ratio
 from robustsim import RobustSim
 from robustsim.attacks import APGD, TwoAFC
 from robustsim.data import read_triplets
-from robustsim.evaluation import AttackPlan, evaluate, forced_choice
+from robustsim.evaluation import AttackPlan, evaluate, two_afc
 
 
 def main() -> None:
@@ -27,10 +27,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     metric, data = RobustSim.from_pretrained(device="cpu"), read_triplets(options.triplets)
-    task, plan = forced_choice(data), AttackPlan(eps=(options.eps,), steps=options.steps)
+    task, plan = two_afc(data), AttackPlan(eps=(options.eps,), steps=options.steps)
 
     def run(questions: int | None, attack: AttackPlan | None) -> None:
-        asked = task if questions is None else forced_choice(part)
+        asked = task if questions is None else two_afc(part)
         with tempfile.TemporaryDirectory() as folder:
             evaluate(metric, asked, output=folder, attack=attack, batch_size=options.attacked)
 

@@ -19,8 +19,8 @@ from robustsim.evaluation import (
     compare_reports,
     distortion_ladder,
     evaluate,
-    forced_choice,
-    load_judged,
+    two_afc,
+    load_metric,
     report_table,
 )
 
@@ -28,13 +28,13 @@ METRICS = ("l2", "ssim", "lpips-alex", "lite-clean")
 
 
 def judge(options: argparse.Namespace) -> list[list[Report]]:
-    plan = AttackPlan(norm=options.norm, eps=(options.eps,), steps=options.steps, items=options.attacked)
+    plan = AttackPlan(norm=options.norm, eps=(options.eps,), steps=options.steps, attacked=options.attacked)
     tasks = [
-        forced_choice(read_triplets(options.triplets)),
+        two_afc(read_triplets(options.triplets)),
         distortion_ladder(options.photographs, photographs=options.count, seed=options.seed),
     ]
     weights = {"lpips-alex": options.lpips}
-    metrics = [load_judged(name, weights=weights.get(name)) for name in METRICS]
+    metrics = [load_metric(name, weights=weights.get(name)) for name in METRICS]
     return [
         [
             evaluate(

@@ -27,12 +27,12 @@ from robustsim.baselines import (
     Linf,
     LipSim,
     PieAPP,
-    find_object,
     from_callable,
     import_metric,
     list_baselines,
     load_baseline,
 )
+from robustsim.baselines.callables import find_object
 from robustsim.baselines.dreamsim import KINDS
 from robustsim.baselines.libraries import need, undisturbed
 from robustsim.baselines.lipsim import convolution_rates, linear_rates

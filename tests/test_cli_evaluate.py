@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_table_compare_and_plot(run, data, tmp_path):
     reports = sorted((tmp_path / "r").glob("*.json"))
     code, out, _ = run("evaluate", "table", *reports, "--format", "markdown", "--no-intervals")
     assert code == 0
-    assert "| metric | clean | linf 8/255 |" in out
+    assert "| metric | clean | before attack | linf 8/255 |" in out
     code, out, _ = run("evaluate", "table", *reports, "--format", "latex")
     assert r"\toprule" in out
     code, out, _ = run("evaluate", "compare", *reports)
@@ -122,8 +123,23 @@ def test_mistakes_are_told(run, data, tmp_path, words, code, message):
     assert message in " ".join(err.replace("│", " ").split())
 
 
-def test_help_is_light(run):
-    code, out, _ = run("evaluate", "2afc", "--help")
+def test_a_folder_may_have_any_name(run, data, tmp_path):
+    folder = tmp_path / "C:models=mine"
+    code, _, err = run("evaluate", "2afc", "--data", data, "-o", tmp_path / "r", "-m", "lite-clean=x.pt")
+    assert code == 1
+    assert "takes no weights" in err
+    folder.mkdir()
+    code, _, err = run("evaluate", "2afc", "--data", data, "-o", tmp_path / "r", "-m", folder)
+    assert code == 1
+    assert "config.json" in err  # it was looked into
+
+
+def test_what_a_metric_prints_does_not_spoil_the_json(run, data, tmp_path, monkeypatch):
+    text = "print('hello')\ndef metric(a, b):\n    print('again')\n    return (a - b).abs().mean((1, 2, 3))\n"
+    (tmp_path / "talks.py").write_text(text)
+    monkeypatch.chdir(tmp_path)  # where a module of one's own is looked for
+    monkeypatch.setattr("sys.path", [*sys.path])
+    code, out, err = run("evaluate", "2afc", "--data", data, "-o", tmp_path / "r", "-m", "talks:metric", "--json")
     assert code == 0
-    for option in ("--attack", "--eps", "--model", "--scoring", "--output"):
-        assert option in out
+    assert json.loads(out)[0]["metric"]["name"] == "talks:metric"
+    assert "hello" in err

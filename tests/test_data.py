@@ -17,7 +17,7 @@ from robustsim.data import (
     Pair,
     Rating,
     Triplet,
-    detect,
+    find_layout,
     read_bapps,
     read_dataset,
     read_jnd,
@@ -566,10 +566,10 @@ def test_detect(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / "c" / "images" / name)
     table(tmp_path / "c" / "own.csv", ["reference", "left", "right", "label"], ["a.png", "b.png", "c.png", "1"])
-    assert detect(tmp_path / "n") == detect(tmp_path / "n" / "data.csv") == "nights"
-    assert detect(tmp_path / "b") == detect(tmp_path / "b" / "2afc") == "bapps"
-    assert detect(tmp_path / "b" / "jnd") == "jnd"
-    assert detect(tmp_path / "c") == detect(tmp_path / "c" / "own.csv") == "triplets"
+    assert find_layout(tmp_path / "n") == find_layout(tmp_path / "n" / "data.csv") == "nights"
+    assert find_layout(tmp_path / "b") == find_layout(tmp_path / "b" / "2afc") == "bapps"
+    assert find_layout(tmp_path / "b" / "jnd") == "jnd"
+    assert find_layout(tmp_path / "c") == find_layout(tmp_path / "c" / "own.csv") == "triplets"
     assert read_dataset(tmp_path / "b", "2afc").name == "bapps"
     assert read_dataset(tmp_path / "b", "jnd").name == "bapps-jnd"
     assert read_dataset(tmp_path / "c", "2afc", scoring="share").scoring == "share"
@@ -583,7 +583,7 @@ def test_detect(tmp_path):
 
 
 def test_detect_things_and_tables(things):
-    assert detect(things) == detect(things / "triplet_dataset" / "trainset.txt") == "things"
+    assert find_layout(things) == find_layout(things / "triplet_dataset" / "trainset.txt") == "things"
     assert len(read_dataset(things, "odd-one-out")) == 2
     folder = things / "tables"
     headers = {
@@ -592,7 +592,7 @@ def test_detect_things_and_tables(things):
         "things": ["image1", "image2", "image3", "choice"],
     }
     for name, header in headers.items():
-        assert detect(table(folder / f"{name}.csv", header)) == name
+        assert find_layout(table(folder / f"{name}.csv", header)) == name
     (folder / "things.csv").unlink()
     with pytest.raises(DataError, match=r"holds 2 tables, jnd.csv, ratings.csv: pass one of them"):
         read_dataset(folder, "quality")
@@ -600,23 +600,23 @@ def test_detect_things_and_tables(things):
 
 def test_detect_nothing(tmp_path):
     with pytest.raises(DataError, match=r"is no file and no folder"):
-        detect(tmp_path / "gone")
+        find_layout(tmp_path / "gone")
     with pytest.raises(
         DataError, match=r"Looked for: data.csv .*\(NIGHTS\), .*judge.*\(THINGS\), one CSV; it is empty"
     ):
-        detect(tmp_path)
+        find_layout(tmp_path)
     for number in range(12):
         (tmp_path / f"{number:02d}.md").write_text("")
     with pytest.raises(DataError, match=r"it holds 00.md, .*09.md and 2 more"):
-        detect(tmp_path)
+        find_layout(tmp_path)
     with pytest.raises(DataError, match=r"00.md is no CSV and no list of triplets"):
-        detect(tmp_path / "00.md")
+        find_layout(tmp_path / "00.md")
     table(tmp_path / "x.csv", ["p", "q"])
     with pytest.raises(DataError, match=r"x.csv, row 1: the header has the columns p, q; looked for reference, left"):
-        detect(tmp_path)
+        find_layout(tmp_path)
     table(tmp_path / "y.csv", ["p", "q"])
     with pytest.raises(DataError, match=r"holds 2 tables, x.csv, y.csv: pass one of them"):
-        detect(tmp_path)
+        find_layout(tmp_path)
 
 
 # The command
@@ -683,7 +683,7 @@ def test_check_what_cannot_be_read(tmp_path, run):
 
 
 def test_data_is_light():
-    code = "import sys, robustsim.data.detection, robustsim.cli; sys.argv = ['robustsim', 'data', 'check', '--help']\n"
+    code = "import sys, robustsim.data.layouts, robustsim.cli; sys.argv = ['robustsim', 'data', 'check', '--help']\n"
     code += "try: robustsim.cli.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "--no-images" in done.stdout

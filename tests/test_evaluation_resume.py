@@ -10,10 +10,13 @@ import time
 
 import pytest
 
+from robustsim.baselines import from_callable
 from robustsim.data import read_triplets
-from robustsim.evaluation import AttackPlan, evaluate, forced_choice, load_report
+from robustsim.evaluation import AttackPlan, evaluate, load_report, two_afc
+from robustsim.evaluation.subjects import subject
+from robustsim.images import Preprocessing
 from tests.conftest import ROOT
-from tests.judges import small, triplets
+from tests.judges import SIZE, Small, small, triplets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,12 +24,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 JOB = """
 import sys
 import torch
+from robustsim.baselines import from_callable
 from robustsim.data import read_triplets
-from robustsim.evaluation import AttackPlan, evaluate, forced_choice
+from robustsim.evaluation import AttackPlan, evaluate, two_afc
 from tests.judges import small
 torch.set_num_threads(1)
-task = forced_choice(read_triplets(sys.argv[1]))
-plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, items=40)
+task = two_afc(read_triplets(sys.argv[1]))
+plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, attacked=40)
 evaluate(small(pause=float(sys.argv[3])), task, output=sys.argv[2], attack=plan, batch_size=8)
 """
 
@@ -54,26 +58,29 @@ def only(folder):
     return load_report(path)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
 def test_killed_at_random_moments_it_ends_with_the_same_report(tmp_path):
     data = triplets(tmp_path / "data", 120)
-    task = forced_choice(read_triplets(data))
-    plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, items=40)
+    task = two_afc(read_triplets(data))
+    plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, attacked=40)
     undisturbed = evaluate(small(), task, output=tmp_path / "undisturbed", attack=plan, batch_size=8)
 
-    moments, kills, kept = random.Random(), 0, []
+    moments, kills, kept = random.Random(7), 0, []
     while kills < 4:
         process = start(data, tmp_path / "killed", pause=0.02)
         # From the first line that this process itself has kept on: its imports are not the moment that is meant.
         while process.poll() is None and (seen := journal(tmp_path / "killed")) <= (kept[-1] if kept else 0):
             time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.25))
+        time.sleep(moments.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it was done before it could be killed: make it slower"
         assert not list((tmp_path / "killed").glob("*.json"))
         assert seen > 0
         kept.append(journal(tmp_path / "killed"))
         kills += 1
-    assert kept == sorted(kept)  # nothing that was kept is lost
+    (file,) = (tmp_path / "killed").glob("*.partial/journal-0.jsonl")
+    parts = [(entry["chunk"], entry["part"]) for entry in map(json.loads, file.read_text().splitlines()[:-1])]
+    assert len(parts) == len(set(parts)) > 0  # what was kept is not done again
     assert start(data, tmp_path / "killed", pause=0).wait() == 0
     same(undisturbed, only(tmp_path / "killed"))
     assert {path.suffix for path in (tmp_path / "killed").iterdir()} == {".json", ".parquet"}
@@ -90,7 +97,7 @@ def test_cut_off_anywhere_the_journal_is_of_use(tmp_path, seed, monkeypatch):
     from robustsim.evaluation import run
 
     data = triplets(tmp_path / "data", 40)
-    task, plan = forced_choice(read_triplets(data)), AttackPlan(eps=("2/255",), steps=4, items=20)
+    task, plan = two_afc(read_triplets(data)), AttackPlan(eps=("2/255",), steps=4, attacked=20)
     whole = evaluate(small(), task, output=tmp_path / "whole", attack=plan, batch_size=6)
 
     def stop(*arguments):
@@ -101,9 +108,19 @@ def test_cut_off_anywhere_the_journal_is_of_use(tmp_path, seed, monkeypatch):
         evaluate(small(), task, output=tmp_path / "cut", attack=plan, batch_size=6)
     monkeypatch.undo()
     (file,) = (tmp_path / "cut").glob("*.partial/journal-0.jsonl")
-    os.truncate(file, random.Random(seed).randrange(file.stat().st_size))
-    metric = small()
-    same(whole, evaluate(metric, task, output=tmp_path / "cut", attack=plan, batch_size=6))
+    size = file.stat().st_size
+    end = random.Random(seed).randrange(size)
+    os.truncate(file, end)
+    modules = [Small(), Small()]
+    metrics = [
+        subject(from_callable(module, name="small", preprocessing=Preprocessing(size=SIZE))) for module in modules
+    ]
+    for module in modules:
+        module.images = 0
+    evaluate(metrics[0], task, output=tmp_path / "again", attack=plan, batch_size=6)
+    same(whole, evaluate(metrics[1], task, output=tmp_path / "cut", attack=plan, batch_size=6))
+    if end > size / 2:
+        assert modules[1].images < 0.8 * modules[0].images  # what was kept was not done again
 
 
 def test_two_processes_share_the_work(tmp_path):
@@ -120,6 +137,6 @@ def test_two_processes_share_the_work(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {"I am 0 of 2", "I am 1 of 2"} <= set(done.stdout.splitlines())
-    plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, items=40)
-    alone = evaluate(small(), forced_choice(read_triplets(data)), output=tmp_path / "one", attack=plan, batch_size=8)
+    plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, attacked=40)
+    alone = evaluate(small(), two_afc(read_triplets(data)), output=tmp_path / "one", attack=plan, batch_size=8)
     same(alone, only(tmp_path / "two"))

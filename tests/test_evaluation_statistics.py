@@ -112,16 +112,44 @@ def test_the_logistic_fit_makes_a_curve_straight():
     assert statistics.pearson_after_logistic(d, quality) > 0.999
     # Whatever the scale of the distances, and whether they fall or rise.
     assert statistics.pearson_after_logistic(1e-4 * d + 5, quality) > 0.999
-    assert statistics.pearson_after_logistic(1 - d, quality) > 0.999
+    # A metric that is wrong way round is not helped by it.
+    assert statistics.pearson_after_logistic(1 - d, quality) < -0.9
+    # Four parameters fit anything.
+    assert np.isnan(statistics.pearson_after_logistic(d[:9], quality[:9]))
 
 
-def test_a_statistic_of_parts_is_the_mean_of_theirs():
+def test_a_statistic_by_groups():
     generator = np.random.default_rng(0)
-    parts = [(generator.random(40), generator.random(40)) for _ in range(3)]
-    found = statistics.statistic_interval(statistics.spearman, parts)
-    assert found.value == pytest.approx(np.mean([statistics.spearman(*part) for part in parts]))
-    assert found.low < found.value < found.high
-    assert found.n == 120
+    columns = (generator.random(120), generator.random(120))
+    groups, clusters = np.repeat(["a", "b", "c"], 40), np.arange(120)
+    found = statistics.by_group(statistics.spearman, columns, groups, clusters)
+    parts = [statistics.spearman(*(column[groups == name] for column in columns)) for name in "abc"]
+    assert [one["value"] for one in found["groups"].values()] == pytest.approx(parts)
+    assert found["mean_of_groups"]["value"] == pytest.approx(np.mean(parts))
+    assert found["value"] == pytest.approx(statistics.spearman(*columns))
+    for one in (found, found["mean_of_groups"], *found["groups"].values()):
+        assert one["low"] < one["value"] < one["high"]
+
+
+def test_ratings_of_one_reference_are_drawn_together():
+    generator = np.random.default_rng(1)
+    shared = np.repeat(generator.random((2, 15)), 20, axis=1)
+    columns = tuple(shared + 0.01 * generator.random(shared.shape))
+    alone, together = (
+        statistics.by_group(statistics.spearman, columns, np.full(300, ""), clusters)
+        for clusters in (np.arange(300), np.repeat(np.arange(15), 20))
+    )
+    assert together["high"] - together["low"] > 3 * (alone["high"] - alone["low"])
+
+
+def test_a_handful_of_clusters_tells_no_interval():
+    scores = np.array([0.9, 0.8, 0.7, 0.9])
+    found = statistics.mean_interval(scores)
+    assert np.isnan(found.low)
+    assert found.to_dict() == {"value": pytest.approx(0.825), "low": None, "high": None, "n": 4}
+    one = statistics.by_group(statistics.spearman, (scores, scores), np.full(4, ""), np.zeros(4))
+    assert one["value"] == pytest.approx(-1)
+    assert one["low"] is None
 
 
 def test_equal_metrics_differ_by_chance_about_as_often_as_p_says():

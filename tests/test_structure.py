@@ -89,9 +89,10 @@ def test_the_bundled_model_needs_torch_alone():
     assert not heavy & modules_after(code)
 
 
-def test_help_needs_no_torch():
+@pytest.mark.parametrize("words", [("compare",), ("evaluate", "2afc"), ("data", "check")], ids=" ".join)
+def test_help_needs_no_torch(words):
     code = (
-        "import sys; sys.argv = ['robustsim', 'compare', '--help']\n"
+        f"import sys; sys.argv = ['robustsim', *{words!r}, '--help']\n"
         "from robustsim.cli import main\ntry: main()\nexcept SystemExit: pass"
     )
     assert not {"torch", "numpy", "PIL"} & modules_after(code)

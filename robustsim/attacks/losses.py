@@ -10,8 +10,8 @@ from robustsim.errors import InputError
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """``-log softmax(z)_y``, (N,), as ``log(1 + sum_{j != y} exp(z_j - z_y))``.
 
-    So it is not 0, and has a gradient, where a softmax in float32 would be 1 already: beyond a gap of 17 an attack would
-    see nothing, and the model look robust. Beyond a gap of about 100 that is so all the same: use the margin there.
+    So it is not 0, and has a gradient, where a softmax in float32 would be 1 already: beyond a gap of 17 an attack
+    would see nothing, and the model look robust. Beyond about 100 that is so all the same: use the margin there.
     """
     gaps = logits - logits.gather(1, labels[:, None])
     return F.softplus(gaps.scatter(1, labels[:, None], -torch.inf).logsumexp(1))

@@ -13,7 +13,7 @@ from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.baselines.base import Baseline
-    from robustsim.baselines.callables import find_object, from_callable, import_metric
+    from robustsim.baselines.callables import from_callable, import_metric
     from robustsim.baselines.dreamsim import DreamSim
     from robustsim.baselines.lipsim import LipSim
     from robustsim.baselines.lpips import LPIPS
@@ -34,7 +34,6 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "PSNR",
     "PieAPP",
     "SSIM",
-    "find_object",
     "from_callable",
     "import_metric",
     "list_baselines",
@@ -55,7 +54,6 @@ __getattr__, __dir__ = lazy_names(
         "PSNR": "pixels",
         "PieAPP": "quality",
         "SSIM": "structure",
-        "find_object": "callables",
         "from_callable": "callables",
         "import_metric": "callables",
         "list_baselines": "registry",

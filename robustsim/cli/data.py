@@ -9,8 +9,8 @@ import typer
 from robustsim.cli import output
 
 if TYPE_CHECKING:
-    from robustsim.data.detection import Found
     from robustsim.data.items import DataSet
+    from robustsim.data.layouts import Found
 
 app = typer.Typer(
     name="data",
@@ -36,7 +36,7 @@ def check(
     as_json: output.JsonOption = False,
 ) -> None:
     """Tell which data set this is, read all of it, and list every problem; exit with 1 if there is any."""
-    from robustsim.data.detection import find_layouts
+    from robustsim.data.layouts import find_layouts
 
     sets: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -59,7 +59,7 @@ def check(
 
 
 def _read(found: "Found", problems: list[str]) -> "DataSet[Any] | None":
-    from robustsim.data.detection import read_layout
+    from robustsim.data.layouts import read_layout
     from robustsim.errors import DataError
 
     options = {"split": "all"} if found.layout == "nights" else {}
@@ -71,7 +71,7 @@ def _read(found: "Found", problems: list[str]) -> "DataSet[Any] | None":
 
 
 def _summary(found: "Found", data: "DataSet[Any]") -> dict[str, Any]:
-    from robustsim.data.detection import TASKS
+    from robustsim.data.layouts import TASKS
 
     return {
         "layout": found.layout,

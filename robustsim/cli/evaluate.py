@@ -5,7 +5,8 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from contextlib import redirect_stdout
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -178,7 +179,7 @@ def compare(runs: ReportsArgument, as_json: output.JsonOption = False) -> None:
 
     found = compare_reports([load_report(path) for path in runs])
     if as_json:
-        output.print_json([asdict(one) for one in found])
+        output.print_json([one.to_dict() for one in found])
         return
     rows = [
         (
@@ -256,62 +257,55 @@ def _plan(options: Attacks) -> "AttackPlan | None":
             queries=options.queries,
             perturb=options.perturb,
             loss=options.loss,
-            items=options.attacked,
+            attacked=options.attacked,
         )
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
 
 
 def _read(data: Path, kind: Any, items: int | None, seed: int, **options: Any) -> "Task":
-    import random
-    from dataclasses import replace
-
     from robustsim import evaluation
     from robustsim.data import read_dataset
 
     makers: dict[str, Callable[[Any], Task]] = {
-        "2afc": evaluation.forced_choice,
+        "2afc": evaluation.two_afc,
         "odd-one-out": evaluation.odd_one_out,
         "jnd": evaluation.just_noticeable,
         "quality": evaluation.quality,
     }
     found = read_dataset(data, kind, **{name: value for name, value in options.items() if value is not None})
-    if items is not None and items < len(found):
-        places = sorted(random.Random(seed).sample(range(len(found)), items))
-        found = replace(found, items=tuple(found.items[place] for place in places))
-    return makers[kind](found)
+    return makers[kind](found if items is None else found.sample(items, seed=seed))
 
 
 def _judge(task: "Task", plan: "AttackPlan | None", options: Run) -> None:
-    from robustsim.evaluation import evaluate, load_judged, report_table
+    from robustsim.evaluation import evaluate, load_metric, report_table
     from robustsim.evaluation.workers import Workers
 
     gc.enable()  # the command's start has switched it off
     workers = Workers()
-    names = [(name, weights or None) for name, _, weights in (one.partition("=") for one in options.model or [])]
+    names = [_split(one) for one in options.model or [output.DEFAULT_MODEL]]
     if any(":" in name for name, _ in names):
         sys.path.insert(0, os.getcwd())  # where people keep the module they name
     device = workers.device if options.device is None else options.device
-    # All of them before any: what cannot be loaded is told now.
-    metrics = [
-        load_judged(name, weights=weights, device=device) for name, weights in names or [(output.DEFAULT_MODEL, None)]
-    ]
     reports: list[Report] = []
-    for number, metric in enumerate(metrics, 1):
-        if workers.is_main and len(metrics) > 1:
-            output.note(f"{metric.name} ({number} of {len(metrics)})")
-        reports.append(
-            evaluate(
-                metric,
-                task,
-                output=options.out,
-                attack=plan,
-                seed=options.seed,
-                batch_size=options.batch_size,
-                restart=options.restart,
-                progress=sys.stderr.isatty(),
+    with redirect_stdout(sys.stderr):  # whatever somebody's metric prints
+        # All of them before any: what cannot be loaded is told now.
+        metrics = [load_metric(name, weights=weights, device=device) for name, weights in names]
+        for number, metric in enumerate(metrics, 1):
+            if workers.is_main and len(metrics) > 1:
+                output.note(f"{metric.name} ({number} of {len(metrics)})")
+            reports.append(
+                evaluate(
+                    metric,
+                    task,
+                    output=options.out,
+                    attack=plan,
+                    seed=options.seed,
+                    batch_size=options.batch_size,
+                    restart=options.restart,
+                    progress=sys.stderr.isatty(),
+                )
             )
-        )
     if not workers.is_main:
         return
     if options.as_json:
@@ -328,6 +322,16 @@ def _judge(task: "Task", plan: "AttackPlan | None", options: Run) -> None:
         output.note(f"{len(skipped)} of {len(task.questions)} items were skipped, as a picture could not be read")
         if options.strict:
             raise typer.Exit(1)
+
+
+def _split(model: str) -> tuple[str, str | None]:
+    """NAME=FILE of a baseline; anything else is a name, a folder's too."""
+    from robustsim.baselines import list_baselines
+
+    name, _, weights = model.partition("=")
+    if weights and (name in list_baselines() or not os.path.exists(model)):
+        return name, weights
+    return model, None
 
 
 def _show(table: Any) -> None:

@@ -14,9 +14,9 @@ from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.data.bapps import read_bapps
-    from robustsim.data.detection import detect, read_dataset
     from robustsim.data.items import DataSet, OddOneOut, Pair, Rating, Triplet
     from robustsim.data.jnd import read_jnd
+    from robustsim.data.layouts import find_layout, read_dataset
     from robustsim.data.nights import read_nights
     from robustsim.data.ratings import read_ratings
     from robustsim.data.things import read_things
@@ -28,7 +28,7 @@ __all__ = [
     "Pair",
     "Rating",
     "Triplet",
-    "detect",
+    "find_layout",
     "read_bapps",
     "read_dataset",
     "read_jnd",
@@ -46,9 +46,9 @@ __getattr__, __dir__ = lazy_names(
         "Pair": "items",
         "Rating": "items",
         "Triplet": "items",
-        "detect": "detection",
+        "find_layout": "layouts",
         "read_bapps": "bapps",
-        "read_dataset": "detection",
+        "read_dataset": "layouts",
         "read_jnd": "jnd",
         "read_nights": "nights",
         "read_ratings": "ratings",

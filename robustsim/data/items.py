@@ -1,8 +1,9 @@
 """What people were shown and what they said, one class for each kind of question."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -135,6 +136,15 @@ class DataSet(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+    def sample(self, count: int, *, seed: int = 0) -> "DataSet[Item]":
+        """So many items, drawn at random, in their order; all if there are not more."""
+        if count >= len(self.items):
+            return self
+        places = sorted(random.Random(seed).sample(range(len(self.items)), count))
+        drawn = f"{count} of {len(self.items)} items, drawn with seed {seed}"
+        description = f"{self.description}; {drawn}" if self.description else drawn
+        return replace(self, items=tuple(self.items[place] for place in places), description=description)
 
     @property
     def groups(self) -> dict[str, int]:

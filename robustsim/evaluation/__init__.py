@@ -2,7 +2,7 @@
 
 A task asks questions, :func:`evaluate` puts them to a metric and writes a report::
 
-    task = forced_choice(read_triplets("triplets.csv"))
+    task = two_afc(read_triplets("triplets.csv"))
     report = evaluate(RobustSim.from_pretrained(), task, output="reports", attack=AttackPlan(eps=("4/255",)))
     report.results["accuracy"], report.threats
 """
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from robustsim.evaluation.ladder import distortion_ladder
     from robustsim.evaluation.plan import ATTACKS, AttackPlan
     from robustsim.evaluation.plots import plot_iterations, plot_radii
-    from robustsim.evaluation.questions import forced_choice, just_noticeable, odd_one_out, quality
+    from robustsim.evaluation.questions import just_noticeable, odd_one_out, quality, two_afc
     from robustsim.evaluation.reports import Report, load_report
     from robustsim.evaluation.run import evaluate
     from robustsim.evaluation.statistics import Interval
-    from robustsim.evaluation.subjects import Judged, judged, load_judged
+    from robustsim.evaluation.subjects import load_metric
     from robustsim.evaluation.tables import report_table
 
 __all__ = [  # noqa: RUF022 - in plain order, as everywhere
@@ -30,22 +30,20 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "Comparison",
     "DISTORTIONS",
     "Interval",
-    "Judged",
     "Report",
     "compare_reports",
     "distort",
     "distortion_ladder",
     "evaluate",
-    "forced_choice",
-    "judged",
     "just_noticeable",
-    "load_judged",
+    "load_metric",
     "load_report",
     "odd_one_out",
     "plot_iterations",
     "plot_radii",
     "quality",
     "report_table",
+    "two_afc",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -56,21 +54,19 @@ __getattr__, __dir__ = lazy_names(
         "Comparison": "comparison",
         "DISTORTIONS": "distortions",
         "Interval": "statistics",
-        "Judged": "subjects",
         "Report": "reports",
         "compare_reports": "comparison",
         "distort": "distortions",
         "distortion_ladder": "ladder",
         "evaluate": "run",
-        "forced_choice": "questions",
-        "judged": "subjects",
         "just_noticeable": "questions",
-        "load_judged": "subjects",
+        "load_metric": "subjects",
         "load_report": "reports",
         "odd_one_out": "questions",
         "plot_iterations": "plots",
         "plot_radii": "plots",
         "quality": "questions",
         "report_table": "tables",
+        "two_afc": "questions",
     },
 )

@@ -1,5 +1,6 @@
 """Is one metric better than another? Tests on the items that both have answered."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -34,7 +35,7 @@ class Comparison:
         value_b: the second one's.
         difference: ``value_a - value_b`` with its 95 % interval, by the paired bootstrap.
         p: of no difference, two-sided: for scores of items by exchanging the metrics at random (permutation test), for
-            correlations and average precision from the paired bootstrap.
+            correlations and average precision from the paired bootstrap; 1 where a figure is not defined.
         p_adjusted: the same after Holm's correction for all comparisons that were made together.
     """
 
@@ -46,6 +47,13 @@ class Comparison:
     difference: Interval
     p: float
     p_adjusted: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; what is not defined is None there."""
+        found = {**vars(self), "difference": self.difference.to_dict()}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()
+        }
 
 
 def compare_reports(reports: Sequence[Report], *, seed: int = 0) -> list[Comparison]:
@@ -64,7 +72,7 @@ def compare_reports(reports: Sequence[Report], *, seed: int = 0) -> list[Compari
     for other in reports[1:]:
         if other.task != first.task:
             raise InputError(f"{first.path.name} is on {first.task}, {other.path.name} on {other.task}")
-        if other.content["data"]["items_sha256"] != first.content["data"]["items_sha256"]:
+        if not first.same_data(other):
             raise InputError(f"{first.path.name} and {other.path.name} are not on the same items")
     named = list(zip(_names(reports), reports, strict=True))
     return _holm([one for a, b in combinations(named, 2) for one in _pair(a, b, seed)])
@@ -137,8 +145,12 @@ def _by_bootstrap(
         return statistic(a, answer) - statistic(b, answer)
 
     values = [statistic(side, answers) for side in distances]
-    draws = statistics.bootstrap_draws(gap, (*distances, answers), seed=seed)
-    interval = statistics.interval_of(values[0] - values[1], draws, len(answers))
+    clusters = report.items["cluster"][rows].astype(str)
+    draws = statistics.bootstrap_draws(gap, (*distances, answers), clusters=clusters, seed=seed)
+    interval = statistics.interval_of(values[0] - values[1], draws, len(answers), units=len(set(clusters)))
+    if math.isnan(interval.low):
+        return Comparison(measure, *names, values[0], values[1], interval, 1.0)  # nothing that chance could not do
+    draws = draws[~np.isnan(draws)]
     # Twice the share of the draws on the other side of 0, the observation itself counted.
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
     p = min(1.0, 2 * (float(tail) + 1) / (len(draws) + 1))

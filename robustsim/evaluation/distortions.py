@@ -7,7 +7,7 @@ the other kinds move things or colours about. torchvision and Pillow compute the
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zlib import crc32
@@ -46,6 +46,11 @@ class LadderPhoto:
 
     path: Path
 
+    @property
+    def variant(self) -> str:
+        """See :class:`robustsim.evaluation.pictures.Picture`."""
+        return "square"
+
     def read(self) -> Image.Image:
         """See :class:`robustsim.evaluation.pictures.Picture`."""
         return _square(self.path)
@@ -67,18 +72,24 @@ class Distorted:
     level: int
     seed: int
 
+    @property
+    def variant(self) -> str:
+        """See :class:`robustsim.evaluation.pictures.Picture`."""
+        return f"{self.kind} {self.level} {self.seed}"
+
     def read(self) -> Image.Image:
         """See :class:`robustsim.evaluation.pictures.Picture`."""
         return distort(_square(self.path), self.kind, self.level, self.seed)
 
 
+@lru_cache(maxsize=32)  # decoded once, not for each of its distortions, which come one after the other
 def _square(path: Path) -> Image.Image:
     return Preprocessing(size=SIDE, mode="shortest").apply(read_image(path))
 
 
 def seed_of(name: str, seed: int) -> int:
     """A seed for one photograph, by its name, so that it does not depend on which others there are."""
-    return crc32(name.encode("utf-8", "surrogateescape")) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF)
+    return crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF)
 
 
 def distort(image: Image.Image, kind: str, level: int, seed: int = 0) -> Image.Image:

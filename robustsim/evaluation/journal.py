@@ -43,7 +43,8 @@ class Journal:
             with suppress(FileNotFoundError, ValueError):
                 if json.loads(kept.read_text(encoding="utf-8")) != self._identity:
                     raise OutputError(
-                        f"{os.fspath(self._root)!r} was begun as another run: remove it, or choose another output"
+                        f"{os.fspath(self._root)!r} was begun as another run: pass restart (--restart), or choose "
+                        "another output"
                     )
             if not kept.exists():
                 with whole_file(kept) as temporary:
@@ -61,9 +62,12 @@ class Journal:
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._lock.release()
+        try:
+            if self._file is not None:
+                with suppress(OSError):  # what could not be written has been told
+                    self._file.close()
+        finally:
+            self._lock.release()
 
     def add(self, chunk: int, part: str, found: dict[str, Any]) -> None:
         """Keep what a part has found."""

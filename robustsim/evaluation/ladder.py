@@ -19,8 +19,8 @@ from robustsim.errors import ImageError, InputError
 from robustsim.evaluation.distortions import DISTORTIONS, LEVELS, Distorted, LadderPhoto, seed_of
 from robustsim.evaluation.pictures import Seen
 from robustsim.evaluation.statistics import Array
-from robustsim.evaluation.subjects import Judged
-from robustsim.evaluation.tasks import THREE, Choice, Loss, Question, two_afc
+from robustsim.evaluation.subjects import Subject
+from robustsim.evaluation.tasks import THREE, Choice, Loss, Question, choice_between
 from robustsim.images import find_images
 
 _STEPS = tuple(combinations(range(LEVELS), 2))
@@ -54,12 +54,12 @@ class Ladder(Choice):
         return tuple((0, *question.duel)[place] for place in THREE[perturb])
 
     def objective(
-        self, metric: Judged, questions: Sequence[Question], seen: Sequence[Sequence[Seen]], perturb: Any, loss: Loss
+        self, metric: Subject, questions: Sequence[Question], seen: Sequence[Sequence[Seen]], perturb: Any, loss: Loss
     ) -> TwoAFC:
         """See :class:`robustsim.evaluation.tasks.Task`."""
         rows = [[row[place] for place in (0, *question.duel)] for question, row in zip(questions, seen, strict=True)]
         labels = torch.zeros(len(rows), dtype=torch.int64, device=metric.device)  # the weaker one is nearer
-        return two_afc(metric, rows, labels, perturb, loss)
+        return choice_between(metric, rows, labels, perturb, loss)
 
 
 def distortion_ladder(
@@ -92,24 +92,26 @@ def distortion_ladder(
         files = sorted(random.Random(seed).sample(files, photographs))
     questions = []
     for file in files:
-        own = seed_of(file.as_posix(), seed)
+        # A name that is no UTF-8 is written with its odd bytes as \\xNN: every format can hold that.
+        name = os.fsencode(file.as_posix()).decode("utf-8", "backslashreplace")
+        own = seed_of(name, seed)
         duels = random.Random(own)
         for kind in distortions:
             steps = (Distorted(root / file, kind, level, own) for level in range(1, LEVELS + 1))
             weak, strong = duels.choice(_STEPS)
             questions.append(
                 Question(
-                    id=f"{file.as_posix()} {kind}",
+                    id=f"{name} {kind}",
                     pictures=(LadderPhoto(root / file), *steps),
                     answer=1.0,
                     group=kind,
-                    cluster=file.as_posix(),
+                    cluster=name,
                     duel=(weak + 1, strong + 1),
                 )
             )
     about = {
         "name": root.resolve().name,
-        "root": os.fspath(root),
+        "root": os.path.abspath(root),
         "description": f"{len(files)} photographs, {len(distortions)} kinds of distortion at {LEVELS} levels",
         "photographs": len(files),
         "distortions": list(distortions),

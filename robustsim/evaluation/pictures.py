@@ -13,9 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from robustsim.errors import ImageError
-from robustsim.evaluation.subjects import Judged
+from robustsim.evaluation.subjects import Subject
 from robustsim.images import prefetch, read_image
 from robustsim.images.inputs import load_square, stack_squares
+
+#: Bytes of embeddings that are held at once.
+MOST_HELD = 4 * 2**30
 
 
 class Picture(Hashable, Protocol):
@@ -24,6 +27,10 @@ class Picture(Hashable, Protocol):
     @property
     def path(self) -> Path:
         """The file behind it."""
+
+    @property
+    def variant(self) -> str:
+        """What was made of the file; "" for the file itself."""
 
     def read(self) -> Image.Image:
         """The picture in mode RGB.
@@ -37,6 +44,7 @@ class Photo:
     """A file."""
 
     __slots__ = ("path",)
+    variant = ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,7 +80,8 @@ class Gallery:
 
     Pictures are encoded in batches that depend on the whole list alone, so that a run that was interrupted, or shares
     the work with others, gets the same embeddings to the bit. Threads decode ahead. A picture is let go after its last
-    use.
+    use. Where the embeddings that must be held meanwhile would not fit (:data:`MOST_HELD`), pixels are held in their
+    place and the pictures of a question are encoded when it is asked.
 
     Args:
         metric: encodes.
@@ -84,7 +93,7 @@ class Gallery:
 
     def __init__(
         self,
-        metric: Judged,
+        metric: Subject,
         questions: Sequence[Sequence[Picture]],
         asked: Sequence[int],
         *,
@@ -104,6 +113,8 @@ class Gallery:
             ahead=2 * batch_size,
         )
         self._held: dict[Picture, Seen | ImageError] = {}
+        self._most = _most_held(questions)
+        self._late = False  # whether pictures are encoded when they are asked for
         #: How many pictures were encoded.
         self.encoded = 0
 
@@ -113,11 +124,26 @@ class Gallery:
         while any(picture not in self._held for picture in pictures):
             self._encode(self._batches.popleft())
         found = [self._held[picture] for picture in pictures]
+        if self._late:
+            found = self._encoded(found)
         for picture in pictures:
             self._uses[picture] -= 1
             if not self._uses[picture]:
                 del self._held[picture], self._uses[picture]
         return found
+
+    def _encoded(self, found: "list[Seen | ImageError]") -> "list[Seen | ImageError]":
+        """The same pictures with embeddings for pixels."""
+        good = [one for one in found if isinstance(one, Seen)]
+        rows = iter(self._embed([one.code for one in good]) if good else ())
+        return [Seen(one.digest, next(rows), one.square) if isinstance(one, Seen) else one for one in found]
+
+    def _embed(self, squares: Sequence[Tensor]) -> Tensor:
+        if self._metric.embed is None:
+            raise RuntimeError("a metric of pairs embeds nothing")
+        self.encoded += len(squares)
+        with torch.no_grad():
+            return self._metric.embed(stack_squares(squares, self._metric.device))
 
     def _members(self, batch: int) -> list[Picture]:
         return self._order[batch * self._size : (batch + 1) * self._size]
@@ -127,11 +153,12 @@ class Gallery:
         decoded = [next(self._decoded) for _ in members]
         squares = [square for square in decoded if isinstance(square, Tensor)]
         codes: Iterator[Tensor] = iter(squares)
-        if self._metric.embed is not None and squares:
-            with torch.no_grad():
+        if self._metric.embed is not None and squares and not self._late:
+            embeddings = self._embed(squares)
+            self._late = embeddings[0].numel() * embeddings.element_size() * self._most > MOST_HELD
+            if not self._late:
                 # Each a tensor of its own, so that the batch can go when some of it is done.
-                codes = (row.clone() for row in self._metric.embed(stack_squares(squares, self._metric.device)))
-            self.encoded += len(squares)
+                codes = (row.clone() for row in embeddings)
         for picture, square in zip(members, decoded, strict=True):
             found: Seen | ImageError
             if isinstance(square, Tensor):
@@ -143,7 +170,21 @@ class Gallery:
                 self._held[picture] = found
 
 
-def _decode(metric: Judged, picture: Picture) -> "Tensor | ImageError":
+def _most_held(questions: "Sequence[Sequence[Picture]]") -> int:
+    """How many pictures are held at once at most, when each is let go after its last use."""
+    last = {picture: place for place, question in enumerate(questions) for picture in question}
+    held, most = 0, 0
+    seen: set[Picture] = set()
+    for place, question in enumerate(questions):
+        new = set(question) - seen
+        seen |= new
+        held += len(new)
+        most = max(most, held)
+        held -= sum(last[picture] == place for picture in set(question))
+    return most
+
+
+def _decode(metric: Subject, picture: Picture) -> "Tensor | ImageError":
     try:
         return load_square(picture.read(), metric.preprocessing)
     except ImageError as error:

@@ -1,7 +1,7 @@
 """What is attacked, with what, and how hard."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,43 +33,61 @@ class AttackPlan:
     Attributes:
         attacks: names of :data:`ATTACKS`, one after the other on what the ones before have left standing.
         norm: ``linf``, ``l2`` or ``l1``.
-        eps: radii as text, ``4/255`` or ``3``; the whole list of attacks for each.
+        eps: radii, as numbers or as text such as ``4/255``; the whole list of attacks for each.
         steps: of gradient attacks.
         queries: of Square.
         perturb: which picture is attacked; what there is depends on the task, whose first is taken if not given.
         loss: ``ce`` or ``margin``.
-        items: attack so many, drawn at random; all if not given.
+        attacked: attack so many items, drawn at random; all if not given.
 
     Raises:
         InputError: an unknown attack or norm, a radius that is none, no attack or no radius.
     """
 
-    attacks: tuple[str, ...] = ("apgd",)
+    attacks: str | Sequence[str] = ("apgd",)
     norm: Norm = "linf"
-    eps: tuple[str, ...] = ("4/255",)
+    eps: str | float | Sequence[str | float] = ("4/255",)
     steps: int = 100
     queries: int = 5000
     perturb: str | None = None
     loss: Loss = "ce"
-    items: int | None = None
+    attacked: int | None = None
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
-        for name in self.attacks:
+        names = (self.attacks,) if isinstance(self.attacks, str) else tuple(self.attacks)
+        radii = (self.eps,) if isinstance(self.eps, (str, int, float)) else tuple(self.eps)
+        object.__setattr__(self, "attacks", names)
+        object.__setattr__(self, "eps", tuple(one if isinstance(one, str) else repr(one) for one in radii))
+        for name in names:
             if name not in _MAKERS:
                 raise InputError(f"{name!r} is none of the attacks {', '.join(ATTACKS)}")
-        if not self.attacks or not self.eps:
+        if not names or not radii:
             raise InputError("an attack plan needs at least one attack and one radius")
-        for text in self.eps:
-            if self.eps.count(text) > 1:
-                raise InputError(f"the radius {text} is named twice")
-            parse_eps(text, self.norm)
+        values = [parse_eps(text, self.norm) for text in self.radii]
+        if len(set(values)) < len(values):
+            raise InputError(f"a radius is named twice in {', '.join(self.radii)}")
         if self.loss not in ("ce", "margin"):
             raise InputError(f"loss={self.loss!r} is neither ce nor margin")
-        if self.items is not None and self.items < 1:
-            raise InputError(f"items must be at least 1, not {self.items}")
-        for name in self.attacks:
-            self.make(name, self.eps[0], seed=0)  # refuses what does not fit
+        if self.attacked is not None and self.attacked < 1:
+            raise InputError(f"attacked must be at least 1, not {self.attacked}")
+        for name in names:
+            self.make(name, self.radii[0], seed=0)  # refuses what does not fit
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks."""
+        return tuple(self.attacks)
+
+    @property
+    def follows_gradients(self) -> bool:
+        """Whether any of the attacks does."""
+        return bool(set(self.names) - {"noise", "square"})
+
+    @property
+    def radii(self) -> tuple[str, ...]:
+        """The radii as text."""
+        return tuple(map(str, self.eps))  # type: ignore[arg-type]
 
     def make(self, name: str, eps: str, *, seed: int) -> "Attack | EnsembleAttack":
         """One of the attacks, at one of the radii.
@@ -87,12 +105,12 @@ class AttackPlan:
     def to_dict(self) -> dict[str, Any]:
         """For reports."""
         return {
-            "attacks": list(self.attacks),
+            "attacks": list(self.names),
             "norm": self.norm,
-            "eps": list(self.eps),
+            "eps": list(self.radii),
             "steps": self.steps,
             "queries": self.queries,
             "perturb": self.perturb,
             "loss": self.loss,
-            "items": self.items,
+            "attacked": self.attacked,
         }

@@ -11,7 +11,7 @@ import numpy as np
 from robustsim.attacks import parse_eps
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import InputError, MissingDependencyError
-from robustsim.evaluation.reports import Report
+from robustsim.evaluation.reports import Report, labels
 from robustsim.evaluation.statistics import mean_interval
 
 _FORMATS = (".png", ".pdf", ".svg")
@@ -23,7 +23,7 @@ def plot_radii(reports: Sequence[Report], output: "str | os.PathLike[str]") -> P
     Radius 0 is the accuracy without attack on the attacked items. Bands are 95 % intervals.
 
     Args:
-        reports: runs with attacks; those of one metric on the same data make one line.
+        reports: runs with attacks; those of one metric, attacked in the same way on the same data, make one line.
         output: a file ending in ``.png``, ``.pdf`` or ``.svg``.
 
     Raises:
@@ -32,9 +32,9 @@ def plot_radii(reports: Sequence[Report], output: "str | os.PathLike[str]") -> P
     """
     lines: dict[str, dict[str, dict[float, dict[str, Any]]]] = {}
     runs = _attacked(reports)
-    for report in runs:
+    for report, label in zip(runs, _labels(runs), strict=True):
         for threat in report.threats:
-            line = lines.setdefault(threat["norm"], {}).setdefault(_label(report, runs), {})
+            line = lines.setdefault(threat["norm"], {}).setdefault(label, {})
             line[parse_eps(threat["eps"], threat["norm"])] = threat["accuracy"]
             line.setdefault(0.0, threat["clean"])
     figure, panels = _figure(output, len(lines))
@@ -64,7 +64,7 @@ def plot_iterations(reports: Sequence[Report], output: "str | os.PathLike[str]")
     """
     runs = _attacked(reports)
     figure, (panel,) = _figure(output, 1)
-    for report in runs:
+    for report, name in zip(runs, _labels(runs), strict=True):
         for threat in report.threats:
             eps, items = threat["eps"], report.items
             asked = [bool(one) for one in items["attacked"]]
@@ -78,7 +78,7 @@ def plot_iterations(reports: Sequence[Report], output: "str | os.PathLike[str]")
             most = max((int(count) for count in queries if count is not None and not math.isnan(count)), default=0)
             x = np.unique(np.append(fell[np.isfinite(fell)], (0, most))).astype(int)
             ends = [mean_interval((fell > step).astype(float)) for step in x]
-            label = f"{_label(report, runs)}, {threat['norm']} {eps}, {report.content['attack']['steps']} steps"
+            label = f"{name}, {threat['norm']} {eps}"
             _line(
                 panel,
                 label,
@@ -110,10 +110,18 @@ def _figure(output: "str | os.PathLike[str]", panels: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, panels, squeeze=False, sharey=True)[0]
 
 
-def _label(report: Report, runs: Sequence[Report]) -> str:
-    """The metric, and the data where they are several."""
-    data = {(one.task, one.content["data"]["items_sha256"]) for one in runs}
-    return report.metric if len(data) == 1 else f"{report.metric}, {report.task} {report.content['data']['name']}"
+def _labels(runs: Sequence[Report]) -> list[str]:
+    """The metric; and the data and the attack's setting where they are not all alike."""
+    alike = all(runs[0].same_data(report) for report in runs)
+    return [
+        ", ".join(part for part in (metric, "" if alike else _data(report), setting) if part)
+        for report, (metric, setting) in zip(runs, labels(runs), strict=True)
+    ]
+
+
+def _data(report: Report) -> str:
+    about = report.content["data"]
+    return f"{report.task} {about['name']} ({about['items_sha256'][:4]})"
 
 
 def _line(

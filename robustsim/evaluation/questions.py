@@ -1,5 +1,7 @@
 """Tasks from the data sets that :mod:`robustsim.data` reads."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from robustsim.data import DataSet
@@ -8,11 +10,17 @@ from robustsim.evaluation.ratings import JustNoticeable, Quality
 from robustsim.evaluation.tasks import ForcedChoice, OddOneOutTask, Question
 
 
-def forced_choice(data: DataSet[Any]) -> ForcedChoice:
+def two_afc(data: DataSet[Any]) -> ForcedChoice:
     """Two-alternative forced choice on triplets that :mod:`robustsim.data` read."""
     return ForcedChoice(
         questions=tuple(
-            Question(item.id, tuple(map(Photo, (item.reference, item.left, item.right))), item.right_share, item.group)
+            Question(
+                item.id,
+                tuple(map(Photo, (item.reference, item.left, item.right))),
+                item.right_share,
+                item.group,
+                _name(data, item.reference),
+            )
             for item in data
         ),
         data=_about(data),
@@ -33,7 +41,8 @@ def just_noticeable(data: DataSet[Any]) -> JustNoticeable:
     """Just-noticeable differences on pairs."""
     return JustNoticeable(
         questions=tuple(
-            Question(item.id, (Photo(item.a), Photo(item.b)), item.same_share, item.group) for item in data
+            Question(item.id, (Photo(item.a), Photo(item.b)), item.same_share, item.group, _name(data, item.a))
+            for item in data
         ),
         data=_about(data),
     )
@@ -43,16 +52,29 @@ def quality(data: DataSet[Any]) -> Quality:
     """Correlation with opinion scores."""
     return Quality(
         questions=tuple(
-            Question(item.id, (Photo(item.reference), Photo(item.image)), item.quality, item.group) for item in data
+            Question(
+                item.id,
+                (Photo(item.reference), Photo(item.image)),
+                item.quality,
+                item.group,
+                _name(data, item.reference),
+            )
+            for item in data
         ),
         data=_about(data),
     )
 
 
+def _name(data: DataSet[Any], path: Path) -> str:
+    """A reference's name: questions of one reference are resampled together."""
+    name = path.relative_to(data.root) if path.is_relative_to(data.root) else path
+    return os.fsencode(name.as_posix()).decode("utf-8", "backslashreplace")
+
+
 def _about(data: DataSet[Any]) -> dict[str, Any]:
     return {
         "name": data.name,
-        "root": str(data.root),
+        "root": os.path.abspath(data.root),
         "description": data.description,
         "scoring": data.scoring,
         "left_out": data.left_out,

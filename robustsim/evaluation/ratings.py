@@ -21,6 +21,10 @@ class Rated(Task):
         """No answer has a score of its own: NaN."""
         return np.full(len(questions), math.nan)
 
+    def _figure(self, statistic: statistics.Statistic, columns: "dict[str, Array]", seed: int) -> dict[str, Any]:
+        both = (columns["distance"], columns["answer"])
+        return statistics.by_group(statistic, both, columns["group"], columns["cluster"], seed=seed)
+
 
 class JustNoticeable(Rated):
     """Just-noticeable differences: do small distances find the pairs in which people saw no difference?
@@ -33,7 +37,7 @@ class JustNoticeable(Rated):
     def results(self, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
         """Average precision overall and by group, and the mean of the groups."""
         return {
-            "average_precision": by_group(statistics.average_precision, columns, seed),
+            "average_precision": self._figure(statistics.average_precision, columns, seed),
         }
 
 
@@ -49,22 +53,7 @@ class Quality(Rated):
     def results(self, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
         """The three correlations, overall and by group."""
         return {
-            "spearman": by_group(statistics.spearman, columns, seed),
-            "pearson": by_group(statistics.pearson_after_logistic, columns, seed),
-            "kendall": by_group(statistics.kendall, columns, seed),
+            "spearman": self._figure(statistics.spearman, columns, seed),
+            "pearson": self._figure(statistics.pearson_after_logistic, columns, seed),
+            "kendall": self._figure(statistics.kendall, columns, seed),
         }
-
-
-def by_group(statistic: statistics.Statistic, columns: "dict[str, Array]", seed: int) -> dict[str, Any]:
-    """A statistic of distances and answers overall, by group, and the mean of the groups, each with its interval."""
-    distances, answers, groups = columns["distance"], columns["answer"], columns["group"]
-    found: dict[str, Any] = statistics.statistic_interval(statistic, [(distances, answers)], seed=seed).to_dict()
-    names = list(dict.fromkeys(groups.tolist()))
-    if len(names) > 1:
-        parts = [(distances[groups == name], answers[groups == name]) for name in names]
-        found["mean_of_groups"] = statistics.statistic_interval(statistic, parts, seed=seed).to_dict()
-        found["groups"] = {
-            name: statistics.statistic_interval(statistic, [part], seed=seed).to_dict()
-            for name, part in zip(names, parts, strict=True)
-        }
-    return found

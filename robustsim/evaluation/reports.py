@@ -1,9 +1,10 @@
 """Reports: one JSON for each run, and a Parquet of what was found on every item beside it."""
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,34 @@ class Report:
         return found
 
     @property
+    def metric_id(self) -> str:
+        """Equal for the same metric: name, card or source, weights, behaviour."""
+        return hashlib.sha256(json.dumps(self.content["metric"], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """How decisions were attacked, but for norm and radius; nothing where they were not."""
+        plan = self.content["attack"]
+        if plan is None:
+            return {}
+        found = {"attacks": "+".join(plan["attacks"])}
+        if set(plan["attacks"]) - {"square", "noise"}:
+            found["steps"] = f"{plan['steps']} steps"
+        if {"square", "autoattack"} & set(plan["attacks"]):
+            found["queries"] = f"{plan['queries']} queries"
+        found["perturb"] = f"{plan['perturb']} perturbed"
+        found["loss"] = plan["loss"]
+        drawn = "" if plan["attacked"] is None else f", drawn with seed {self.content['seed']}"
+        return {**found, "items": f"{self.content['attacked']} items{drawn}"}
+
+    def same_data(self, other: "Report") -> bool:
+        """Whether another report is on the same items of the same files, as far as names and sizes tell."""
+        names = ("items_sha256", "files_sha256")
+        return self.task == other.task and all(
+            self.content["data"][name] == other.content["data"][name] for name in names
+        )
+
+    @property
     def threats(self) -> list[dict[str, Any]]:
         """The figures under attack, one for each radius."""
         return list(self.results.get("robust", []))
@@ -71,6 +100,25 @@ class Report:
 def _array(name: str, values: list[Any]) -> Array:
     """Numbers as floating point, with NaN where there is none; everything else as it is."""
     return np.array(values, dtype=float if name in ("answer", "score") or name.startswith("distance") else object)
+
+
+def labels(reports: Sequence[Report]) -> list[tuple[str, str]]:
+    """What tells the reports of one table or plot apart: the metric, and of the attack's setting what is not alike."""
+    ids: dict[str, set[str]] = {}
+    for report in reports:
+        ids.setdefault(report.metric, set()).add(report.metric_id)
+    settings = [report.setting for report in reports if report.setting]
+    unlike = [name for name in _SETTINGS if len({setting.get(name) for setting in settings}) > 1]
+    return [
+        (
+            report.metric if len(ids[report.metric]) == 1 else f"{report.metric} ({report.metric_id[:6]})",
+            ", ".join(report.setting[name] for name in unlike if name in report.setting),
+        )
+        for report in reports
+    ]
+
+
+_SETTINGS = ("attacks", "steps", "queries", "perturb", "loss", "items")
 
 
 def parquet() -> Any:
@@ -98,12 +146,19 @@ def write_report(path: Path, content: dict[str, Any], columns: Mapping[str, "lis
 
     items = path.with_suffix(".parquet")
     with whole_file(items) as temporary:
-        parquet().write_table(pa.table(dict(columns)), temporary)
+        parquet().write_table(
+            pa.table({name: list(map(_writable, column)) for name, column in columns.items()}), temporary
+        )
     about = {"file": items.name, "rows": len(columns["id"]), "sha256": sha256(items)}
     content = {"format": FORMAT, **content, "items": about}
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return Report(path, content)
+
+
+def _writable(value: Any) -> Any:
+    """Text that UTF-8 can hold: a file's name may be more."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def load_report(path: "str | os.PathLike[str]") -> Report:

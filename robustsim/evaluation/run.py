@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,18 +17,24 @@ import numpy as np
 import torch
 
 from robustsim import __version__
-from robustsim.errors import ImageError, InputError, ObjectiveError
+from robustsim.attacks.modules import undisturbed
+from robustsim.errors import ImageError, InputError, ObjectiveError, OutputError
+from robustsim.evaluation import statistics
 from robustsim.evaluation.journal import Journal, discard
 from robustsim.evaluation.pictures import Gallery, Picture, Seen
 from robustsim.evaluation.plan import AttackPlan
 from robustsim.evaluation.reports import Report, load_report, parquet, write_report
-from robustsim.evaluation.subjects import Judged, judged
+from robustsim.evaluation.subjects import Subject, subject
 from robustsim.evaluation.tasks import Task, accuracies, codes
 from robustsim.evaluation.workers import Workers
 
 # Numbers that a comparison of embeddings holds at once: 64 MB of each side.
 _MOST_NUMBERS = 2**24
 _CLEAN = "clean"
+# What is found of an item under attack.
+_FOUND = ("holds", "broken_by", "queries", "gradients", "no_gradient")
+# Characters of a name that go into that of a file.
+_LONGEST = 50
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def evaluate(
     launch``, the processes share the work.
 
     Args:
-        metric: a :class:`robustsim.RobustSim`, a baseline, or what :func:`load_judged` returned.
+        metric: a :class:`robustsim.RobustSim`, a baseline, or what :func:`load_metric` returned.
         task: see :mod:`robustsim.evaluation.questions` and :func:`distortion_ladder`.
         output: a folder for reports, made if it is not there.
         attack: also attack the metric's right decisions.
@@ -99,7 +105,7 @@ def evaluate(
         raise InputError(
             f"perturb={attack.perturb!r} is none of {', '.join(task.perturbable)}, as {task.name} has them"
         )
-    one, workers = judged(metric), Workers()
+    one, workers = subject(metric), Workers()
     run = _Run(one, task, attack, seed, batch_size)
     path = Path(output) / f"{run.stem}.json"
     folder = path.with_suffix(".partial")
@@ -108,12 +114,19 @@ def evaluate(
         discard(folder)
     workers.wait()
     if path.exists():
+        if workers.is_main:
+            discard(folder)  # of a run that was killed after its report was written
         return load_report(path)
+    if workers.device is not None and workers.device.type == "cuda" and one.device != workers.device:
+        raise InputError(
+            f"{one.name} is on {one.device}, and this process should work on {workers.device}: load it there"
+        )
     with Journal(folder, run.journal_identity(), worker=workers.number) as journal:
         run.work(journal, workers, progress and workers.is_main)
         workers.wait()
         if workers.is_main:
             journal.read_all()
+            run.check(journal)
             write_report(path, *run.summary(journal))
         workers.wait()
         if workers.is_main:
@@ -124,15 +137,15 @@ def evaluate(
 class _Run:
     """One metric on one task."""
 
-    def __init__(self, metric: Judged, task: Task, plan: AttackPlan | None, seed: int, batch_size: int) -> None:
+    def __init__(self, metric: Subject, task: Task, plan: AttackPlan | None, seed: int, batch_size: int) -> None:
         self.metric, self.task, self.plan, self.seed, self.batch_size = metric, task, plan, seed, batch_size
         self.perturb = (plan and plan.perturb) or next(iter(task.perturbable), "")
         everything = range(len(task.questions))
         attacked: list[int] = []
         if plan is not None:
             attacked = [place for place in everything if task.attackable(task.questions[place])]
-            if plan.items is not None and plan.items < len(attacked):
-                attacked = sorted(Random(seed).sample(attacked, plan.items))
+            if plan.attacked is not None and plan.attacked < len(attacked):
+                attacked = sorted(Random(seed).sample(attacked, plan.attacked))
         taken = set(attacked)
         # The attacked ones first, so that they fill their chunks.
         parts = [(attacked, True), ([place for place in everything if place not in taken], False)]
@@ -149,51 +162,64 @@ class _Run:
         self.identity = self._identify()
         short = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
         named = (task.name, str(task.data.get("name", "data")), metric.name)
-        self.stem = "-".join([*(re.sub(r"[^\w.]+", "-", name).strip("-") for name in named), short])
+        readable = (re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:_LONGEST] for name in named)
+        self.stem = "-".join([*filter(None, readable), short])
 
     # -- what it is
 
     def _identify(self) -> dict[str, Any]:
         questions = hashlib.sha256()
         for question in self.task.questions:
-            fields = (question.id, repr(question.answer), question.group, question.cluster, repr(question.duel))
+            shown = (f"{self._name(picture.path)}\1{picture.variant}" for picture in question.pictures)
+            fields = (question.id, repr(question.answer), question.group, question.cluster, repr(question.duel), *shown)
             questions.update("\0".join(fields).encode("utf-8", "surrogateescape") + b"\n")
-        data = {**self.task.data, "items": len(self.task.questions), "items_sha256": questions.hexdigest()}
-        sizes, self._stamps = self._files()
+        sizes, stamps, count = self._files()
         return {
             "task": self.task.name,
             "metric": {"name": self.metric.name, **self.metric.about},
-            "data": {**data, "files": len(self._paths), "files_sha256": sizes},
+            "data": {
+                **self.task.data,
+                "items": len(self.task.questions),
+                "items_sha256": questions.hexdigest(),
+                "files": count,
+                "files_sha256": sizes,
+                "stamps_sha256": stamps,
+            },
             "attack": None if self.plan is None else {**self.plan.to_dict(), "perturb": self.perturb},
+            "attacked": len(self.attacked),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "versions": _versions(),
             "device": _device(self.metric.device),
         }
 
-    def _files(self) -> tuple[str, str]:
-        """Hashes of the files' names and sizes, and of their times of change besides."""
+    def _name(self, path: Path) -> str:
         root = Path(self.task.data.get("root", "."))
-        self._paths = sorted({picture.path for question in self.task.questions for picture in question.pictures})
+        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+    def _files(self) -> tuple[str, str, int]:
+        """Hash of the files' names and sizes, hash of their times of change besides, and how many there are."""
+        paths = sorted({picture.path for question in self.task.questions for picture in question.pictures})
         sizes, stamps = hashlib.sha256(), hashlib.sha256()
-        for path in self._paths:
+        for path in paths:
             try:
                 stat = path.stat()
                 size, changed = stat.st_size, stat.st_mtime_ns
             except OSError:  # whoever reads it will tell why
                 size = changed = -1
-            name = os.fsencode(path.relative_to(root) if path.is_relative_to(root) else path.name)
+            name = os.fsencode(self._name(path))
             sizes.update(name + f"\0{size}\n".encode())
             stamps.update(name + f"\0{size} {changed}\n".encode())
-        return sizes.hexdigest(), stamps.hexdigest()
+        return sizes.hexdigest(), stamps.hexdigest(), len(paths)
 
     def journal_identity(self) -> dict[str, Any]:
         """What an interrupted run must have been to be continued."""
-        return {**json.loads(json.dumps(self.identity)), "stamps": self._stamps}
+        found: dict[str, Any] = json.loads(json.dumps(self.identity))
+        return found
 
     def parts(self, chunk: _Chunk) -> list[str]:
         """The names of what is to be done on a chunk."""
-        return [_CLEAN, *(self.plan.eps if self.plan is not None and chunk.attacked else ())]
+        return [_CLEAN, *(self.plan.radii if self.plan is not None and chunk.attacked else ())]
 
     # -- the work
 
@@ -214,21 +240,39 @@ class _Run:
             attacked=pictures,
             batch_size=self.batch_size,
         )
-        for chunk in _shown(open_, mine, workers.count, progress):
-            self._one(chunk, journal, gallery)
+        behind = [function for function in (self.metric.embed, self.metric.distance) if function is not None]
+        bars = _Bars(self.parts, mine, journal, workers.count) if progress else None
+        with undisturbed(behind):
+            for chunk in open_:
+                self._one(chunk, journal, gallery, bars)
+        if bars is not None:
+            bars.close()
 
-    def _one(self, chunk: _Chunk, journal: Journal, gallery: Gallery) -> None:
+    def check(self, journal: Journal) -> None:
+        """Refuse to write a report of which something is missing."""
+        missing = [one for chunk in self.chunks for one in self._keys(chunk) if one not in journal.done]
+        if missing:
+            raise OutputError(
+                f"{len(missing)} parts of the run are missing: did its processes work on devices of several kinds? The "
+                "same command continues"
+            )
+
+    def _keys(self, chunk: _Chunk) -> list[tuple[int, str]]:
+        return [(chunk.number, part) for part in self.parts(chunk)]
+
+    def _one(self, chunk: _Chunk, journal: Journal, gallery: Gallery, bars: "_Bars | None") -> None:
         seen = [gallery.take(place) for place in chunk.places]
-        if (chunk.number, _CLEAN) not in journal.done:
+        for number, part in self._keys(chunk):
+            if (number, part) in journal.done:
+                continue
             begun = time.perf_counter()
-            found = self._clean(chunk, seen)
-            journal.add(chunk.number, _CLEAN, {**found, "seconds": time.perf_counter() - begun})
-        clean = journal.done[chunk.number, _CLEAN]["distances"]
-        for eps in self.parts(chunk)[1:]:
-            if (chunk.number, eps) not in journal.done:
-                begun = time.perf_counter()
-                found = self._attack(chunk, seen, clean, eps)
-                journal.add(chunk.number, eps, {**found, "seconds": time.perf_counter() - begun})
+            if part == _CLEAN:
+                found = self._clean(chunk, seen)
+            else:
+                found = self._attack(chunk, seen, journal.done[number, _CLEAN]["distances"], part)
+            journal.add(number, part, {**found, "seconds": time.perf_counter() - begun})
+            if bars is not None:
+                bars.update(chunk)
 
     def _clean(self, chunk: _Chunk, seen: "Sequence[Sequence[Seen | ImageError]]") -> dict[str, Any]:
         """Distances of each question's pairs, None where a picture cannot be read, and why."""
@@ -240,8 +284,12 @@ class _Run:
         for row, values in zip(good, zip(*columns, strict=True), strict=True):
             distances[row] = list(values)
         for item, found in zip(chunk.questions, distances, strict=True):
-            if found is not None and any(np.isnan(found)):
-                raise ObjectiveError(f"{self.metric.name} gives NaN for the item {self.task.questions[item].id!r}")
+            bad = [value for value in found or () if not np.isfinite(value)]
+            if bad:
+                raise ObjectiveError(
+                    f"{self.metric.name} gives {bad[0]} for the item {self.task.questions[item].id!r}: to be judged, a "
+                    "metric needs finite distances, those of identical pictures included"
+                )
         return {"distances": distances, "errors": {str(row): text for row, text in errors.items()}}
 
     def _distances(self, pairs: "Sequence[tuple[Seen, Seen]]") -> list[float]:
@@ -270,7 +318,7 @@ class _Run:
         if plan is None:
             raise RuntimeError("nothing is planned")
         count = len(chunk.questions)
-        found: dict[str, list[Any]] = {name: [None] * count for name in ("holds", "broken_by", "queries", "gradients")}
+        found: dict[str, list[Any]] = {name: [None] * count for name in _FOUND}
         questions = [task.questions[item] for item in chunk.questions]
         rows = [
             row for row in range(count) if clean[row] is not None and task.right(np.array(clean[row]), questions[row])
@@ -278,10 +326,13 @@ class _Run:
         if not rows:
             return found
         shown = [[one for one in seen[row] if isinstance(one, Seen)] for row in rows]
-        objective = task.objective(self.metric, [questions[row] for row in rows], shown, self.perturb, plan.loss)
+        spread = max(max(clean[row]) - min(clean[row]) for row in rows) or 1.0
+        metric = self.metric.in_units_of(spread)
+        objective = task.objective(metric, [questions[row] for row in rows], shown, self.perturb, plan.loss)
         standing = torch.arange(len(rows), device=self.metric.device)
         costs = {name: torch.zeros(len(rows), dtype=torch.int64) for name in ("queries", "gradients")}
-        for name in plan.attacks:
+        points = objective.images
+        for name in plan.names:
             if not len(standing):
                 break
             one = plan.make(name, eps, seed=self.seed * 1_000_003 + chunk.number)
@@ -293,7 +344,10 @@ class _Run:
                 raise RuntimeError(f"{name} does not tell success")
             for place in standing[result.success].tolist():
                 found["broken_by"][rows[place]] = name
-            standing = standing[~result.success]
+            standing, points = standing[~result.success], result.images[~result.success]
+        if len(standing) and plan.follows_gradients:
+            for place in standing[_flat(objective.select(standing), points)].tolist():
+                found["no_gradient"][rows[place]] = True
         for place, row in enumerate(rows):
             found["holds"][row] = found["broken_by"][row] is None
             for name, cost in costs.items():
@@ -328,7 +382,7 @@ class _Run:
             for eps in self.parts(chunk)[1:]:
                 found = journal.done[chunk.number, eps]
                 seconds["attack"] += found["seconds"]
-                for name in ("holds", "broken_by", "queries", "gradients"):
+                for name in _FOUND:
                     column = columns.setdefault(f"{name} {eps}", [None] * len(questions))
                     for row, item in enumerate(chunk.questions):
                         column[item] = found[name][row]
@@ -348,7 +402,7 @@ class _Run:
         }  # fmt: skip
         results = task.results(arrays, seed=self.seed)
         if self.plan is not None:
-            results["robust"] = [self._robust(eps, columns, read, arrays) for eps in self.plan.eps]
+            results["robust"] = [self._robust(eps, columns, read, arrays) for eps in self.plan.radii]
         bad = [{"id": columns["id"][item], "error": error} for item, error in enumerate(columns["error"]) if error]
         content = {
             **self.identity,
@@ -365,8 +419,9 @@ class _Run:
             raise RuntimeError("nothing is planned")
         rows = np.array([row for row, item in enumerate(read) if item in taken], dtype=int)
         part = {name: column[rows] for name, column in arrays.items()}
-        held = [columns[f"holds {eps}"][read[row]] for row in rows]
-        broken = [columns[f"broken_by {eps}"][read[row]] for row in rows]
+        held, broken, flat = (
+            [columns[f"{name} {eps}"][read[row]] for row in rows] for name in ("holds", "broken_by", "no_gradient")
+        )
         holds = np.array([one is True for one in held], dtype=float)
         right = np.array([one is not None for one in held], dtype=float)
         if not len(holds):
@@ -375,9 +430,10 @@ class _Run:
             "norm": plan.norm,
             "eps": eps,
             "n": len(holds),
-            "clean": accuracies(right, part, seed=self.seed)["accuracy"],
+            "clean": statistics.mean_interval(right, clusters=part["cluster"], seed=self.seed).to_dict(),
             **accuracies(holds, part, seed=self.seed),
-            "broken_by": {name: broken.count(name) for name in plan.attacks},
+            "broken_by": {name: broken.count(name) for name in plan.names},
+            "no_gradient": flat.count(True),
         }
 
 
@@ -387,32 +443,58 @@ def _alike(seen: "list[Seen]") -> "list[Seen]":
     return [first.setdefault(one.digest, one) for one in seen]
 
 
-def _shown(open_: list[_Chunk], mine: list[_Chunk], share: int, progress: bool) -> Iterator[_Chunk]:
-    """The chunks, with a bar for those that are attacked and one for the others: they take unlike times."""
-    from tqdm import tqdm
+def _flat(objective: Any, points: torch.Tensor) -> torch.Tensor:
+    """Where the loss has no gradient to the images at all, (n,) bool: attacks that follow it have seen nothing."""
+    with torch.enable_grad():
+        x = points.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(objective(x).sum(), x)
+    return slope.flatten(1).abs().amax(1) == 0
 
-    for attacked, label in ((True, "attack"), (False, "clean")):
-        part = [chunk for chunk in open_ if chunk.attacked is attacked]
-        if not part:
-            continue
-        total = sum(len(chunk.questions) for chunk in mine if chunk.attacked is attacked)
-        left = sum(len(chunk.questions) for chunk in part)
-        others = "" if share == 1 else f", 1 of {share} processes"
-        # Smoothing 0: the estimate comes from all that was done, not from the last chunk.
-        bar = tqdm(
-            total=total, initial=total - left, desc=label + others, unit="item", smoothing=0, disable=not progress
-        )
-        with bar:
-            for chunk in part:
-                yield chunk
-                bar.update(len(chunk.questions))
+
+class _Bars:
+    """Progress: one bar for what is attacked and one for the rest, as they take unlike times.
+
+    The estimate comes from all that this process has done, not from the last chunk alone.
+    """
+
+    def __init__(self, parts: Any, mine: list[_Chunk], journal: Journal, share: int) -> None:
+        from tqdm import tqdm
+
+        self._bars: dict[bool, Any] = {}
+        for attacked, label in ((True, "attack"), (False, "clean")):
+            sizes = [
+                (len(chunk.questions), (chunk.number, part) in journal.done)
+                for chunk in mine
+                if chunk.attacked is attacked
+                for part in parts(chunk)
+            ]
+            if sizes:
+                others = "" if share == 1 else f", 1 of {share} processes"
+                done = sum(size for size, is_done in sizes if is_done)
+                total = sum(size for size, _ in sizes)
+                self._bars[attacked] = tqdm(
+                    total=total, initial=done, desc=label + others, unit="item", smoothing=0, position=len(self._bars)
+                )
+
+    def update(self, chunk: _Chunk) -> None:
+        """A part of this chunk is done."""
+        self._bars[chunk.attacked].update(len(chunk.questions))
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+
+_NAMED = (
+    "torchvision", "numpy", "scipy", "pillow", "timm", "open_clip_torch", "transformers", "lpips", "dreamsim", "piq",
+)  # fmt: skip
 
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"robustsim": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    for name in ("torchvision", "numpy", "pillow", "lpips", "dreamsim", "piq", "torchmetrics"):
+    for name in _NAMED:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

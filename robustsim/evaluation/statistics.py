@@ -5,7 +5,7 @@ be too narrow otherwise.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,14 +18,16 @@ Array: TypeAlias = NDArray[Any]
 Statistic: TypeAlias = Callable[..., float]
 
 DRAWS = 2000
-# Of a statistic that is computed anew for each draw.
-_DRAWS_OF_A_STATISTIC = 1000
+#: Of a statistic that is computed anew for each draw.
+STATISTIC_DRAWS = 1000
+#: From fewer clusters nothing can be resampled: there is no interval.
+LEAST_UNITS = 5
 _FLIPS = 10_000
-# Of draws that are held at once: 80 MB of weights for ten thousand questions.
-_BLOCK = 1000
+# Weights of draws that are held at once: 128 MB.
+_MOST_NUMBERS = 2**24
 _ALPHA = 0.05
 # The logistic curve has four parameters.
-_LEAST_FOR_A_CURVE = 5
+_LEAST_FOR_A_CURVE = 10
 
 
 @dataclass(frozen=True)
@@ -62,28 +64,32 @@ def mean_interval(scores: Array, *, clusters: Array | None = None, seed: int = 0
         seed: of the resampling.
     """
     value, n = float(scores.mean()), len(scores)
-    _, rows = np.unique(np.arange(n) if clusters is None else clusters, return_inverse=True)
+    rows = _units(clusters, n)
     low, high = _certain(value, int(rows.max()) + 1) or _ends(_means(scores, rows, seed))
     return Interval(value, low, high, n)
 
 
+def _units(clusters: Array | None, n: int) -> Array:
+    """The number of each question's cluster, (n,)."""
+    return np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+
+
 def _certain(value: float, units: int) -> tuple[float, float] | None:
-    """The interval of Clopper and Pearson where every score was the same."""
+    """The interval where resampling shows nothing: that of Clopper and Pearson where every score was the same."""
     doubt = 1 - (_ALPHA / 2) ** (1 / units)
-    return {0.0: (0.0, doubt), 1.0: (1 - doubt, 1.0)}.get(value)
+    known = {0.0: (0.0, doubt), 1.0: (1 - doubt, 1.0)}.get(value)
+    return (math.nan, math.nan) if known is None and units < LEAST_UNITS else known
 
 
 def mean_of_groups(scores: Array, groups: Array, *, clusters: Array | None = None, seed: int = 0) -> Interval:
     """The mean of the groups' means, however many questions each has; each group is resampled by itself."""
-    names, values, draws = np.unique(groups), [], []
-    for index, name in enumerate(names):
-        part = scores[groups == name]
-        _, rows = np.unique(np.arange(len(part)) if clusters is None else clusters[groups == name], return_inverse=True)
-        values.append(float(part.mean()))
-        draws.append(_means(part, rows, seed + index))
-    value = float(np.mean(values))
-    units = len(scores) if clusters is None else len(np.unique(clusters))
-    low, high = _certain(value, units) or _ends(np.mean(draws, axis=0))
+    parts = [
+        (scores[groups == name], None if clusters is None else clusters[groups == name]) for name in np.unique(groups)
+    ]
+    units = [_units(own, len(part)) for part, own in parts]
+    draws = [_means(part, rows, seed + index) for index, ((part, _), rows) in enumerate(zip(parts, units, strict=True))]
+    value = float(np.mean([part.mean() for part, _ in parts]))
+    low, high = _certain(value, min(int(rows.max()) + 1 for rows in units)) or _ends(np.mean(draws, axis=0))
     return Interval(value, low, high, len(scores))
 
 
@@ -92,10 +98,16 @@ def _means(scores: Array, rows: Array, seed: int) -> Array:
     sums, counts = np.bincount(rows, weights=scores), np.bincount(rows).astype(float)
     units, generator, draws = len(sums), np.random.default_rng(seed), []
     chances = np.full(units, 1 / units)
-    for start in range(0, DRAWS, _BLOCK):
-        times = generator.multinomial(units, chances, size=min(_BLOCK, DRAWS - start))
+    block = _block(units)
+    for start in range(0, DRAWS, block):
+        times = generator.multinomial(units, chances, size=min(block, DRAWS - start))
         draws.append((times @ sums) / (times @ counts))
     return np.concatenate(draws)
+
+
+def _block(units: int) -> int:
+    """How many draws of so many units fit into memory at once."""
+    return max(1, _MOST_NUMBERS // units)
 
 
 def _ends(draws: Array) -> tuple[float, float]:
@@ -103,28 +115,54 @@ def _ends(draws: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def statistic_interval(statistic: Statistic, parts: "Sequence[tuple[Array, ...]]", *, seed: int = 0) -> Interval:
-    """Any statistic of columns (n,), resampled row by row; of several parts, the mean of theirs.
-
-    Draws for which it is not defined (a correlation with a constant) are left out.
-    """
-    values = [statistic(*columns) for columns in parts]
-    draws = [bootstrap_draws(statistic, columns, seed=seed + index) for index, columns in enumerate(parts)]
-    return interval_of(float(np.mean(values)), np.mean(draws, axis=0), sum(len(columns[0]) for columns in parts))
-
-
-def bootstrap_draws(statistic: Statistic, columns: "tuple[Array, ...]", *, seed: int = 0) -> Array:
+def bootstrap_draws(
+    statistic: Statistic, columns: "tuple[Array, ...]", *, clusters: Array | None = None, seed: int = 0
+) -> Array:
     """The statistic of columns (n,) whose rows are drawn with replacement, the same for all columns."""
-    n = len(columns[0])
-    samples = np.random.default_rng(seed).integers(0, n, (_DRAWS_OF_A_STATISTIC, n))
-    return np.array([statistic(*(column[rows] for column in columns)) for rows in samples])
+    rows = _units(clusters, len(columns[0]))
+    order, generator = np.argsort(rows, kind="stable"), np.random.default_rng(seed)
+    members = np.split(order, np.flatnonzero(np.diff(rows[order])) + 1)
+    found = []
+    for _ in range(STATISTIC_DRAWS):
+        drawn = np.concatenate([members[unit] for unit in generator.integers(0, len(members), len(members))])
+        found.append(statistic(*(column[drawn] for column in columns)))
+    return np.array(found)
 
 
-def interval_of(value: float, draws: Array, n: int) -> Interval:
-    """An estimate with the middle 95 % of its draws; those that are NaN are left out."""
-    draws = draws[~np.isnan(draws)]
-    low, high = _ends(draws) if len(draws) else (math.nan, math.nan)
+def interval_of(value: float, draws: Array, n: int, *, units: int) -> Interval:
+    """An estimate with the middle 95 % of its draws.
+
+    Draws for which it is not defined (a correlation with a constant) are left out; there is no interval where most of
+    them are, or where fewer than :data:`LEAST_UNITS` clusters were there to be drawn.
+    """
+    defined = draws[~np.isnan(draws)]
+    sure = units >= LEAST_UNITS and 2 * len(defined) > len(draws) and not math.isnan(value)
+    low, high = _ends(defined) if sure else (math.nan, math.nan)
     return Interval(value, low, high, n)
+
+
+def by_group(
+    statistic: Statistic, columns: "tuple[Array, ...]", groups: Array, clusters: Array, *, seed: int = 0
+) -> dict[str, Any]:
+    """A statistic of columns (n,) overall, by group, and the mean of the groups, each with its interval; for JSON."""
+    units = len(np.unique(clusters))
+    everything = interval_of(
+        statistic(*columns), bootstrap_draws(statistic, columns, clusters=clusters, seed=seed), len(groups), units=units
+    )
+    found: dict[str, Any] = everything.to_dict()
+    names = list(dict.fromkeys(groups.tolist()))
+    if len(names) < 2:
+        return found
+    parts, draws = {}, []
+    for index, name in enumerate(names):
+        rows = groups == name
+        part, own = tuple(column[rows] for column in columns), clusters[rows]
+        draws.append(bootstrap_draws(statistic, part, clusters=own, seed=seed + index))
+        parts[name] = interval_of(statistic(*part), draws[-1], int(rows.sum()), units=len(np.unique(own)))
+    mean = float(np.mean([one.value for one in parts.values()]))
+    found["mean_of_groups"] = interval_of(mean, np.mean(draws, axis=0), len(groups), units=units).to_dict()
+    found["groups"] = {name: one.to_dict() for name, one in parts.items()}
+    return found
 
 
 def average_precision(distances: Array, same: Array) -> float:
@@ -174,26 +212,28 @@ def kendall(distances: Array, quality: Array) -> float:
 
 
 def pearson_after_logistic(distances: Array, quality: Array) -> float:
-    """Pearson's correlation of quality with distances that a logistic curve of four parameters brought to its scale.
+    """Pearson's correlation of quality with distances that a falling logistic curve brought to its scale.
 
-    The curve of VQEG (2000), fitted by least squares: ``b2 + (b1 - b2) / (1 + exp(-(d - b3) / |b4|))``.
+    The curve of VQEG (2000) has four parameters, fitted by least squares:
+    ``b2 + (b1 - b2) / (1 + exp((b3 - d) / |b4|))`` with ``b1 <= b2``. Where quality grows with the distance there is
+    none, and the (negative) correlation of closeness and quality is returned as it is; below ten points, where four
+    parameters could fit anything, NaN.
     """
-    if np.ptp(distances) == 0 or np.ptp(quality) == 0:
+    if np.ptp(distances) == 0 or np.ptp(quality) == 0 or len(distances) < _LEAST_FOR_A_CURVE:
         return math.nan
     x = (distances - distances.mean()) / distances.std()  # so that the fit begins near its end, whatever the scale
-    line = np.corrcoef(x, quality)[0, 1]
-    if len(x) < _LEAST_FOR_A_CURVE:
-        return float(abs(line))
+    line = float(np.corrcoef(-x, quality)[0, 1])
+    if line <= 0:
+        return line
     expit, optimise = _scipy("special").expit, _scipy("optimize")
 
     def curve(b: Array) -> Any:
-        return b[1] + (b[0] - b[1]) * expit((x - b[2]) / (abs(b[3]) + 1e-9))
+        return b[0] + abs(b[1]) * expit((b[2] - x) / (abs(b[3]) + 1e-9))
 
-    ends = (quality.min(), quality.max()) if line < 0 else (quality.max(), quality.min())
-    found = optimise.least_squares(lambda b: curve(b) - quality, (*ends, 0.0, 1.0), method="lm", max_nfev=200)
-    fit = curve(found.x)
+    start = (quality.min(), np.ptp(quality), 0.0, 1.0)
+    fit = curve(optimise.least_squares(lambda b: curve(b) - quality, start, method="lm", max_nfev=200).x)
     # A line is a curve, too, where the search came to nothing.
-    return float(abs(line) if np.ptp(fit) == 0 else max(abs(line), np.corrcoef(fit, quality)[0, 1]))
+    return line if np.ptp(fit) == 0 else max(line, float(np.corrcoef(fit, quality)[0, 1]))
 
 
 @dataclass(frozen=True)
@@ -218,12 +258,13 @@ def paired_difference(a: Array, b: Array, *, clusters: Array | None = None, seed
     if len(a) != len(b):
         raise InputError(f"{len(a)} scores against {len(b)}: a paired test needs the same questions")
     gap = a.astype(float) - b.astype(float)
-    _, rows = np.unique(np.arange(len(gap)) if clusters is None else clusters, return_inverse=True)
+    rows = _units(clusters, len(gap))
     sums = np.bincount(rows, weights=gap)
+    interval = interval_of(float(gap.mean()), _means(gap, rows, seed), len(gap), units=len(sums))
     moved = sums[sums != 0]
-    low, high = _ends(_means(gap, rows, seed))
     observed, generator, as_large = abs(moved.sum()), np.random.default_rng(seed), 0
-    for start in range(0, _FLIPS, _BLOCK):
-        signs = generator.integers(0, 2, (min(_BLOCK, _FLIPS - start), len(moved))) * 2 - 1
+    block = _block(max(1, len(moved)))
+    for start in range(0, _FLIPS, block):
+        signs = generator.integers(0, 2, (min(block, _FLIPS - start), len(moved)), dtype=np.int8) * 2 - 1
         as_large += int((np.abs(signs @ moved) >= observed - 1e-9).sum())
-    return Difference(Interval(float(gap.mean()), low, high, len(gap)), (as_large + 1) / (_FLIPS + 1))
+    return Difference(interval, (as_large + 1) / (_FLIPS + 1))

@@ -1,13 +1,17 @@
 """What an evaluation needs of a metric: how it sees a file, and how far apart two images are to it."""
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from robustsim.attacks.modules import modules_behind, undisturbed
 from robustsim.baselines import Baseline
 from robustsim.encoders.weights import state_sha256
 from robustsim.errors import InputError, ModelNotFoundError
@@ -18,7 +22,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Subject:
     """A metric under judgement.
 
     Attributes:
@@ -44,22 +48,50 @@ class Judged:
         """``embed=`` and ``distance=`` of the objectives in :mod:`robustsim.attacks`."""
         return {"embed": self.embed, "distance": None if self.cosine else self.distance}
 
+    def in_units_of(self, scale: float) -> "Subject":
+        """The same metric with distances divided by ``scale``.
 
-def judged(
-    metric: "RobustSim | Baseline | Judged", *, name: str | None = None, device: "str | torch.device | None" = None
-) -> Judged:
+        For attacks: cross-entropy has no gradient where distances differ by hundreds, and no digits where by
+        millionths. Cosine similarities stay as they are, as published attacks are on those.
+        """
+        return self if self.cosine else replace(self, distance=_Scaled(self.distance, scale))
+
+
+class _Scaled:
+    """A distance in another unit. A class, so that the modules behind it are found."""
+
+    def __init__(self, distance: Distance, scale: float) -> None:
+        self.distance, self.scale = distance, scale
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.distance(a, b) / self.scale
+
+
+class _Using:
+    """A function, and the modules that it uses where nobody would find them."""
+
+    def __init__(self, function: Callable[..., Tensor], modules: "list[torch.nn.Module]") -> None:
+        self.function, self.modules = function, modules
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def subject(
+    metric: "RobustSim | Baseline | Subject", *, name: str | None = None, device: "str | torch.device | None" = None
+) -> Subject:
     """A metric as evaluations see it.
 
     Args:
         metric: a :class:`RobustSim`, or a baseline (:func:`robustsim.baselines.from_callable` makes one of anything).
         name: what reports call it, if not by its own name.
-        device: where its images go; where its parameters are if not given, and to the CPU if it has none.
+        device: where the images of a baseline go; where its parameters are if not given, and to the CPU if it has none.
 
     Raises:
         InputError: it is none of these.
     """
-    if isinstance(metric, Judged):
-        return metric
+    if isinstance(metric, Subject):
+        return metric if name is None else replace(metric, name=name)
     if isinstance(metric, RobustSim):
         card = metric.card
         about = {
@@ -68,27 +100,55 @@ def judged(
             "weights_sha256": state_sha256(metric.encoder),
             "dtype": str(next(metric.encoder.parameters()).dtype).removeprefix("torch."),
         }
-        # The card names the preprocessing. The metric's own distance takes embeddings; they are given on its device.
-        return Judged(
+        # The card names the preprocessing.
+        return Subject(
             name or card.name, card.preprocessing, metric.device, metric.embed_pixels, metric.distance, True, about
         )
     if not isinstance(metric, Baseline):
-        raise InputError(f"a {type(metric).__name__} is no metric here: pass a RobustSim, or from_callable(...) of it")
-    pre = metric.preprocessing
+        raise InputError(
+            f"a {type(metric).__name__} is no metric here: pass a RobustSim, or what robustsim.baselines.from_callable "
+            "makes of it"
+        )
+    tensors = [*metric.parameters(), *metric.buffers()]
+    place = torch.device(device or (tensors[0].device if tensors else "cpu"))
+    behind = _behind(metric)
+    embed = _Using(metric.embed, behind) if metric.embeds else None
+    distance = _Using(metric.compare if metric.embeds else metric.distance, behind)
+    states = [state_sha256(module) for module in behind if module.state_dict()]
     about = {
         "kind": "baseline",
         "source": metric.source,
-        "weights_sha256": metric.weights_sha256(),
-        "preprocessing": {"size": pre.size, "mode": pre.mode, "resize": pre.resize, "interpolation": pre.interpolation},
+        "weights_sha256": hashlib.sha256("".join(states).encode()).hexdigest() if states else None,
+        "preprocessing": asdict(metric.preprocessing),
     }
-    tensors = [*metric.parameters(), *metric.buffers()]
-    place = torch.device(device or (tensors[0].device if tensors else "cpu"))
-    embed, distance = (metric.embed, metric.compare) if metric.embeds else (None, metric.distance)
-    return Judged(name or metric.name, pre, place, embed, distance, False, about)
+    found = Subject(name or metric.name, metric.preprocessing, place, embed, distance, False, about)
+    about["behaviour"] = _behaviour(found)
+    return found
 
 
-def load_judged(name: str, *, device: "str | torch.device | None" = None, weights: str | None = None) -> Judged:
-    """A metric by its name.
+def _behind(metric: Baseline) -> list[torch.nn.Module]:
+    """The modules that a metric consists of: itself, and what somebody's function uses."""
+    held = [module for value in vars(metric).values() for module in modules_behind(value)]
+    own = set(metric.modules())
+    return [metric, *(module for module in dict.fromkeys(held) if module not in own)]
+
+
+def _behaviour(metric: Subject) -> str:
+    """Distances of fixed pictures: what tells two metrics apart of which one cannot see what they are made of."""
+    size = metric.preprocessing.size
+    coarse = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    pixels = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True).to(metric.device)
+    try:
+        with torch.no_grad(), undisturbed(metric.distance):
+            codes = pixels if metric.embed is None else metric.embed(pixels)
+            distances = metric.distance(codes[:2], codes[2:]).flatten().tolist()
+    except Exception as error:  # whatever is wrong is told when it is asked in earnest
+        return type(error).__name__
+    return ", ".join(f"{distance:.4g}" for distance in distances)
+
+
+def load_metric(name: str, *, device: "str | torch.device | None" = None, weights: str | None = None) -> Subject:
+    """A metric by its name, to be judged.
 
     Args:
         name: a baseline (:func:`robustsim.baselines.list_baselines`), a name of ``robustsim models``, a Hub id, a
@@ -100,21 +160,22 @@ def load_judged(name: str, *, device: "str | torch.device | None" = None, weight
         ModelNotFoundError: no such name.
         InputError: weights for a metric that takes none.
     """
-    from robustsim.baselines import find_object, from_callable, list_baselines, load_baseline
+    from robustsim.baselines import from_callable, list_baselines, load_baseline
+    from robustsim.baselines.callables import find_object
 
     baselines = list_baselines()
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name in baselines:
-        return judged(load_baseline(name, weights=weights, device=place), device=place)
+        return subject(load_baseline(name, weights=weights, device=place), device=place)
     if weights is not None:
         raise InputError(f"{name!r} takes no weights=: it is not one of the baselines {', '.join(baselines)}")
-    if ":" in name:
+    if ":" in name and not os.path.exists(name):
         found = find_object(name)
         if isinstance(found, RobustSim):
-            return judged(found, name=name)
+            return subject(found, name=name)
         baseline = found if isinstance(found, Baseline) else from_callable(found, name=name)
-        return judged(baseline.to(place), device=place)
+        return subject(baseline.to(place), device=place)
     try:
-        return judged(RobustSim.from_pretrained(name, device=device))
+        return subject(RobustSim.from_pretrained(name, device=device))
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error}; baselines: {', '.join(baselines)}") from None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustsim.evaluation.reports import Report, percent
+from robustsim.evaluation.reports import Report, labels, percent
 
 #: How figures of each task that has no accuracy are headed.
 _STATISTICS = {
@@ -71,71 +71,95 @@ def report_table(reports: Sequence[Report], *, groups: bool = False, interval: b
         groups: a column for each group of the data, too.
         interval: with the 95 % interval behind each figure.
     """
-    sets: dict[tuple[str, str], list[Report]] = {}
+    sets: list[list[Report]] = []
     for report in reports:
-        sets.setdefault((report.task, report.content["data"]["items_sha256"]), []).append(report)
-    return [_table(part, groups, interval) for part in sets.values()]
+        for part in sets:
+            if part[0].same_data(report):
+                part.append(report)
+                break
+        else:
+            sets.append([report])
+    return [_table(part, groups, interval) for part in sets]
 
 
 def _table(reports: list[Report], groups: bool, interval: bool) -> Table:
     columns: dict[str, None] = {}
-    rows: dict[tuple[str, Any], dict[str, str]] = {}
+    rows: list[tuple[str, dict[str, str]]] = []
     notes: dict[str, None] = {}
-    for report in reports:
-        # One metric's runs, at several radii for example, make one row.
-        row = rows.setdefault((report.metric, report.content["metric"]["weights_sha256"]), {})
-        for name, text in _cells(report, groups, interval):
-            if name in row and row[name] != text:
-                row = rows[report.metric, report.path] = dict.fromkeys(row, "")
-            row[name] = text
-            columns[name] = None
-        notes.update(dict.fromkeys(_notes(report, interval)))
+    for report, (metric, setting) in zip(reports, labels(reports), strict=True):
+        cells = _cells(report, setting, groups, interval)
+        columns.update(dict.fromkeys(cells))
+        fitting = (
+            row for name, row in rows if name == metric and all(row.get(key, cells[key]) == cells[key] for key in cells)
+        )
+        row = next(fitting, None)
+        if row is None:
+            row = {}
+            rows.append((metric, row))
+        row.update(cells)
+        notes.update(dict.fromkeys(_notes(report, setting, interval)))
     about = reports[0].content["data"]
     title = f"{reports[0].task}, {about['name']}" + (f": {about['description']}" if about.get("description") else "")
     return Table(
         title=title,
         header=("metric", *columns),
-        rows=tuple((key[0], *(row.get(name, "") or "-" for name in columns)) for key, row in rows.items()),
+        rows=tuple((metric, *(row.get(name, "-") for name in columns)) for metric, row in rows),
         notes=tuple(notes),
     )
 
 
-def _cells(report: Report, groups: bool, interval: bool) -> list[tuple[str, str]]:
-    results, found = report.results, []
+def _cells(report: Report, setting: str, groups: bool, interval: bool) -> dict[str, str]:
+    results = report.results
+    found: dict[str, Any] = {}
     if "accuracy" in results:
-        found.append(("clean", percent(results["accuracy"], interval=interval)))
+        found["clean"] = results["accuracy"]
         if "mean_of_groups" in results:
-            found.append(("mean of groups", percent(results["mean_of_groups"], interval=interval)))
+            found["mean of groups"] = results["mean_of_groups"]
         if groups:
-            found += [(name, percent(one, interval=interval)) for name, one in results.get("groups", {}).items()]
+            found.update(results.get("groups", {}))
     for name, label in _STATISTICS.items():
         if name in results:
-            found.append((label, percent(results[name], interval=interval)))
+            found[label] = results[name]
             if groups:
-                parts = results[name].get("groups", {}).items()
-                found += [(f"{label}, {group}", percent(one, interval=interval)) for group, one in parts]
-    for threat in report.threats:
-        label = f"{threat['norm']} {threat['eps']}"
-        found.append((label, percent(threat.get("accuracy"), interval=interval)))
+                parts = {"mean of groups": results[name].get("mean_of_groups"), **results[name].get("groups", {})}
+                found.update({f"{label}, {group}": one for group, one in parts.items()})
+    aside = f" ({setting})" if setting else ""
+    for place, threat in enumerate(report.threats):
+        if not place:
+            found[f"before attack{aside}"] = threat.get("clean")
+        label = f"{threat['norm']} {threat['eps']}{aside}"
+        found[label] = threat.get("accuracy")
         if groups:
-            parts = threat.get("groups", {}).items()
-            found += [(f"{label}, {name}", percent(one, interval=interval)) for name, one in parts]
-    return found
+            found.update({f"{label}, {name}": one for name, one in threat.get("groups", {}).items()})
+    return {name: percent(one, interval=interval) for name, one in found.items()}
 
 
-def _notes(report: Report, interval: bool) -> list[str]:
-    content, plan = report.content, report.content["attack"]
-    kind = {"ladder": "pairs of levels ordered rightly"}.get(report.task, "items answered rightly")
-    unit = f"Share of {kind}" if "accuracy" in report.results else "Figures are times 100"
-    notes = [f"{unit}, in %{', with 95 % bootstrap intervals' if interval else ''}; {content['data']['items']} items."]
-    if plan is not None:
-        steps = "" if set(plan["attacks"]) <= {"square", "noise"} else f", {plan['steps']} steps"
-        queries = f", {plan['queries']} queries" if {"square", "autoattack"} & set(plan["attacks"]) else ""
-        attacked = report.threats[0]["n"]
-        notes.append(
-            f"Under attack ({', '.join(plan['attacks'])}{steps}{queries}; {plan['perturb']} perturbed): {attacked} "
-            "items, of which those count that are right without attack, too."
+def _notes(report: Report, setting: str, interval: bool) -> list[str]:
+    content = report.content
+    what = {
+        "ladder": "Share of pairs of levels ordered rightly, in %",
+        "jnd": "Figures are times 100",
+        "quality": "Figures are times 100",
+    }.get(report.task, "Share of items answered rightly, in %")
+    if content["data"].get("scoring") == "share":
+        what = "Mean share of people who gave the metric's answer, in %"
+    bounds = ", with 95 % bootstrap intervals" if interval else ""
+    notes = [f"{what}{bounds}; {content['data']['items']} items."]
+    if report.setting:
+        decision = {"ladder": "one pair of levels each", "2afc": "the majority's choice"}.get(
+            report.task, "the odd one"
         )
+        named = f", {setting}" if setting else ""
+        notes.append(
+            f"Under attack{named}: {', '.join(report.setting.values())}; share of them that is right ({decision}) "
+            "before the attack, and that is right and stays so under it."
+        )
+    for threat in report.threats:
+        if threat.get("no_gradient"):
+            notes.append(
+                f"{report.metric}, {threat['norm']} {threat['eps']}: {threat['no_gradient']} of the items that hold "
+                "gave the attack no gradient, so that they hold says little: add the attack square."
+            )
     if content["skipped"]:
         notes.append(f"{report.metric}: {len(content['skipped'])} items were skipped, as a picture could not be read.")
     return notes

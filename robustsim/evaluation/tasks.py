@@ -18,7 +18,7 @@ from robustsim.errors import InputError
 from robustsim.evaluation import statistics
 from robustsim.evaluation.pictures import Picture, Seen
 from robustsim.evaluation.statistics import Array
-from robustsim.evaluation.subjects import Judged
+from robustsim.evaluation.subjects import Subject
 from robustsim.images.inputs import stack_squares
 
 Loss = Literal["ce", "margin"]
@@ -91,7 +91,7 @@ class Task(ABC):
 
     def objective(
         self,
-        metric: Judged,
+        metric: Subject,
         questions: "Sequence[Question]",
         seen: "Sequence[Sequence[Seen]]",
         perturb: Any,
@@ -160,7 +160,7 @@ class ForcedChoice(Choice):
 
     def objective(
         self,
-        metric: Judged,
+        metric: Subject,
         questions: "Sequence[Question]",
         seen: "Sequence[Sequence[Seen]]",
         perturb: Any,
@@ -168,7 +168,7 @@ class ForcedChoice(Choice):
     ) -> TwoAFC:
         """See :class:`Task`."""
         labels = torch.tensor([int(question.answer > 0.5) for question in questions], device=metric.device)
-        return two_afc(metric, [row[:3] for row in seen], labels, perturb, loss)
+        return choice_between(metric, [row[:3] for row in seen], labels, perturb, loss)
 
 
 class OddOneOutTask(Choice):
@@ -199,7 +199,7 @@ class OddOneOutTask(Choice):
 
     def objective(
         self,
-        metric: Judged,
+        metric: Subject,
         questions: "Sequence[Question]",
         seen: "Sequence[Sequence[Seen]]",
         perturb: Any,
@@ -220,7 +220,9 @@ class OddOneOutTask(Choice):
 THREE = {"reference": (0,), "left": (1,), "right": (2,), "all": (0, 1, 2)}
 
 
-def two_afc(metric: Judged, seen: "Sequence[Sequence[Seen]]", labels: Tensor, perturb: Any, loss: Loss) -> TwoAFC:
+def choice_between(
+    metric: Subject, seen: "Sequence[Sequence[Seen]]", labels: Tensor, perturb: Any, loss: Loss
+) -> TwoAFC:
     """Reference, left and right of each question as an objective."""
     shown = [_shown(metric, [row[place] for row in seen], place in THREE[perturb]) for place in range(3)]
     reference, left, right = shown
@@ -235,7 +237,7 @@ def two_afc(metric: Judged, seen: "Sequence[Sequence[Seen]]", labels: Tensor, pe
     )
 
 
-def _shown(metric: Judged, seen: Sequence[Seen], attacked: bool) -> Tensor:
+def _shown(metric: Subject, seen: Sequence[Seen], attacked: bool) -> Tensor:
     """Pixels of what is attacked, (N, 3, S, S), and of what a metric of pairs looks at; embeddings of the rest."""
     if attacked:
         squares = [one.square for one in seen if one.square is not None]
@@ -243,7 +245,7 @@ def _shown(metric: Judged, seen: Sequence[Seen], attacked: bool) -> Tensor:
     return codes(metric, seen)
 
 
-def codes(metric: Judged, seen: Sequence[Seen]) -> Tensor:
+def codes(metric: Subject, seen: Sequence[Seen]) -> Tensor:
     """What the metric's distance compares: embeddings (N, D), or pixels (N, 3, S, S)."""
     found = [one.code for one in seen]
     return torch.stack(found) if metric.embed is not None else stack_squares(found, metric.device)

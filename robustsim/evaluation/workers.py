@@ -1,6 +1,7 @@
 """The processes that share a run: one, or those that ``accelerate launch`` or ``torchrun`` has started."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ class Workers:
                 raise MissingDependencyError(
                     'several processes need accelerate: pip install "robustsim[evaluation]"'
                 ) from error
-            self._state = PartialState(cpu=not torch.cuda.is_available())
+            # They wait for each other at the end only, and one may have much more to do than another.
+            self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
             self.count, self.number = self._state.num_processes, self._state.process_index
             self.device = self._state.device
 

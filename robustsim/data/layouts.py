@@ -50,7 +50,7 @@ class Found(NamedTuple):
     path: Path
 
 
-def detect(path: "str | os.PathLike[str]") -> str:
+def find_layout(path: "str | os.PathLike[str]") -> str:
     """The layout of a data set: ``nights``, ``bapps``, ``jnd``, ``things``, ``triplets`` or ``ratings``.
 
     A folder that holds both parts of BAPPS is ``bapps``.
@@ -70,7 +70,7 @@ def read_dataset(
     """Find out which layout a path has, and read it.
 
     Args:
-        path: a folder or a file, as :func:`detect` takes it.
+        path: a folder or a file, as :func:`find_layout` takes it.
         task: what the items are to be: ``2afc`` gives :class:`Triplet`, ``odd-one-out`` :class:`OddOneOut`, ``jnd``
             :class:`Pair`, ``quality`` :class:`Rating`.
         on_error: takes each problem, whose row is skipped; without it the first one is raised.
