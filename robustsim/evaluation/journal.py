@@ -29,7 +29,8 @@ class Journal:
     """
 
     def __init__(self, root: Path, identity: dict[str, Any], *, worker: int = 0) -> None:
-        self._root, self._identity = root, identity
+        self._root = root
+        self._identity = json.loads(json.dumps(identity))  # as it is read back
         self._path = root / f"journal-{worker}.jsonl"
         self._lock = FileLock(root / f"{_LOCK}-{worker}", timeout=0)
         self._file: Any = None
