@@ -39,12 +39,14 @@ from robustsim.baselines.lipsim import convolution_rates, linear_rates
 from robustsim.errors import (
     CorruptFileError,
     HubError,
+    ImageError,
     InputError,
     MissingDependencyError,
     ModelNotFoundError,
     WeightsError,
 )
 from robustsim.images.preprocessing import Preprocessing
+from tests.conftest import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -364,7 +366,9 @@ def test_contract_input(made):
     good = torch.zeros(2, 3, size, size)
     for bad in (good[0], good[:, :2], (good * 255).to(torch.uint8), good[:0], "a.png"):
         with pytest.raises(InputError, match=r"takes floating-point pixels \(N, 3, H, W\) in \[0, 1\], not "):
-            made(good, bad)
+            made.distance(good, bad)
+    with pytest.raises(ImageError, match="there is no such file"):
+        made(good, "a.png")
     with pytest.raises(InputError, match=rf"N with N or one with N, not \(2, 3, {size}, {size}\) with \(3, "):
         made(good, torch.zeros(3, 3, size, size))
     if made.side:
@@ -389,8 +393,8 @@ def test_nothing_stays_behind_on_the_cpu(name, files, small_dreamsim):
     if name == "dreamsim":  # torchvision's normalisation looks at values, which are not there
         metric.library._preprocess = lambda images, model_type: images
     a, b = (image.to("meta") for image in pair(size_for(metric)))
-    assert metric(a, b).shape == (2,)
-    assert metric(a, b).device.type == "meta"
+    assert metric.distance(a, b).shape == (2,)
+    assert metric.distance(a, b).device.type == "meta"
 
 
 def test_construction_leaves_no_trace(files, small_dreamsim, capsys):
@@ -871,3 +875,17 @@ def test_the_list_of_names_is_light():
     code = "from robustsim.baselines import list_baselines; list_baselines(); import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_images_of_any_kind_are_taken():
+    metric = load_baseline("l2")
+    files = [EXAMPLES / name for name in ("chelsea.png", "coffee.png")]
+    d = metric(files[0], files)
+    assert d.shape == (2,)
+    assert d[0] == 0 < d[1]
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 20, 30), dtype=np.uint8))
+    torch.testing.assert_close(metric(pixels[0], pixels), metric.distance(pixels[:1] / 255, pixels / 255))
+    with pytest.raises(InputError, match=r"from -1 to 1, outside \[0, 1\]"):
+        metric(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 2, 2), pixels[:1])  # what LPIPS itself takes
+    with pytest.raises(InputError, match="no agreed range"):
+        metric(pixels.long(), pixels)

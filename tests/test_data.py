@@ -357,7 +357,9 @@ def test_things_damaged(things):
 def test_things_files_that_cannot_be_told(things):
     held_out = things / "triplet_dataset" / "validationset.txt"
     held_out.rename(held_out.with_name("first.txt"))
-    with pytest.raises(DataError, match=r"2 files of triplets \(first.txt, trainset.txt\): say which, `triplets="):
+    with pytest.raises(
+        DataError, match=r"2 files of triplets \(first.txt, trainset.txt\): pass one of them as the path"
+    ):
         read_things(things)
     (things / "triplet_dataset" / "first.txt").unlink()
     (things / "images.txt").rename(things / "concepts.txt")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from robustsim.encoders.weights import state_sha256
 from robustsim.errors import InputError
+from robustsim.images.inputs import ImageInput, split_images, stream_pixels, unit_range
 from robustsim.images.preprocessing import Preprocessing
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -16,8 +17,9 @@ _SQRT_HALF = math.sqrt(0.5)
 class Baseline(nn.Module):
     """A metric: pixels in [0, 1], (N, 3, H, W) -> distances (N,) float32, smaller is more alike.
 
-    One image against N broadcasts. Nothing is detached: gradients flow to both images, and are finite everywhere.
-    Parameters are frozen and the module stays in eval mode even after ``.train()``.
+    Called with images of any kind; :meth:`embed`, :meth:`compare` and :meth:`distance` are for loops on pixels, such as
+    attacks, and check no values. One image against N broadcasts. Nothing is detached: gradients flow to both images,
+    and are finite everywhere. Parameters are frozen and the module stays in eval mode even after ``.train()``.
 
     Subclasses give ``_embed`` and ``_compare``, or ``_distance`` alone, and call :meth:`_freeze` when they are built.
 
@@ -76,9 +78,17 @@ class Baseline(nn.Module):
             )
         return self._distance(x, y)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """The same as :meth:`distance`."""
-        return self.distance(a, b)
+    def forward(self, a: ImageInput, b: ImageInput) -> Tensor:
+        """Distances (N,) of images of any kind, N against N or one against N; differentiable in both.
+
+        Tensors are looked at as they are, at their own size; ``uint8`` is 0..255, floating point is [0, 1]. Files and
+        whatever else :mod:`robustsim.images` takes go through :attr:`preprocessing`.
+
+        Raises:
+            ImageError: a file that cannot be read.
+            InputError: a shape, type or range that is no image, or counts that do not fit.
+        """
+        return self.distance(self._pixels(a), self._pixels(b))
 
     def weights_sha256(self) -> str | None:
         """What tells two sets of weights apart; None where there are none."""
@@ -104,6 +114,16 @@ class Baseline(nn.Module):
     def _needs_embeddings(self) -> None:
         if not self.embeds:
             raise InputError(f"{self.name} has no embeddings: use distance")
+
+    def _pixels(self, images: ImageInput) -> Tensor:
+        if isinstance(images, Tensor):
+            return unit_range(images[None] if images.ndim == 3 else images, (0, 1))
+        return torch.cat(list(stream_pixels(split_images(images), self.preprocessing, device=self._device())))
+
+    def _device(self) -> torch.device:
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
 
     def _checked(self, images: Tensor) -> Tensor:
         if (

@@ -99,7 +99,10 @@ def _only_triplets(folder: Path) -> Path:
     wanted = f"a file of triplets (a table with {', '.join(COLUMNS)}, or lines of three image numbers)"
     if not found:
         raise DataError(f"{folder}: no {wanted[2:]} here or in {_FOLDER}/; {folder} {seen_in(folder)}")
-    raise DataError(f"{folder}: {len(found)} files of triplets ({_names(found)}): say which, `triplets=...`")
+    raise DataError(
+        f"{folder}: {len(found)} files of triplets ({_names(found)}): pass one of them as the path, or triplets= in "
+        "Python"
+    )
 
 
 def _only_list(folder: Path) -> Path:
@@ -114,7 +117,9 @@ def _only_list(folder: Path) -> Path:
             f"{folder}: no list of images ({', '.join(_LISTS)}, or another .txt with one path on each line); "
             f"{folder} {seen_in(folder)}"
         )
-    raise DataError(f"{folder}: {len(found)} lists of images ({_names(found)}): say which, `images=...`")
+    raise DataError(
+        f"{folder}: {len(found)} lists of images ({_names(found)}): pass images= in Python, or name one images.txt"
+    )
 
 
 def _lists_images(path: Path) -> bool:

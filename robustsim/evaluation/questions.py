@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from robustsim.data import DataSet
+from robustsim.evaluation import statistics
 from robustsim.evaluation.pictures import Photo
 from robustsim.evaluation.ratings import JustNoticeable, Quality
 from robustsim.evaluation.tasks import ForcedChoice, OddOneOutTask, Question
@@ -49,7 +50,12 @@ def just_noticeable(data: DataSet[Any]) -> JustNoticeable:
 
 
 def quality(data: DataSet[Any]) -> Quality:
-    """Correlation with opinion scores."""
+    """Correlation with opinion scores.
+
+    Raises:
+        MissingDependencyError: scipy is not installed.
+    """
+    statistics.scipy("stats")  # say now what would be missing at the end
     return Quality(
         questions=tuple(
             Question(

@@ -187,7 +187,12 @@ def average_precision(distances: Array, same: Array) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
 
-def _scipy(name: str) -> Any:
+def scipy(name: str) -> Any:
+    """A part of scipy.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     import importlib
 
     try:
@@ -200,7 +205,7 @@ def spearman(distances: Array, quality: Array) -> float:
     """Spearman's rank correlation of closeness (minus the distance) with quality; NaN where either is constant."""
     if np.ptp(distances) == 0 or np.ptp(quality) == 0:
         return math.nan
-    ranks = _scipy("stats").rankdata
+    ranks = scipy("stats").rankdata
     return float(np.corrcoef(ranks(-distances), ranks(quality))[0, 1])
 
 
@@ -208,7 +213,7 @@ def kendall(distances: Array, quality: Array) -> float:
     """Kendall's tau-b of closeness with quality; NaN where either is constant."""
     if np.ptp(distances) == 0 or np.ptp(quality) == 0:
         return math.nan
-    return float(_scipy("stats").kendalltau(-distances, quality).statistic)
+    return float(scipy("stats").kendalltau(-distances, quality).statistic)
 
 
 def pearson_after_logistic(distances: Array, quality: Array) -> float:
@@ -225,7 +230,7 @@ def pearson_after_logistic(distances: Array, quality: Array) -> float:
     line = float(np.corrcoef(-x, quality)[0, 1])
     if line <= 0:
         return line
-    expit, optimise = _scipy("special").expit, _scipy("optimize")
+    expit, optimise = scipy("special").expit, scipy("optimize")
 
     def curve(b: Array) -> Any:
         return b[0] + abs(b[1]) * expit((b[2] - x) / (abs(b[3]) + 1e-9))

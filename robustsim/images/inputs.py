@@ -93,8 +93,12 @@ def _no_range(dtype: object) -> str:
     )
 
 
-def _unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
-    """Any accepted tensor as floating point in [0, 1], of at least 32 bits."""
+def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
+    """Any accepted tensor as floating point in [0, 1], of at least 32 bits.
+
+    Raises:
+        InputError: values outside the range, or a type without one.
+    """
     if tensor.dtype == torch.uint8:
         return tensor.to(torch.float32).div(255)
     if not tensor.is_floating_point():
@@ -175,7 +179,7 @@ def stream_pixels(
             yield stack_squares([next(squares) for _ in batch], device)
             continue
         pixels = [
-            preprocessing.apply_tensor(_unit_range(part.to(device), input_range))
+            preprocessing.apply_tensor(unit_range(part.to(device), input_range))
             if isinstance(part, Tensor)
             else stack_squares([next(squares)], device)
             for part in batch
