@@ -42,7 +42,7 @@ def plot_radii(reports: Sequence[Report], output: "str | os.PathLike[str]") -> P
         scale = 255 if norm == "linf" else 1
         for name, line in metrics.items():
             x = sorted(line)
-            ends = [[100 * line[eps][end] for eps in x] for end in ("value", "low", "high")]
+            ends = [[_percent(line[eps][end]) for eps in x] for end in ("value", "low", "high")]
             _line(panel, name, [eps * scale for eps in x], *ends)
         panel.set_xlabel(f"{norm} radius" + (" x 255" if norm == "linf" else ""))
     return _finish(figure, panels, output)
@@ -88,6 +88,10 @@ def plot_iterations(reports: Sequence[Report], output: "str | os.PathLike[str]")
             )
     panel.set_xlabel("evaluations by the attack")
     return _finish(figure, [panel], output)
+
+
+def _percent(share: float | None) -> float:
+    return math.nan if share is None else 100 * share
 
 
 def _attacked(reports: Sequence[Report]) -> list[Report]:

@@ -77,8 +77,8 @@ class Report:
 
     @property
     def threats(self) -> list[dict[str, Any]]:
-        """The figures under attack, one for each radius."""
-        return list(self.results.get("robust", []))
+        """The figures under attack, one for each radius; none where no attacked item could be read."""
+        return [one for one in self.results.get("robust", []) if one["n"]]
 
     @cached_property
     def items(self) -> dict[str, Array]:
