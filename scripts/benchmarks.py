@@ -19,9 +19,9 @@ from robustsim.evaluation import (
     compare_reports,
     distortion_ladder,
     evaluate,
-    two_afc,
     load_metric,
     report_table,
+    two_afc,
 )
 
 METRICS = ("l2", "ssim", "lpips-alex", "lite-clean")
