@@ -257,6 +257,13 @@ def test_bapps_without_counterparts(bapps):
     assert "counterpart of" in problems[0]
 
 
+def test_bapps_with_two_files_of_one_number(bapps):
+    folder = bapps / "2afc" / "val" / "cnn" / "p0"
+    (folder / "000001.jpg").write_bytes((folder / "000001.png").read_bytes())
+    with pytest.raises(DataError, match=r"000001\.jpg' and .*000001\.png' have the same number"):
+        read_bapps(bapps)
+
+
 def test_bapps_that_is_not_there(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match=r"no folder .*cnn,color.*/judge here or below val/, 2afc/val/.*holds other/"):

@@ -49,9 +49,10 @@ def numbered(
 ) -> Iterator[tuple[str, tuple[Path, ...], float]]:
     """(number, images, share of people) of one split, in order of the numbers.
 
-    Reported are folders that are missing or empty, files without their counterparts, and answers that are no share.
+    Reported are folders that are missing or empty, files without their counterparts, two files of one number, and
+    answers that are no share.
     """
-    parts = {}
+    parts: dict[str, dict[str, str]] = {}
     for part in (*images, answers):
         suffixes = {".npy"} if part == answers else SUFFIXES
         try:
@@ -60,8 +61,14 @@ def numbered(
         except OSError as error:
             report(DataError(f"cannot list {str(folder / part)!r}: {error.strerror or error}"), on_error)
             return
-        split = (os.path.splitext(name) for name in sorted(names))
-        parts[part] = {stem: suffix for stem, suffix in split if suffix.lower() in suffixes}
+        parts[part] = {}
+        for stem, suffix in map(os.path.splitext, sorted(names)):
+            if suffix.lower() not in suffixes:
+                continue
+            if stem in parts[part]:
+                both = " and ".join(repr(str(folder / part / (stem + one))) for one in (parts[part][stem], suffix))
+                report(DataError(f"{both} have the same number: keep one"), on_error)
+            parts[part][stem] = suffix
     stems = sorted(set().union(*parts.values()))
     if not stems:
         report(DataError(f"{folder}: no numbered files in {', '.join(parts)}"), on_error)
