@@ -265,6 +265,26 @@ def test_tied_votes_are_not_attacked(tmp_path):
     assert report.items["score"].tolist() == [1, 0.5, 0]
 
 
+def test_near_ties_fall(tmp_path):
+    """Questions whose answers hardly differ are the easiest to turn, in whatever unit logits are."""
+    pictures(tmp_path, 8)
+    files, noise = [tmp_path / f"{index:02}.png" for index in range(8)], np.random.default_rng(0)
+    near = [tmp_path / f"near{index}.png" for index in range(8)]
+    for file, other in zip(files, near, strict=True):
+        pixels = np.asarray(Image.open(file)).clip(1, 254)
+        Image.fromarray(pixels).save(file)
+        Image.fromarray(pixels + noise.choice([-1, 1], pixels.shape).astype(np.uint8)).save(other)
+    found = data(
+        tmp_path,
+        *(Triplet(f"{i} {side}", files[i - 1], files[i], near[i], side) for i in range(8) for side in (0.0, 1.0)),
+    )
+    plan = replace(QUICK, eps=("8/255",), steps=20)
+    for batch_size in (1, 4, 32):
+        report = evaluate(pairs(), two_afc(found), output=tmp_path / "r", attack=plan, batch_size=batch_size)
+        assert report.threats[0]["clean"]["value"] == 0.5
+        assert report.threats[0]["accuracy"]["value"] == 0
+
+
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_the_unit_of_a_metric_does_not_matter(tmp_path, loss):
     """Cross-entropy on distances of a million has no gradient in float32, and on those of a millionth no digits."""
@@ -308,6 +328,7 @@ def test_the_metric_is_left_as_it_was(tmp_path):
         ({"eps": ("4",)}, "did you mean 4/255"),
         ({"eps": ()}, "at least one attack and one radius"),
         ({"eps": ("4/255", "4/255")}, "named twice"),
+        ({"eps": ("0.5", 0.5)}, "named twice"),
         ({"loss": "dlr"}, "neither ce nor margin"),
         ({"attacked": 0}, "at least 1"),
         ({"attacks": ("square",), "norm": "l1", "eps": ("12",)}, "l1"),
@@ -316,6 +337,12 @@ def test_the_metric_is_left_as_it_was(tmp_path):
 def test_plans_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         AttackPlan(**options)
+
+
+def test_radii_are_written_alike():
+    assert AttackPlan(norm="l2", eps=("3", 1.0, "2.50")).radii == ("3", "1", "2.5")
+    assert AttackPlan(attacks="apgd", eps=4 / 255).radii == (repr(4 / 255),)
+    assert AttackPlan(eps="8/255").to_dict()["eps"] == ["8/255"]
 
 
 def test_what_cannot_be_perturbed_is_refused(tmp_path):
@@ -345,6 +372,8 @@ def test_a_report_says_what_was_done(tmp_path, metric):
     (tmp_path / "r" / content["items"]["file"]).write_bytes(b"other")
     with pytest.raises(InputError, match="is not the one that"):
         _ = load_report(report.path).items
+    (tmp_path / "r" / content["items"]["file"]).unlink()
+    assert len(evaluate(metric, task, output=tmp_path / "r", seed=3).items["id"]) == 5  # made again
 
 
 def test_a_run_that_is_done_is_not_done_again(tmp_path):
@@ -398,6 +427,24 @@ def test_what_was_changed_is_asked_anew(tmp_path):
     assert len(list((tmp_path / "r").glob("*.json"))) == 6
     with pytest.raises(InputError, match="not on the same items"):
         compare_reports([first, turned])
+
+
+def test_the_spelling_of_a_path_does_not_matter(tmp_path, monkeypatch):
+    path = triplets(tmp_path / "d", 8)
+    monkeypatch.chdir(tmp_path)
+    reports = [
+        evaluate(small(), two_afc(read_triplets(spelt)), output=tmp_path / "r")
+        for spelt in (path, "d/triplets.csv", "d/../d/triplets.csv")
+    ]
+    assert len({report.path for report in reports}) == 1
+    share = evaluate(small(), two_afc(read_triplets(path, scoring="share")), output=tmp_path / "r")
+    with pytest.raises(InputError, match="not on the same items"):
+        compare_reports([reports[0], share])
+
+
+def test_a_metric_that_is_not_sure_of_itself_is_refused(tmp_path):
+    with pytest.raises(InputError, match="other distances at each call"):
+        subject(pairs(lambda a, b: torch.rand(len(a)), "dice"))
 
 
 def test_unreadable_pictures_are_skipped_and_told(tmp_path):
@@ -680,6 +727,15 @@ def test_names_that_utf8_cannot_hold(tmp_path):
         subject(pairs(), name="é/" * 150), distortion_ladder(tmp_path, distortions=["blur"]), output=tmp_path / "r"
     )
     assert long.path.exists()
+
+
+def test_curves_leave_out_what_could_not_be_read(tmp_path, monkeypatch):
+    path = triplets(tmp_path, 40)
+    (tmp_path / "03.png").write_bytes(b"no picture")
+    report = evaluate(small(), two_afc(read_triplets(path)), output=tmp_path / "r", attack=QUICK)
+    _, y = lines(monkeypatch, lambda: plot_iterations([report], tmp_path / "x.svg"))["small, linf 8/255"]
+    assert y[0] == pytest.approx(100 * report.threats[0]["clean"]["value"])
+    assert y[-1] == pytest.approx(100 * report.threats[0]["accuracy"]["value"])
 
 
 def test_what_a_killed_run_left_after_its_report_is_removed(tmp_path):

@@ -142,6 +142,20 @@ def test_ratings_of_one_reference_are_drawn_together():
     assert together["high"] - together["low"] > 3 * (alone["high"] - alone["low"])
 
 
+def test_groups_that_share_clusters_are_drawn_together():
+    """Nine kinds of distortion of thirty photographs that succeed or fail as one: the mean of the kinds is no surer."""
+    per_photograph = (np.random.default_rng(2).random(30) < 0.4).astype(float)
+    scores, clusters = np.tile(per_photograph, 9)[:-1], np.tile(np.arange(30), 9)[:-1]
+    groups = np.repeat([f"kind{index}" for index in range(9)], 30)[:-1]
+    whole = statistics.mean_interval(scores, clusters=clusters)
+    mean = statistics.mean_of_groups(scores, groups, clusters=clusters)
+    assert mean.high - mean.low == pytest.approx(whole.high - whole.low, rel=0.1)
+    columns = (np.tile(np.arange(30.0), 9)[:-1], np.tile(np.random.default_rng(3).random(30), 9)[:-1])
+    found = statistics.by_group(statistics.spearman, columns, groups, clusters)
+    width = found["high"] - found["low"]
+    assert found["mean_of_groups"]["high"] - found["mean_of_groups"]["low"] == pytest.approx(width, rel=0.1)
+
+
 def test_a_handful_of_clusters_tells_no_interval():
     scores = np.array([0.9, 0.8, 0.7, 0.9])
     found = statistics.mean_interval(scores)

@@ -89,7 +89,7 @@ def _parts_of_function(function: FunctionType) -> list[object]:
         with suppress(ValueError):  # a name that is not bound yet
             parts.append(cell.cell_contents)
     # Of the globals only models themselves: the rest of the program is nobody's holder.
-    named = [function.__globals__.get(name) for name in _names(function.__code__)]
+    named = [function.__globals__.get(name) for name in sorted(_names(function.__code__))]
     return [*parts, *(value for value in named if isinstance(value, nn.Module))]
 
 

@@ -86,8 +86,11 @@ def state_sha256(module: nn.Module) -> str:
 
     digest = hashlib.sha256()
     for key, value in module.state_dict().items():
+        if not isinstance(value, Tensor) or value.is_quantized:  # a module's extra state
+            digest.update(f"{key} {value!r}".encode())
+            continue
         digest.update(f"{key} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -90,6 +90,8 @@ _Named: TypeAlias = tuple[str, Report]
 def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
     names, (a, b) = (first[0], second[0]), (first[1], second[1])
     both = np.array([x is None and y is None for x, y in zip(a.items["error"], b.items["error"], strict=True)])
+    if not both.any():
+        raise InputError(f"{a.path.name} and {b.path.name} have no readable item in common")
     found = [
         _by_bootstrap(measure, names, statistic, [one.items["distance"][both] for one in (a, b)], a, both, seed)
         for measure, statistic in _STATISTICS.get(a.task, {}).items()
@@ -99,7 +101,7 @@ def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
     if not (a.threats and b.threats and _setting(a) == _setting(b)):
         return found
     attacked = both & _attacked(a) & _attacked(b)
-    theirs = {one["eps"] for one in b.threats}
+    theirs = {one["eps"] for one in b.threats}  # plans write equal radii alike
     for threat in a.threats:
         if threat["eps"] in theirs and attacked.any():
             held = [_held(one, threat["eps"])[attacked] for one in (a, b)]
@@ -146,7 +148,7 @@ def _by_bootstrap(
 
     values = [statistic(side, answers) for side in distances]
     clusters = report.items["cluster"][rows].astype(str)
-    draws = statistics.bootstrap_draws(gap, (*distances, answers), clusters=clusters, seed=seed)
+    draws = statistics.bootstrap_draws(gap, (*distances, answers), clusters=clusters, seed=seed)[:, 0]
     interval = statistics.interval_of(values[0] - values[1], draws, len(answers), units=len(set(clusters)))
     if math.isnan(interval.low):
         return Comparison(measure, *names, values[0], values[1], interval, 1.0)  # nothing that chance could not do

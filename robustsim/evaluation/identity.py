@@ -85,8 +85,8 @@ def stem(identity: "dict[str, Any]") -> str:
 
 
 def _name(task: Task, path: Path) -> str:
-    root = Path(task.data.get("root", "."))
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+    root, full = os.path.abspath(task.data.get("root", ".")), Path(os.path.abspath(path))
+    return (full.relative_to(root) if full.is_relative_to(root) else full).as_posix()
 
 
 def _files(task: Task) -> tuple[str, str, int]:

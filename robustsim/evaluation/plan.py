@@ -26,6 +26,17 @@ ATTACKS = tuple(_MAKERS)
 USUAL_EPS = {"linf": "4/255", "l2": "3"}
 
 
+def _as_text(eps: str | float) -> str:
+    """Equal radii as equal text: fractions as they are, 1 for ``1``, ``"1.0"`` and ``1.0``."""
+    if isinstance(eps, str) and "/" in eps:
+        return eps.replace(" ", "")
+    try:
+        value = float(eps)
+    except ValueError:
+        return str(eps)  # parse_eps says what is wrong with it
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackPlan:
     """How decisions are attacked; one is lost when any attack of the list turns it.
@@ -58,7 +69,7 @@ class AttackPlan:
         names = (self.attacks,) if isinstance(self.attacks, str) else tuple(self.attacks)
         radii = (self.eps,) if isinstance(self.eps, (str, int, float)) else tuple(self.eps)
         object.__setattr__(self, "attacks", names)
-        object.__setattr__(self, "eps", tuple(one if isinstance(one, str) else repr(one) for one in radii))
+        object.__setattr__(self, "eps", tuple(map(_as_text, radii)))
         for name in names:
             if name not in _MAKERS:
                 raise InputError(f"{name!r} is none of the attacks {', '.join(ATTACKS)}")

@@ -67,7 +67,8 @@ def plot_iterations(reports: Sequence[Report], output: "str | os.PathLike[str]")
     for report, name in zip(runs, _labels(runs), strict=True):
         for threat in report.threats:
             eps, items = threat["eps"], report.items
-            asked = [bool(one) for one in items["attacked"]]
+            asked = [bool(one) and bad is None for one, bad in zip(items["attacked"], items["error"], strict=True)]
+            clusters = items["cluster"][asked].astype(str)
             held = [one for one, taken in zip(items[f"holds {eps}"], asked, strict=True) if taken]
             queries = [one for one, taken in zip(items[f"queries {eps}"], asked, strict=True) if taken]
             # Wrong from the start: broken before the first evaluation.
@@ -77,7 +78,7 @@ def plot_iterations(reports: Sequence[Report], output: "str | os.PathLike[str]")
             )  # fmt: skip
             most = max((int(count) for count in queries if count is not None and not math.isnan(count)), default=0)
             x = np.unique(np.append(fell[np.isfinite(fell)], (0, most))).astype(int)
-            ends = [mean_interval((fell > step).astype(float)) for step in x]
+            ends = [mean_interval((fell > step).astype(float), clusters=clusters) for step in x]
             label = f"{name}, {threat['norm']} {eps}"
             _line(
                 panel,
@@ -125,7 +126,7 @@ def _labels(runs: Sequence[Report]) -> list[str]:
 
 def _data(report: Report) -> str:
     about = report.content["data"]
-    return f"{report.task} {about['name']} ({about['items_sha256'][:4]})"
+    return f"{report.task} {about['name']} ({about['items_sha256'][:3]}{about['files_sha256'][:3]})"
 
 
 def _line(

@@ -73,7 +73,8 @@ def quality(data: DataSet[Any]) -> Quality:
 
 def _name(data: DataSet[Any], path: Path) -> str:
     """A reference's name: questions of one reference are resampled together."""
-    name = path.relative_to(data.root) if path.is_relative_to(data.root) else path
+    root, full = os.path.abspath(data.root), Path(os.path.abspath(path))
+    name = full.relative_to(root) if full.is_relative_to(root) else full
     return os.fsencode(name.as_posix()).decode("utf-8", "backslashreplace")
 
 

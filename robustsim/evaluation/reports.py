@@ -65,14 +65,15 @@ class Report:
             found["queries"] = f"{plan['queries']} queries"
         found["perturb"] = f"{plan['perturb']} perturbed"
         found["loss"] = plan["loss"]
-        drawn = "" if plan["attacked"] is None else f", drawn with seed {self.content['seed']}"
-        return {**found, "items": f"{self.content['attacked']} items{drawn}"}
+        drawn = f", seed {self.content['seed']}"
+        batches = f"batches of {self.content['batch_size']}"
+        return {**found, "items": f"{self.content['attacked']} items{drawn}", "batches": batches}
 
     def same_data(self, other: "Report") -> bool:
         """Whether another report is on the same items of the same files, as far as names and sizes tell."""
-        names = ("items_sha256", "files_sha256")
+        names = ("items_sha256", "files_sha256", "scoring")
         return self.task == other.task and all(
-            self.content["data"][name] == other.content["data"][name] for name in names
+            self.content["data"].get(name) == other.content["data"].get(name) for name in names
         )
 
     @property
@@ -118,7 +119,7 @@ def labels(reports: Sequence[Report]) -> list[tuple[str, str]]:
     ]
 
 
-_SETTINGS = ("attacks", "steps", "queries", "perturb", "loss", "items")
+_SETTINGS = ("attacks", "steps", "queries", "perturb", "loss", "items", "batches")
 
 
 def parquet() -> Any:

@@ -72,7 +72,7 @@ def evaluate(
         path.unlink(missing_ok=True)
         discard(folder)
     workers.wait()
-    if path.exists():
+    if path.exists() and path.with_suffix(".parquet").exists():
         if workers.is_main:
             discard(folder)  # of a run that was killed after its report was written
         return load_report(path)

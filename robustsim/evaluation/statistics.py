@@ -82,26 +82,38 @@ def _certain(value: float, units: int) -> tuple[float, float] | None:
 
 
 def mean_of_groups(scores: Array, groups: Array, *, clusters: Array | None = None, seed: int = 0) -> Interval:
-    """The mean of the groups' means, however many questions each has; each group is resampled by itself."""
-    parts = [
-        (scores[groups == name], None if clusters is None else clusters[groups == name]) for name in np.unique(groups)
-    ]
-    units = [_units(own, len(part)) for part, own in parts]
-    draws = [_means(part, rows, seed + index) for index, ((part, _), rows) in enumerate(zip(parts, units, strict=True))]
-    value = float(np.mean([part.mean() for part, _ in parts]))
-    low, high = _certain(value, min(int(rows.max()) + 1 for rows in units)) or _ends(np.mean(draws, axis=0))
-    return Interval(value, low, high, len(scores))
+    """The mean of the groups' means, however many questions each has; a cluster may be in several groups."""
+    rows, names = _units(clusters, len(scores)), np.unique(groups)
+    parts = [groups == name for name in names]
+    value = float(np.mean([scores[part].mean() for part in parts]))
+    units = int(rows.max()) + 1
+    sums = np.stack([np.bincount(rows[part], weights=scores[part], minlength=units) for part in parts], 1)
+    counts = np.stack([np.bincount(rows[part], minlength=units) for part in parts], 1).astype(float)
+    least = min(len(np.unique(rows[part])) for part in parts)
+    known = _certain(value, least)
+    if known is not None:
+        return Interval(value, *known, len(scores))
+    return interval_of(value, _ratios(sums, counts, seed).mean(1), len(scores), units=least)
 
 
 def _means(scores: Array, rows: Array, seed: int) -> Array:
     """Bootstrap means: clusters drawn with replacement, (DRAWS,)."""
     sums, counts = np.bincount(rows, weights=scores), np.bincount(rows).astype(float)
+    return _ratios(sums[:, None], counts[:, None], seed)[:, 0]
+
+
+def _ratios(sums: Array, counts: Array, seed: int) -> Array:
+    """Bootstrap means of groups from their sums and counts in each cluster, (units, groups) -> (DRAWS, groups).
+
+    NaN where none of a group's clusters was drawn.
+    """
     units, generator, draws = len(sums), np.random.default_rng(seed), []
     chances = np.full(units, 1 / units)
     block = _block(units)
     for start in range(0, DRAWS, block):
         times = generator.multinomial(units, chances, size=min(block, DRAWS - start))
-        draws.append((times @ sums) / (times @ counts))
+        drawn = times @ counts
+        draws.append(np.divide(times @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0))
     return np.concatenate(draws)
 
 
@@ -116,16 +128,33 @@ def _ends(draws: Array) -> tuple[float, float]:
 
 
 def bootstrap_draws(
-    statistic: Statistic, columns: "tuple[Array, ...]", *, clusters: Array | None = None, seed: int = 0
+    statistic: Statistic,
+    columns: "tuple[Array, ...]",
+    *,
+    clusters: Array | None = None,
+    parts: "tuple[Array, ...]" = (),
+    seed: int = 0,
 ) -> Array:
-    """The statistic of columns (n,) whose rows are drawn with replacement, the same for all columns."""
+    """The statistic of columns (n,) whose rows are drawn with replacement, the same for all columns.
+
+    Args:
+        statistic: columns -> number.
+        columns: (n,) each.
+        clusters: (n,) what rows are drawn together by.
+        parts: masks (n,) of rows of which the statistic is wanted by itself.
+        seed: of the drawing.
+
+    Returns:
+        (draws, 1 + parts): of everything, and of each part; NaN where nothing of it was drawn.
+    """
     rows = _units(clusters, len(columns[0]))
     order, generator = np.argsort(rows, kind="stable"), np.random.default_rng(seed)
     members = np.split(order, np.flatnonzero(np.diff(rows[order])) + 1)
     found = []
     for _ in range(STATISTIC_DRAWS):
         drawn = np.concatenate([members[unit] for unit in generator.integers(0, len(members), len(members))])
-        found.append(statistic(*(column[drawn] for column in columns)))
+        chosen = (drawn, *(drawn[part[drawn]] for part in parts))
+        found.append([statistic(*(column[one] for column in columns)) if len(one) else math.nan for one in chosen])
     return np.array(found)
 
 
@@ -145,23 +174,20 @@ def by_group(
     statistic: Statistic, columns: "tuple[Array, ...]", groups: Array, clusters: Array, *, seed: int = 0
 ) -> dict[str, Any]:
     """A statistic of columns (n,) overall, by group, and the mean of the groups, each with its interval; for JSON."""
-    units = len(np.unique(clusters))
-    everything = interval_of(
-        statistic(*columns), bootstrap_draws(statistic, columns, clusters=clusters, seed=seed), len(groups), units=units
-    )
-    found: dict[str, Any] = everything.to_dict()
     names = list(dict.fromkeys(groups.tolist()))
-    if len(names) < 2:
-        return found
-    parts, draws = {}, []
-    for index, name in enumerate(names):
-        rows = groups == name
-        part, own = tuple(column[rows] for column in columns), clusters[rows]
-        draws.append(bootstrap_draws(statistic, part, clusters=own, seed=seed + index))
-        parts[name] = interval_of(statistic(*part), draws[-1], int(rows.sum()), units=len(np.unique(own)))
-    mean = float(np.mean([one.value for one in parts.values()]))
-    found["mean_of_groups"] = interval_of(mean, np.mean(draws, axis=0), len(groups), units=units).to_dict()
-    found["groups"] = {name: one.to_dict() for name, one in parts.items()}
+    masks = tuple(groups == name for name in names) if len(names) > 1 else ()
+    draws = bootstrap_draws(statistic, columns, clusters=clusters, parts=masks, seed=seed)
+    units = len(np.unique(clusters))
+    found: dict[str, Any] = interval_of(statistic(*columns), draws[:, 0], len(groups), units=units).to_dict()
+    if masks:
+        values = [statistic(*(column[mask] for column in columns)) for mask in masks]
+        own = [len(np.unique(clusters[mask])) for mask in masks]
+        mean = interval_of(float(np.mean(values)), draws[:, 1:].mean(1), len(groups), units=min(own))
+        found["mean_of_groups"] = mean.to_dict()
+        found["groups"] = {
+            name: interval_of(value, draws[:, 1 + place], int(masks[place].sum()), units=own[place]).to_dict()
+            for place, (name, value) in enumerate(zip(names, values, strict=True))
+        }
     return found
 
 

@@ -114,7 +114,7 @@ def subject(
     behind = _behind(metric)
     embed = _Using(metric.embed, behind) if metric.embeds else None
     distance = _Using(metric.compare if metric.embeds else metric.distance, behind)
-    states = [state_sha256(module) for module in behind if module.state_dict()]
+    states = sorted(state_sha256(module) for module in behind if module.state_dict())
     about = {
         "kind": "baseline",
         "source": metric.source,
@@ -122,7 +122,13 @@ def subject(
         "preprocessing": asdict(metric.preprocessing),
     }
     found = Subject(name or metric.name, metric.preprocessing, place, embed, distance, False, about)
-    about["behaviour"] = _behaviour(found)
+    first, second = (_behaviour(found) for _ in range(2))
+    if not _close(first, second):
+        raise InputError(
+            f"{found.name} gives other distances at each call for the same pictures, and cannot be judged: put it into "
+            "eval mode, or fix its random numbers"
+        )
+    about["behaviour"] = first if isinstance(first, str) else ", ".join(f"{distance:.4g}" for distance in first)
     return found
 
 
@@ -133,7 +139,13 @@ def _behind(metric: Baseline) -> list[torch.nn.Module]:
     return [metric, *(module for module in dict.fromkeys(held) if module not in own)]
 
 
-def _behaviour(metric: Subject) -> str:
+def _close(a: "list[float] | str", b: "list[float] | str") -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return all(x == y or x != x or abs(x - y) <= 1e-3 * max(abs(x), abs(y)) for x, y in zip(a, b, strict=True))
+
+
+def _behaviour(metric: Subject) -> "list[float] | str":
     """Distances of fixed pictures: what tells two metrics apart of which one cannot see what they are made of."""
     size = metric.preprocessing.size
     coarse = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -141,10 +153,10 @@ def _behaviour(metric: Subject) -> str:
     try:
         with torch.no_grad(), undisturbed(metric.distance):
             codes = pixels if metric.embed is None else metric.embed(pixels)
-            distances = metric.distance(codes[:2], codes[2:]).flatten().tolist()
+            distances: list[float] = metric.distance(codes[:2], codes[2:]).flatten().tolist()
+            return distances
     except Exception as error:  # whatever is wrong is told when it is asked in earnest
         return type(error).__name__
-    return ", ".join(f"{distance:.4g}" for distance in distances)
 
 
 def load_metric(name: str, *, device: "str | torch.device | None" = None, weights: str | None = None) -> Subject:
@@ -174,7 +186,9 @@ def load_metric(name: str, *, device: "str | torch.device | None" = None, weight
         if isinstance(found, RobustSim):
             return subject(found, name=name)
         baseline = found if isinstance(found, Baseline) else from_callable(found, name=name)
-        return subject(baseline.to(place), device=place)
+        for module in _behind(baseline):
+            module.to(place)
+        return subject(baseline, device=place)
     try:
         return subject(RobustSim.from_pretrained(name, device=device))
     except ModelNotFoundError as error:

@@ -95,7 +95,8 @@ def _table(reports: list[Report], groups: bool, interval: bool) -> Table:
         row = next(fitting, None)
         if row is None:
             row = {}
-            rows.append((metric, row))
+            known = any(name == metric for name, _ in rows)
+            rows.append((f"{metric} ({report.path.stem[-8:]})" if known else metric, row))
         row.update(cells)
         notes.update(dict.fromkeys(_notes(report, setting, interval)))
     about = reports[0].content["data"]
@@ -150,8 +151,9 @@ def _notes(report: Report, setting: str, interval: bool) -> list[str]:
             report.task, "the odd one"
         )
         named = f", {setting}" if setting else ""
+        told = [text for name, text in report.setting.items() if name != "batches"]
         notes.append(
-            f"Under attack{named}: {', '.join(report.setting.values())}; share of them that is right ({decision}) "
+            f"Under attack{named}: {', '.join(told)}; share of them that is right ({decision}) "
             "before the attack, and that is right and stays so under it."
         )
     for threat in report.threats:

@@ -195,27 +195,38 @@ class Work:
         if not rows:
             return found
         shown = [[one for one in seen[row] if isinstance(one, Seen)] for row in rows]
-        spread = max(max(clean[row]) - min(clean[row]) for row in rows) or 1.0
-        metric = self.metric.in_units_of(spread)
+        # Not of their differences: those may be tiny beside what the attack moves.
+        metric = self.metric.in_units_of(max(abs(value) for row in rows for value in clean[row]) or 1.0)
         objective = task.objective(metric, [questions[row] for row in rows], shown, self.perturb, plan.loss)
-        standing = torch.arange(len(rows), device=self.metric.device)
         costs = {name: torch.zeros(len(rows), dtype=torch.int64) for name in ("queries", "gradients")}
-        points = objective.images
-        for name in plan.names:
-            if not len(standing):
-                break
-            one = plan.make(name, eps, seed=self.seed * 1_000_003 + chunk.number)
-            part = objective if len(standing) == len(rows) else objective.select(standing)
-            result = one(part, objective.images[standing])
-            costs["queries"][standing.cpu()] += result.queries.cpu()
-            costs["gradients"][standing.cpu()] += result.gradients.cpu()
-            if result.success is None:
-                raise RuntimeError(f"{name} does not tell success")
-            for place in standing[result.success].tolist():
-                found["broken_by"][rows[place]] = name
-            standing, points = standing[~result.success], result.images[~result.success]
+        points = objective.images.clone()
+
+        def break_(goal: Any, standing: torch.Tensor) -> torch.Tensor:
+            """Attack these places one way after the other; what still stands."""
+            for name in plan.names:
+                if not len(standing):
+                    break
+                one = plan.make(name, eps, seed=self.seed * 1_000_003 + chunk.number)
+                result = one(goal.select(standing), objective.images[standing])
+                costs["queries"][standing.cpu()] += result.queries.cpu()
+                costs["gradients"][standing.cpu()] += result.gradients.cpu()
+                points[standing] = result.images
+                if result.success is None:
+                    raise RuntimeError(f"{name} does not tell success")
+                for place in standing[result.success].tolist():
+                    found["broken_by"][rows[place]] = name
+                standing = standing[~result.success]
+            return standing
+
+        standing = break_(objective, torch.arange(len(rows), device=self.metric.device))
         if len(standing) and plan.follows_gradients:
-            for place in standing[_flat(objective.select(standing), points)].tolist():
+            blind = standing[_flat(objective.select(standing), points[standing])]
+            if len(blind) and plan.loss == "ce":
+                # Cross-entropy has run out of digits where the margin may not have.
+                other = objective.with_loss("margin")
+                blind = break_(other, blind)
+                blind = blind[_flat(other.select(blind), points[blind])] if len(blind) else blind
+            for place in blind.tolist():
                 found["no_gradient"][rows[place]] = True
         for place, row in enumerate(rows):
             found["holds"][row] = found["broken_by"][row] is None
