@@ -266,22 +266,22 @@ def test_tied_votes_are_not_attacked(tmp_path):
 
 
 def test_near_ties_fall(tmp_path):
-    """Questions whose answers hardly differ are the easiest to turn, in whatever unit logits are."""
-    pictures(tmp_path, 8)
-    files, noise = [tmp_path / f"{index:02}.png" for index in range(8)], np.random.default_rng(0)
-    near = [tmp_path / f"near{index}.png" for index in range(8)]
-    for file, other in zip(files, near, strict=True):
-        pixels = np.asarray(Image.open(file)).clip(1, 254)
-        Image.fromarray(pixels).save(file)
-        Image.fromarray(pixels + noise.choice([-1, 1], pixels.shape).astype(np.uint8)).save(other)
-    found = data(
-        tmp_path,
-        *(Triplet(f"{i} {side}", files[i - 1], files[i], near[i], side) for i in range(8) for side in (0.0, 1.0)),
-    )
-    plan = replace(QUICK, eps=("8/255",), steps=20)
+    """Questions whose answers hardly differ are the easiest to turn: an attack must not lose its gradient there."""
+    noise, items = np.random.default_rng(0), []
+    for index in range(12):
+        reference = noise.integers(80, 180, (SIZE, SIZE, 3))
+        away = noise.integers(-30, 31, reference.shape)
+        elsewhere = noise.permutation(away.ravel()).reshape(away.shape)  # as far away, to the last digit
+        elsewhere[0, 0, 0] += 1 if elsewhere[0, 0, 0] >= 0 else -1  # and now a little farther
+        paths = [tmp_path / f"{name}{index}.png" for name in ("reference", "near", "far")]
+        for path, pixels in zip(paths, (reference, reference + away, reference + elsewhere), strict=True):
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+        items.append(Triplet(str(index), *paths, 0.0))
+    plan = replace(QUICK, eps=("4/255",), steps=20)
     for batch_size in (1, 4, 32):
-        report = evaluate(pairs(), two_afc(found), output=tmp_path / "r", attack=plan, batch_size=batch_size)
-        assert report.threats[0]["clean"]["value"] == 0.5
+        task = two_afc(data(tmp_path, *items))
+        report = evaluate(pairs(), task, output=tmp_path / "r", attack=plan, batch_size=batch_size)
+        assert report.threats[0]["clean"]["value"] == 1
         assert report.threats[0]["accuracy"]["value"] == 0
 
 
