@@ -107,12 +107,12 @@ def test_opposite_embeddings_are_sqrt_two_apart(metric):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_results_are_float32_whatever_the_encoder(metric, dtype):
     other = copy.deepcopy(metric).to(dtype)
-    a, b = images(2), images(2, seed=1)
+    a, b = images(1), images(1, seed=1)  # half precision is slow on a CPU
     d = other.distance(a, b)
     assert d.dtype == other.embed(a).dtype == other.similarity(a, b).dtype == torch.float32
     assert other.distance_matrix(a, b).dtype == other.two_afc(a, a, b).dtype == torch.float32
     torch.testing.assert_close(d, metric.distance(a, b), rtol=0, atol=0.03)
-    assert other.distance(a, a).tolist() == [0, 0]
+    assert other.distance(a, a).tolist() == [0]
 
 
 def test_half_and_bfloat16_methods(metric):
