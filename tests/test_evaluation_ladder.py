@@ -1,5 +1,6 @@
 """The distortion ladder: amounts that grow, the same for everybody, and scores of their order."""
 
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -104,3 +105,19 @@ def test_what_is_no_ladder_is_refused(tmp_path):
         distortion_ladder(tmp_path)
     with pytest.raises(InputError, match="'fog' is none of the distortions jpeg, blur"):
         distortion_ladder(EXAMPLES, distortions=["fog"])
+
+
+def test_threads_may_distort_one_photograph_at_once():
+    """Pillow keeps a file's options in the picture it saves: two qualities of one picture must not mix."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pictures = [Distorted(EXAMPLES / "chelsea.png", "jpeg", level, 0) for level in range(1, 6)] * 20
+    alone = [picture.read().tobytes() for picture in pictures[:5]]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the worst of times
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda picture: picture.read().tobytes(), pictures))
+    finally:
+        sys.setswitchinterval(interval)
+    assert together == alone * 20

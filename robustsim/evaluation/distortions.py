@@ -53,7 +53,7 @@ class LadderPhoto:
 
     def read(self) -> Image.Image:
         """See :class:`robustsim.evaluation.pictures.Picture`."""
-        return _square(self.path)
+        return _square(self.path).copy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ class Distorted:
 
     def read(self) -> Image.Image:
         """See :class:`robustsim.evaluation.pictures.Picture`."""
-        return distort(_square(self.path), self.kind, self.level, self.seed)
+        # A copy: Pillow writes into a picture that it saves, and several threads are at work on this one.
+        return distort(_square(self.path).copy(), self.kind, self.level, self.seed)
 
 
 @lru_cache(maxsize=32)  # decoded once, not for each of its distortions, which come one after the other
