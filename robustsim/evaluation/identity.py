@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from robustsim import __version__
+from robustsim.evaluation.pictures import below
 from robustsim.evaluation.subjects import Subject
 from robustsim.evaluation.tasks import Task
 
@@ -85,8 +86,7 @@ def stem(identity: "dict[str, Any]") -> str:
 
 
 def _name(task: Task, path: Path) -> str:
-    root, full = os.path.abspath(task.data.get("root", ".")), Path(os.path.abspath(path))
-    return (full.relative_to(root) if full.is_relative_to(root) else full).as_posix()
+    return below(task.data.get("root", "."), path).as_posix()
 
 
 def _files(task: Task) -> tuple[str, str, int]:

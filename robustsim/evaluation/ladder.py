@@ -21,7 +21,7 @@ from robustsim.evaluation.pictures import Seen
 from robustsim.evaluation.statistics import Array
 from robustsim.evaluation.subjects import Subject
 from robustsim.evaluation.tasks import THREE, Choice, Loss, Question, choice_between
-from robustsim.images import find_images
+from robustsim.images.files import find_images, printable
 
 _STEPS = tuple(combinations(range(LEVELS), 2))
 
@@ -92,8 +92,7 @@ def distortion_ladder(
         files = sorted(random.Random(seed).sample(files, photographs))
     questions = []
     for file in files:
-        # A name that is no UTF-8 is written with its odd bytes as \\xNN: every format can hold that.
-        name = os.fsencode(file.as_posix()).decode("utf-8", "backslashreplace")
+        name = printable(file)
         own = seed_of(name, seed)
         duels = random.Random(own)
         for kind in distortions:

@@ -1,5 +1,6 @@
 """Pictures by name, each decoded and encoded once however many questions it is in."""
 
+import os
 from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
@@ -58,6 +59,12 @@ class Photo:
 
     def __hash__(self) -> int:
         return hash(self.path)
+
+
+def below(root: "str | os.PathLike[str]", path: Path) -> Path:
+    """A path relative to a folder, however the two are spelt; absolute where it is not below it."""
+    start, full = os.path.abspath(root), Path(os.path.abspath(path))
+    return full.relative_to(start) if full.is_relative_to(start) else full
 
 
 class Seen:

@@ -6,9 +6,10 @@ from typing import Any
 
 from robustsim.data import DataSet
 from robustsim.evaluation import statistics
-from robustsim.evaluation.pictures import Photo
+from robustsim.evaluation.pictures import Photo, below
 from robustsim.evaluation.ratings import JustNoticeable, Quality
 from robustsim.evaluation.tasks import ForcedChoice, OddOneOutTask, Question
+from robustsim.images.files import printable
 
 
 def two_afc(data: DataSet[Any]) -> ForcedChoice:
@@ -73,9 +74,7 @@ def quality(data: DataSet[Any]) -> Quality:
 
 def _name(data: DataSet[Any], path: Path) -> str:
     """A reference's name: questions of one reference are resampled together."""
-    root, full = os.path.abspath(data.root), Path(os.path.abspath(path))
-    name = full.relative_to(root) if full.is_relative_to(root) else full
-    return os.fsencode(name.as_posix()).decode("utf-8", "backslashreplace")
+    return printable(below(data.root, path))
 
 
 def _about(data: DataSet[Any]) -> dict[str, Any]:

@@ -77,18 +77,27 @@ class Task(ABC):
     def results(self, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
         """The figures of a run without attack, from its per-item columns."""
 
+
+class Choice(Task):
+    """A task whose answers are right or wrong, so that its score is an accuracy and its decisions can be attacked."""
+
+    def results(self, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
+        """Accuracy, and that of each group."""
+        return accuracies(columns["score"], columns, seed=seed)
+
+    @abstractmethod
     def right(self, distances: Array, question: Question) -> bool:
         """Whether the decision that an attack would turn is the right one, ties excluded."""
-        raise NotImplementedError
 
     def attackable(self, question: Question) -> bool:
         """Whether there is a right decision at all."""
         return True
 
+    @abstractmethod
     def attacked_places(self, question: Question, perturb: str) -> tuple[int, ...]:
         """Which pictures are perturbed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def objective(
         self,
         metric: Subject,
@@ -98,15 +107,6 @@ class Task(ABC):
         loss: Loss,
     ) -> "TwoAFC | OddOneOut":
         """What the attacker maximises on these questions."""
-        raise NotImplementedError
-
-
-class Choice(Task):
-    """A task whose answers are right or wrong, so that its score is an accuracy and its decisions can be attacked."""
-
-    def results(self, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:
-        """Accuracy, and that of each group."""
-        return accuracies(columns["score"], columns, seed=seed)
 
 
 def accuracies(scores: Array, columns: "dict[str, Array]", *, seed: int) -> dict[str, Any]:

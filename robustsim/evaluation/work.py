@@ -17,7 +17,7 @@ from robustsim.evaluation.pictures import Gallery, Picture, Seen
 from robustsim.evaluation.plan import AttackPlan
 from robustsim.evaluation.progress import Bars
 from robustsim.evaluation.subjects import Subject
-from robustsim.evaluation.tasks import Task, codes
+from robustsim.evaluation.tasks import Choice, Task, codes
 from robustsim.evaluation.workers import Workers
 
 # Numbers that a comparison of embeddings holds at once: 64 MB of each side.
@@ -64,7 +64,7 @@ class Work:
         self.perturb = (plan and plan.perturb) or next(iter(task.perturbable), "")
         everything = range(len(task.questions))
         attacked: list[int] = []
-        if plan is not None:
+        if plan is not None and isinstance(task, Choice):
             attacked = [place for place in everything if task.attackable(task.questions[place])]
             if plan.attacked is not None and plan.attacked < len(attacked):
                 attacked = sorted(Random(seed).sample(attacked, plan.attacked))
@@ -89,12 +89,11 @@ class Work:
         """Do what is left for this process."""
         mine = [chunk for chunk in self.chunks if chunk.number % workers.count == workers.number]
         open_ = [chunk for chunk in mine if any((chunk.number, part) not in journal.done for part in self.parts(chunk))]
-        places = self.task.attacked_places
-        pictures: set[Picture] = {
-            self.task.questions[item].pictures[place]
-            for item in self.attacked
-            for place in places(self.task.questions[item], self.perturb)
-        }
+        pictures: set[Picture] = set()
+        if isinstance(self.task, Choice):
+            for item in self.attacked:
+                question = self.task.questions[item]
+                pictures.update(question.pictures[place] for place in self.task.attacked_places(question, self.perturb))
         gallery = Gallery(
             self.metric,
             [self.task.questions[item].pictures for chunk in self.chunks for item in chunk.questions],
@@ -184,7 +183,7 @@ class Work:
     ) -> dict[str, Any]:
         """For each question that is right without attack: whether it holds, what broke it, and what that cost."""
         plan, task = self.plan, self.task
-        if plan is None:
+        if plan is None or not isinstance(task, Choice):
             raise RuntimeError("nothing is planned")
         count = len(chunk.questions)
         found: dict[str, list[Any]] = {name: [None] * count for name in FOUND}

@@ -56,6 +56,11 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def printable(path: Path) -> str:
+    r"""A path's name with forward slashes; bytes that are no UTF-8 as ``\xNN``, which every format can hold."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
 def worker_count() -> int:
     """Threads that decode: one for each core this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustsim.encoders.weights import state_sha256, whole_file
 from robustsim.errors import ImageError, InputError, OutputError, RobustSimError
-from robustsim.images.files import find_images, prefetch
+from robustsim.images.files import find_images, prefetch, printable
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.jsonl import parse_line
@@ -292,8 +292,7 @@ class _Journal:
 
 
 def _stamp(folder: Path, path: Path) -> _Stamp:
-    # A name that is no UTF-8 is written with its odd bytes as \\xNN: every format can hold that.
-    name = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    name = printable(path)
     try:
         stat = (folder / path).stat()
     except OSError:  # reading it will tell why
