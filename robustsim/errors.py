@@ -5,6 +5,8 @@ RobustSimError
 ├── InputError (ValueError)             arguments that do not fit: shapes, counts, ranges, options
 ├── DataError (ValueError)              a data set whose files or rows are not what its format says
 ├── ObjectiveError (ArithmeticError)    an attack's objective that gave NaN, or cannot be differentiated
+├── RecipeError (ValueError)            a recipe with unknown keys, or values that do not fit
+├── TrainingError (ArithmeticError)     a training whose loss or weights are no longer finite
 ├── CardError (ValueError)              a card or config.json that cannot be understood
 ├── ModelNotFoundError (LookupError)    a name that is no catalogue entry, repository or folder
 ├── WeightsError (RuntimeError)         weights that do not fit their architecture or card
@@ -37,6 +39,14 @@ class DataError(RobustSimError, ValueError):
 
 class ObjectiveError(RobustSimError, ArithmeticError):
     """An attack's objective that gave NaN, has no finite gradient, or changes the images it is given."""
+
+
+class RecipeError(RobustSimError, ValueError):
+    """A recipe that cannot be understood; the message names the file and the line."""
+
+
+class TrainingError(RobustSimError, ArithmeticError):
+    """A training that cannot go on: its loss or its weights are not finite."""
 
 
 class CardError(RobustSimError, ValueError):

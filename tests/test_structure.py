@@ -27,7 +27,19 @@ ALLOWED = {
     "data": {"errors", "images"},
     "baselines": {"errors", "images", "encoders"},
     "evaluation": {"errors", "images", "encoders", "metric", "attacks", "data", "baselines"},
-    "cli": {"errors", "images", "encoders", "metric", "search", "attacks", "data", "baselines", "evaluation"},
+    "training": {"errors", "images", "encoders", "metric", "attacks", "data"},
+    "cli": {
+        "errors",
+        "images",
+        "encoders",
+        "metric",
+        "search",
+        "attacks",
+        "data",
+        "baselines",
+        "evaluation",
+        "training",
+    },
     "__main__": {"cli"},
 }
 
@@ -89,7 +101,9 @@ def test_the_bundled_model_needs_torch_alone():
     assert not heavy & modules_after(code)
 
 
-@pytest.mark.parametrize("words", [("compare",), ("evaluate", "2afc"), ("data", "check")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("compare",), ("evaluate", "2afc"), ("data", "check"), ("train",), ("finetune",)], ids=" ".join
+)
 def test_help_needs_no_torch(words):
     code = (
         f"import sys; sys.argv = ['robustsim', *{words!r}, '--help']\n"
@@ -109,6 +123,7 @@ def test_help_needs_no_torch(words):
         "robustsim.baselines",
         "robustsim.data",
         "robustsim.evaluation",
+        "robustsim.training",
     ],
 )
 def test_public_names_are_sorted_and_there(name):

@@ -1,7 +1,7 @@
 """Projected gradient ascent (Madry et al. 2018), with momentum and step rules."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -27,6 +27,7 @@ class PGD(IterativeAttack):
         step_rule: ``constant``, or the length falls to 0 along a line or half a cosine.
         momentum: in [0, 1); FARE's inner attack has 0.9.
         random_start: begin at a random point of the ball instead of the image.
+        start: points to begin at instead, like the images; what lies outside the ball is brought into it.
         restarts: goes, each from a new random point.
         keep: ``best`` returns the best point of all, for one more forward pass (steps + 1). ``last`` returns the last
             one without evaluating it: loss is that of no point then, NaN, and success None. Training wants that.
@@ -40,6 +41,7 @@ class PGD(IterativeAttack):
     step_rule: StepRule = "constant"
     momentum: float = 0.0
     random_start: bool = True
+    start: Tensor | None = None
     restarts: int = 1
     keep: Literal["best", "last"] = "best"
     share: float = 0.01
@@ -61,6 +63,8 @@ class PGD(IterativeAttack):
             raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}")
         if self.keep == "last" and (self.restarts > 1 or self.stop_on_success):
             raise InputError("keep='last' does not judge its points: it goes with one restart and no stop_on_success")
+        if self.start is not None and self.restarts > 1:
+            raise InputError("start= is one beginning: it goes with one restart")
 
     @property
     def samples(self) -> int:
@@ -75,7 +79,7 @@ class PGD(IterativeAttack):
         total = self.restarts * (self.steps + judged)
         for _ in range(self.restarts):
             run.begin()
-            x = run.region.random_start(run.generator) if self.random_start else run.region.originals
+            x = self._beginning(run)
             velocity: Tensor | None = None
             if not judged:
                 run.take(x)
@@ -94,6 +98,18 @@ class PGD(IterativeAttack):
             if judged:
                 run.evaluate(x)
                 run.tick(total)
+
+    def for_images(self, indices: Tensor) -> "PGD":
+        part = super().for_images(indices)
+        return part if self.start is None else replace(part, start=self.start[indices.to(self.start.device)])
+
+    def _beginning(self, run: Run) -> Tensor:
+        region = run.region
+        if self.start is None:
+            return region.random_start(run.generator) if self.random_start else region.originals
+        if self.start.shape != region.originals.shape:
+            raise InputError(f"start is {tuple(self.start.shape)}, the images are {tuple(region.originals.shape)}")
+        return region.project(self.start.to(region.originals))
 
     def _direction(self, region: Region, x: Tensor, slope: Tensor) -> Tensor:
         if self.norm != "l1":

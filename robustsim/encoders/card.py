@@ -100,6 +100,7 @@ class EncoderCard:
         license: SPDX identifier, or where to find it.
         origin: who made it, and where it comes from.
         scores: published scores, in per cent, by name.
+        training: how robustsim made the weights: ``recipe``, ``seed``, ``steps``, and what they began as.
     """
 
     name: str
@@ -119,6 +120,7 @@ class EncoderCard:
     license: str | None = None
     origin: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weights_files(self) -> tuple[str, ...]:
@@ -153,6 +155,7 @@ class EncoderCard:
                 f"- origin: {self.origin or 'not stated'}",
                 f"- licence: {self.license or 'not stated'}",
                 *(f"- {name}: {value} %" for name, value in self.scores.items()),
+                *(f"- training, {name}: {value}" for name, value in self.training.items()),
                 "",
             )
         )

@@ -1,0 +1,261 @@
+"""Adversarial fine-tuning: what happens to a batch of images, and how the encoder is judged meanwhile."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustsim.attacks import PGD, ThreatModel
+from robustsim.encoders.encoder import Encoder
+from robustsim.errors import InputError
+from robustsim.training import losses
+from robustsim.training.methods import Classes, Method, Seen, Views, see
+from robustsim.training.recipe import TrainRecipe
+from robustsim.training.stream import Augment, Batch, Images, Stream, mix
+
+# Images that a pass of the validation holds at once.
+_CHUNK = 32
+
+
+class AdversarialStep(nn.Module):
+    """The trained encoder together with its loss: one call for each pass, as data-parallel wrappers want it.
+
+    Args:
+        student: the encoder that is trained.
+        original: the frozen encoder that it began as.
+        method: how it is trained.
+        options: the method's.
+        classes: what labels stand for.
+    """
+
+    def __init__(
+        self, student: Encoder, original: Encoder, method: Method, options: dict[str, Any], classes: Classes | None
+    ) -> None:
+        super().__init__()
+        self.student = student
+        # In a list, so that it is no part of this module: not wrapped, not saved, never in training mode.
+        self._held = [original.eval().requires_grad_(False)]
+        self.method, self.options, self.classes = method, options, classes
+
+    @property
+    def original(self) -> Encoder:
+        """The frozen encoder."""
+        return self._held[0]
+
+    def views(self, clean: Tensor, adversarial: Tensor | None, labels: Tensor | None, seen: Seen | None) -> Views:
+        """The batch as both encoders see it."""
+        return Views(
+            self.student,
+            self.original,
+            clean,
+            adversarial,
+            labels=labels,
+            classes=self.classes,
+            options=self.options,
+            tokens=self.method.tokens,
+            seen=seen,
+        )
+
+    def look(self, clean: Tensor) -> Seen:
+        """What the original makes of clean images; for the attack and the loss alike."""
+        with torch.no_grad():
+            return see(self.original, clean, self.method.tokens)
+
+    def forward(self, views: Views, pixels: Tensor | None = None) -> Any:
+        """The named terms of the loss; with ``pixels``, (N,) what the attack maximises there."""
+        if pixels is None:
+            return self.method.terms(views)
+        attack = self.method.attack
+        if attack is None:
+            raise InputError(f"{self.method.title} trains on clean images and has no attack")
+        return attack(views, pixels)
+
+
+class Adversarial:
+    """The task of the loop: batches of images, the inner attack, the loss, the validation.
+
+    Args:
+        recipe: see :class:`TrainRecipe`.
+        encoder: what is trained; a frozen copy becomes the original.
+        source: the images.
+        train: indices of those to train on.
+        held_out: source and indices of those to judge on.
+        classes: what labels stand for, where the method needs them.
+        device: where everything happens.
+        report: is told of images that cannot be read.
+    """
+
+    unit = "image"
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        encoder: Encoder,
+        source: Images,
+        train: Sequence[int],
+        held_out: tuple[Images, Sequence[int]],
+        *,
+        classes: Classes | None,
+        device: torch.device,
+        report: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.samples, self.device = recipe, len(train), device
+        self.total = recipe.total_steps(self.samples)
+        method = recipe.method.method
+        self.classes = None if classes is None else classes.to(device)
+        encoder.requires_grad_(True)
+        if encoder.text is not None:
+            raise InputError("the text tower is not trained: load the encoder without it")
+        original = copy.deepcopy(encoder)
+        self.module = AdversarialStep(
+            encoder.to(device), original.to(device), method, recipe.method.options, self.classes
+        )
+        pre = encoder.card.preprocessing
+        self._usual = pre.size
+        augment = Augment(pre, recipe.augment.crop, recipe.augment.ratio, recipe.augment.flip)
+
+        def size(position: int) -> int:
+            return recipe.size_at(position // recipe.batch_size, self.total, pre.size)
+
+        self._stream = Stream(source, train, augment, seed=recipe.seed, size=size, device=device, report=report)
+        self._held_out, self._report = held_out, report
+
+    def batches(self, spans: Iterator[range]) -> Iterator[Batch]:
+        """Batches for ranges of positions."""
+        return self._stream.batches(spans)
+
+    def state(self, step: int) -> dict[str, float]:
+        """What changes in the course of the training, for the log."""
+        return {
+            "eps": self.recipe.eps_at(step, self.total),
+            "size": self.recipe.size_at(step, self.total, self._usual),
+        }
+
+    def terms(self, module: Any, through: Any, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The terms of the loss on a batch.
+
+        Args:
+            module: the step as the loop has wrapped it.
+            through: what the attack goes through: the step itself, or the wrapper where only that works.
+            batch: images.
+            step: of the training.
+        """
+        plain = self.module
+        seen = plain.look(batch.pixels)
+        adversarial = batch.pixels
+        if plain.method.attack is not None:
+            adversarial = self.attack(through, batch, seen, step)
+        terms: dict[str, Tensor] = module(plain.views(batch.pixels, adversarial, batch.labels, seen))
+        return terms
+
+    def attack(self, through: Any, batch: Batch, seen: Seen, step: int) -> Tensor:
+        """Adversarial images, found with frozen weights in eval mode and as many gradients as the recipe says."""
+        recipe = self.recipe.attack
+        eps = self.recipe.eps_at(step, self.total)
+        grown = eps / recipe.eps if recipe.eps else 1.0
+        length = None if recipe.step_size is None else recipe.step_size * grown
+        threat = ThreatModel(recipe.norm, eps)
+        pgd = PGD(
+            norm=recipe.norm,
+            eps=eps,
+            steps=recipe.steps,
+            step_size=length,
+            momentum=recipe.momentum,
+            start=starts(threat, batch.pixels, self.recipe.seed, batch.positions),
+            keep="last",
+        )
+        views = self.module.views(batch.pixels, None, batch.labels, seen)
+        return pgd(lambda pixels: through(views, pixels), batch.pixels).images
+
+    def encoder(self, weights: dict[str, Tensor]) -> Encoder:
+        """The result: an encoder with these weights, by the names of the step."""
+        result = copy.deepcopy(self.module.original).cpu()
+        result.load_state_dict({name.removeprefix("student."): value.cpu() for name, value in weights.items()})
+        return result
+
+    # -- judging
+
+    def validate(self, rank: int, world: int) -> tuple[dict[str, float], int]:
+        """Sums over this process's share of the held-out images, and how many there were.
+
+        Of losses and cosines to the original, clean and under attack; and with labels, of right classes.
+        """
+        source, indices = self._held_out
+        mine = list(indices)[rank::world]
+        pre = self.module.student.card.preprocessing
+        sums: dict[str, float] = {}
+        if not mine:
+            return sums, 0
+        stream = Stream(
+            source,
+            mine,
+            Augment(pre),
+            seed=self.recipe.seed,
+            size=lambda position: pre.size,
+            device=self.device,
+            report=self._report,
+        )
+        spans = [range(start, min(start + _CHUNK, len(mine))) for start in range(0, len(mine), _CHUNK)]
+        modes = [(part, part.training) for part in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                for batch in stream.batches(spans):
+                    for name, value in self._judge(batch).items():
+                        sums[name] = sums.get(name, 0.0) + float(value.sum())
+        finally:
+            for part, mode in modes:
+                part.training = mode
+        return sums, len(mine)
+
+    def _judge(self, batch: Batch) -> dict[str, Tensor]:
+        plain, recipe = self.module, self.recipe.attack
+        seen = plain.look(batch.pixels)
+        clean = see(plain.student, batch.pixels, False).z.float()
+        attacked = plain.method.attack or (
+            lambda views, x: losses.cross_entropy(views.logits(views.student_at(x)), views.labels)
+        )
+        views = plain.views(batch.pixels, None, batch.labels, seen)
+        threat = ThreatModel(recipe.norm, recipe.eps)
+        pgd = PGD(
+            norm=recipe.norm,
+            eps=recipe.eps,
+            steps=self.recipe.validation.steps,
+            start=starts(threat, batch.pixels, self.recipe.seed, batch.positions),
+            keep="last",
+        )
+        found = pgd(lambda pixels: attacked(views, pixels), batch.pixels).images
+        robust = see(plain.student, found, False).z.float()
+        out = {
+            "clean_loss": attacked(views, batch.pixels),
+            "robust_loss": attacked(views, found),
+            "clean_cosine": F.cosine_similarity(clean, seen.z.float()),
+            "robust_cosine": F.cosine_similarity(robust, seen.z.float()),
+        }
+        if batch.labels is not None and self.classes is not None:
+            for name, z in (("clean_accuracy", clean), ("robust_accuracy", robust)):
+                right = losses.class_logits(z, self.classes.prototypes).argmax(1) == batch.labels
+                out[name] = right.float()
+        return out
+
+
+def starts(threat: ThreatModel, images: Tensor, seed: int, positions: Sequence[int]) -> Tensor:
+    """Where attacks begin: a random point of each image's ball, which depends on seed and position alone.
+
+    So a run that is resumed, or shared between processes, meets the same ones.
+
+    Args:
+        threat: norm and radius.
+        images: (N, 3, S, S).
+        seed: of the training.
+        positions: (N,) of the images in the training.
+    """
+    generator = torch.Generator(images.device)
+    rows = []
+    for index, position in enumerate(positions):
+        generator.manual_seed(mix(seed, position, 3))
+        rows.append(threat.around(images[index : index + 1]).random_start(generator))
+    return torch.cat(rows)

@@ -1,0 +1,334 @@
+"""Recipes: everything that decides what a training does, as data that is checked before anything runs."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from robustsim.attacks import parse_eps
+from robustsim.attacks.region import Norm
+from robustsim.encoders.card import did_you_mean
+from robustsim.images.preprocessing import Mode
+from robustsim.training.methods import METHODS, Method
+
+
+def _radius(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_eps(value)
+    except ValueError as error:
+        raise ValueError(str(error)) from None
+
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+#: A radius or length in units of pixels: a number, or text such as ``4/255``.
+Radius = Annotated[float, BeforeValidator(_radius), Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MethodSection(_Section):
+    """Which method, and those of its options that differ from the papers'; see :mod:`robustsim.training.methods`.
+
+    Attributes:
+        name: one of the methods.
+        alpha: weight of the method's second term.
+        beta: weight of its third.
+        clean_weight: share of the clean loss in FARE and TeCoA: ``(1 - w) adversarial + w clean``.
+        trades: FARE and TeCoA in the manner of TRADES, with this weight on the steadiness; 0 for the plain method.
+        prompt: the text of a class, ``{}`` its name.
+        negative_prompt: the text of what a picture is not of.
+        scale: inverse temperature of the logits.
+    """
+
+    name: str
+    alpha: Annotated[float, Field(ge=0)] | None = None
+    beta: Annotated[float, Field(ge=0)] | None = None
+    clean_weight: Share | None = None
+    trades: Annotated[float, Field(ge=0)] | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    scale: Positive | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no method is called {name!r}{did_you_mean(name, list(METHODS))}; {', '.join(METHODS)}")
+        return name
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _has_a_place(cls, text: str | None) -> str | None:
+        if text is not None and text.count("{}") != 1:
+            raise ValueError(f"{text!r} must hold {{}} once, where the name of the class goes")
+        return text
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MethodSection":
+        given = self.model_dump(exclude={"name"}, exclude_none=True)
+        foreign = [name for name in given if name not in self.method.options]
+        if foreign:
+            known = ", ".join(self.method.options) or "none"
+            raise ValueError(f"{self.name} has no option {', '.join(foreign)}; its options are {known}")
+        if given.get("clean_weight") and given.get("trades"):
+            raise ValueError("clean_weight and trades are two ways to the same end: set one of them")
+        return self
+
+    @property
+    def method(self) -> Method:
+        """The method itself."""
+        return METHODS[self.name]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All of the method's options with their values."""
+        return {**self.method.options, **self.model_dump(exclude={"name"}, exclude_none=True)}
+
+
+class AttackSection(_Section):
+    """The inner attack: projected gradient ascent from a random point.
+
+    Attributes:
+        norm: ``linf`` or ``l2``.
+        eps: the radius.
+        steps: gradients.
+        step_size: length of a step; 2.5 eps / steps if not given.
+        momentum: of the steps, in [0, 1).
+        warmup: share of the training over which the radius, and the length of a step with it, grows from 0. A small
+            encoder may collapse where it meets the full radius at once.
+    """
+
+    norm: Norm = "linf"
+    eps: Radius
+    steps: Count = 10
+    step_size: Radius | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Share = 0.0
+
+
+class OptimizerSection(_Section):
+    """How weights follow their gradients.
+
+    Attributes:
+        name: ``adamw``, ``adam`` or ``sgd``.
+        lr: the learning rate after the warm-up.
+        weight_decay: of all parameters.
+        betas: of Adam.
+        momentum: of SGD.
+        schedule: ``cosine`` lets the rate fall to 0 along half a cosine, ``constant`` keeps it.
+        warmup_steps: steps over which the rate grows linearly.
+        clip_norm: gradients of a greater norm are shortened to this one.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Positive | None = None
+
+
+class AugmentSection(_Section):
+    """What becomes of a training image on its way into the encoder.
+
+    Attributes:
+        crop: least and greatest share of the area of a random crop; without it, the card's own preprocessing.
+        ratio: greatest aspect ratio of a crop, and the inverse of the least.
+        flip: mirror half of the images.
+    """
+
+    crop: tuple[Positive, Positive] | None = None
+    ratio: Annotated[float, Field(ge=1)] = 4 / 3
+    flip: bool = False
+
+    @field_validator("crop")
+    @classmethod
+    def _ordered(cls, crop: tuple[float, float] | None) -> tuple[float, float] | None:
+        if crop is not None and not crop[0] <= crop[1] <= 1:
+            raise ValueError(f"crop is the least and the greatest share of the area, at most 1, not {list(crop)}")
+        return crop
+
+
+class Stage(_Section):
+    """From which share of the training on images have another size.
+
+    Attributes:
+        at: share of the training that is over, in [0, 1).
+        size: side of the images, in pixels.
+    """
+
+    at: Annotated[float, Field(ge=0, lt=1)]
+    size: Annotated[int, Field(ge=8)]
+
+
+class ValidationSection(_Section):
+    """Judgements in the course of the training, on images that it does not train on.
+
+    Attributes:
+        every: steps between them; 0 for none but at the end.
+        images: how many are held out where no data for this are given.
+        steps: of the attack, which has the training's final radius.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 500
+    images: Annotated[int, Field(ge=0)] = 128
+    steps: Count = 10
+
+
+class CheckpointSection(_Section):
+    """When the state is written, so that a run that was stopped goes on where it was.
+
+    Attributes:
+        every: steps between checkpoints; None for time alone.
+        minutes: between checkpoints.
+        keep: how many are kept, the newest.
+    """
+
+    every: Count | None = None
+    minutes: Positive = 10.0
+    keep: Count = 2
+
+
+class AdapterSection(_Section):
+    """What is trained on human judgements.
+
+    Attributes:
+        name: ``lora`` for low-rank adapters in the trunk, ``mlp`` for a residual block on top of the frozen encoder.
+        r: rank of the adapters.
+        alpha: their scale, times r.
+        dropout: of what goes into them.
+        targets: the modules that get one, by name; those usual for the architecture if not given.
+        hidden: width of the MLP.
+    """
+
+    name: Literal["lora", "mlp"]
+    r: Count = 16
+    alpha: Positive = 0.5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    targets: tuple[str, ...] | None = None
+    hidden: Count = 512
+
+
+class _Recipe(_Section):
+    """What every recipe says.
+
+    Attributes:
+        name: of the recipe.
+        base: the recipe that this one changes.
+        description: in words.
+        encoder: what is trained: a name of the catalogue, a Hub id or a folder.
+        title: the name of the result's card.
+        optimizer: see :class:`OptimizerSection`.
+        steps: updates of the weights; give either this or ``epochs``.
+        epochs: passes through the data.
+        batch_size: images, or triplets, in one update, over all processes.
+        accumulate: parts in which each process goes through its share of a batch.
+        precision: ``fp32``, or ``bf16`` for automatic mixed precision.
+        compile: run the encoder through ``torch.compile``.
+        ema: decay of an exponential moving average of the weights, which is then the result; None for the last ones.
+        seed: of everything random.
+        license: of the result's weights, SPDX.
+        data: what the result's card says of the data, if not the name of the folder.
+    """
+
+    name: str = "recipe"
+    base: str | None = None
+    description: str = ""
+    encoder: str
+    title: str | None = None
+    optimizer: OptimizerSection
+    steps: Count | None = None
+    epochs: Positive | None = None
+    batch_size: Count
+    accumulate: Count = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    license: str | None = None
+    data: str | None = None
+    validation: ValidationSection = ValidationSection()
+    checkpoints: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "_Recipe":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set either steps or epochs")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} parts (accumulate)")
+        return self
+
+    def total_steps(self, samples: int) -> int:
+        """Updates in all, for a data set of so many samples."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0) * samples / self.batch_size))
+
+
+class TrainRecipe(_Recipe):
+    """Adversarial fine-tuning of an encoder on images; what every recipe has, and these.
+
+    Attributes:
+        kind: ``adversarial``.
+        method: see :class:`MethodSection`; a name alone will do.
+        attack: see :class:`AttackSection`.
+        augment: see :class:`AugmentSection`.
+        stages: other image sizes in the course of the training; the card's own throughout if there are none.
+    """
+
+    kind: Literal["adversarial"] = "adversarial"
+    method: MethodSection
+    attack: AttackSection
+    augment: AugmentSection = AugmentSection()
+    stages: tuple[Stage, ...] = ()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("stages")
+    @classmethod
+    def _from_the_start(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        starts = [stage.at for stage in stages]
+        if stages and (starts != sorted(set(starts)) or starts[0] != 0):
+            raise ValueError(f"stages begin at 0 and follow each other, these begin at {starts}")
+        return stages
+
+    def size_at(self, step: int, total: int, usual: int) -> int:
+        """The side of the images in a step of ``total``; ``usual`` where there are no stages."""
+        done = step / total
+        return next((stage.size for stage in reversed(self.stages) if stage.at <= done), usual)
+
+    def eps_at(self, step: int, total: int) -> float:
+        """The attack's radius in a step of ``total``."""
+        grown = 1.0 if not self.attack.warmup else min(1.0, (step + 1) / (self.attack.warmup * total))
+        return self.attack.eps * grown
+
+
+class FinetuneRecipe(_Recipe):
+    """Perceptual fine-tuning on human judgements; what every recipe has, and these.
+
+    Attributes:
+        kind: ``2afc``.
+        adapter: see :class:`AdapterSection`.
+        margin: of the hinge loss.
+        preprocessing: how pictures become squares; the encoder's own if not given.
+    """
+
+    kind: Literal["2afc"] = "2afc"
+    adapter: AdapterSection
+    margin: Positive = 0.05
+    preprocessing: Mode | None = None
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
