@@ -714,3 +714,18 @@ def test_autoattack_begins_with_cross_entropy_whatever_the_caller_looks_at(plain
     assert torch.equal(one.images, two.images)
     with torch.no_grad():
         torch.testing.assert_close(two.loss, objective.margin()(two.images), rtol=1e-4, atol=1e-5)
+
+
+def test_pgd_begins_where_it_is_told():
+    images = torch.full((3, 3, 4, 4), 0.5)
+    start = images + torch.tensor([0.01, -0.01, 0.3]).view(3, 1, 1, 1)
+    attack = PGD(norm="linf", eps=0.02, steps=1, step_size=0.0, start=start, keep="last")
+    found = attack(lambda x: x.flatten(1).sum(1), images).images
+    expected = images + torch.tensor([0.01, -0.01, 0.02]).view(3, 1, 1, 1)  # what lies outside is brought in
+    assert torch.allclose(found, expected, atol=1e-6)
+    rows = torch.tensor([2, 0])
+    assert torch.equal(attack.for_images(rows).start, start[rows])
+    with pytest.raises(InputError, match=r"start is \(3, 3, 4, 4\), the images are \(2, 3, 4, 4\)"):
+        attack(lambda x: x.flatten(1).sum(1), images[:2])
+    with pytest.raises(InputError, match="one restart"):
+        PGD(norm="linf", eps=0.02, start=start, restarts=2)

@@ -49,6 +49,8 @@ def test_compare_two_files(run, metric):
     assert f"{distance:.4f}" in out
     assert f"{1 - distance**2:.4f}" in out
     assert "0 is identical" in out
+    assert "'lite' was trained to hold against tampering (FARE, linf 4/255)" in out.replace("\n", " ")
+    _, out, _ = run("compare", CHELSEA, COFFEE, "--model", "lite-clean")
     assert "names no training against tampering" in out.replace("\n", " ")
 
 
@@ -56,7 +58,7 @@ def test_compare_one_against_many_as_json(run, metric):
     code, out, err = run("compare", "--json", CHELSEA, COFFEE, ROCKET, CHELSEA)
     document = json.loads(out)
     assert (code, err) == (0, "")
-    assert document["model"] == "lite-clean"
+    assert document["model"] == "lite"
     assert [pair["b"] for pair in document["pairs"]] == [COFFEE, ROCKET, CHELSEA]
     expected = metric.distance(CHELSEA, [COFFEE, ROCKET, CHELSEA]).tolist()
     assert [pair["distance"] for pair in document["pairs"]] == pytest.approx(expected, abs=1e-6)
@@ -250,7 +252,7 @@ def test_models_say_what_is_cached(run, hub, published, monkeypatch, tmp_path):
 def test_info(run):
     facts = json.loads(run("info", "--json")[1])
     assert {"robustsim", "torch", "timm", "device", "cache", "default model"} <= facts.keys()
-    assert facts["default model"] == "lite-clean"
+    assert facts["default model"] == "lite"
     assert facts["torch"] in run("info")[1]
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from robustsim.cli import attack, compare, convert, data, embed, evaluate, info, matrix, models
+from robustsim.cli import attack, compare, convert, data, embed, evaluate, info, matrix, models, train
 from robustsim.errors import RobustSimError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,9 @@ app.command("attack")(attack.attack)
 app.command("models")(models.models)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
+app.command("train")(train.train)
+app.command("finetune")(train.finetune)
+app.command("recipes")(train.recipes)
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")
 

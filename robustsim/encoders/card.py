@@ -13,7 +13,7 @@ from robustsim.errors import CardError, ModelNotFoundError
 from robustsim.images.preprocessing import Preprocessing
 
 #: The encoder that is used where none is named.
-DEFAULT_MODEL = "lite-clean"
+DEFAULT_MODEL = "lite"
 
 FORMAT = "robustsim"
 FORMAT_VERSION = 1

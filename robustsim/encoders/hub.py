@@ -158,12 +158,12 @@ class HubRepository:
         if self.local_files_only:
             raise HubError(
                 f"{what} is not in {place}, and the network is off (local_files_only or HF_HUB_OFFLINE): "
-                "load it once with the network, or use the bundled 'lite-clean'"
+                "load it once with the network, or use the bundled 'lite'"
             ) from error
         reason = str(error.__cause__ or "no connection").splitlines()[0]
         raise HubError(
             f"{_endpoint() or 'the Hub'} cannot be reached ({reason}), and {what} is not in {place}: check the "
-            "connection and HF_ENDPOINT, or use the bundled 'lite-clean', which needs no network"
+            "connection and HF_ENDPOINT, or use the bundled 'lite', which needs no network"
         ) from error
 
     def _explain(self, error: Exception, filename: str) -> NoReturn:

@@ -85,4 +85,7 @@ def prefetch(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Not by the pool's own means: it needs modules that an interpreter which ends may have put away already.
+        for future in pending:
+            future.cancel()
+        pool.shutdown(wait=False)

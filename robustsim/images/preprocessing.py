@@ -99,7 +99,7 @@ class Preprocessing:
         if new_width * new_height > _MOST_PIXELS:
             raise ImageError(
                 f"a picture of {width} x {height} pixels would become {new_width} x {new_height} before its centre "
-                "is cropped: too elongated; crop it first, or use a model that squashes, such as 'lite-clean'"
+                "is cropped: too elongated; crop it first, or use a model that squashes, such as 'lite'"
             )
         return new_width, new_height
 

@@ -5,8 +5,8 @@ A recipe and a folder of images go in, a folder that :meth:`robustsim.RobustSim.
     train("fare4-lite", "photographs", "my-metric", changes=["steps=2000"])
     metric = RobustSim.from_pretrained("my-metric")
 
-Methods are data and pure functions (:mod:`robustsim.training.methods`, :mod:`robustsim.training.losses`), recipes are YAML
-(:mod:`robustsim.training.recipe`), and a run that was stopped goes on to the same weights, bit for bit.
+Methods are data and pure functions (:mod:`robustsim.training.methods`, :mod:`robustsim.training.losses`), recipes are
+YAML (:mod:`robustsim.training.recipe`), and a run that was stopped goes on to the same weights, bit for bit.
 """
 
 from typing import TYPE_CHECKING

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch.nn import functional as F
 
 from robustsim.attacks import PGD, ThreatModel
 from robustsim.encoders.encoder import Encoder
+from robustsim.encoders.weights import state_sha256
 from robustsim.errors import InputError
 from robustsim.training import losses
 from robustsim.training.methods import Classes, Method, Seen, Views, see
+from robustsim.training.modes import evaluating
 from robustsim.training.recipe import TrainRecipe
-from robustsim.training.stream import Augment, Batch, Images, Stream, mix
+from robustsim.training.stream import Augment, Batch, Images, Stream, mix, readable
 
 # Images that a pass of the validation holds at once.
 _CHUNK = 32
@@ -64,14 +67,19 @@ class AdversarialStep(nn.Module):
         with torch.no_grad():
             return see(self.original, clean, self.method.tokens)
 
-    def forward(self, views: Views, pixels: Tensor | None = None) -> Any:
-        """The named terms of the loss; with ``pixels``, (N,) what the attack maximises there."""
+    def forward(self, views: Views, pixels: Tensor | None = None, *, embed: bool = False) -> Any:
+        """The named terms of the loss.
+
+        With ``pixels``, (N,) what the attack maximises there: for a method that trains without one, how little they
+        look like their class. With ``embed`` too, (N, D) what the trained encoder makes of them.
+        """
         if pixels is None:
             return self.method.terms(views)
-        attack = self.method.attack
-        if attack is None:
-            raise InputError(f"{self.method.title} trains on clean images and has no attack")
-        return attack(views, pixels)
+        if embed:
+            return views.student_at(pixels).z
+        if self.method.attack is None:
+            return losses.cross_entropy(views.logits(views.student_at(pixels)), views.labels)
+        return self.method.attack(views, pixels)
 
 
 class Adversarial:
@@ -79,10 +87,11 @@ class Adversarial:
 
     Args:
         recipe: see :class:`TrainRecipe`.
-        encoder: what is trained; a frozen copy becomes the original.
+        encoder: what is trained.
         source: the images.
         train: indices of those to train on.
         held_out: source and indices of those to judge on.
+        original: what the losses compare with; a frozen copy of the encoder if not given.
         classes: what labels stand for, where the method needs them.
         device: where everything happens.
         report: is told of images that cannot be read.
@@ -98,6 +107,7 @@ class Adversarial:
         train: Sequence[int],
         held_out: tuple[Images, Sequence[int]],
         *,
+        original: Encoder | None = None,
         classes: Classes | None,
         device: torch.device,
         report: Callable[[str], None],
@@ -109,7 +119,15 @@ class Adversarial:
         encoder.requires_grad_(True)
         if encoder.text is not None:
             raise InputError("the text tower is not trained: load the encoder without it")
-        original = copy.deepcopy(encoder)
+        self.began_as = state_sha256(encoder)
+        # What the result is made of: neither wrapped, sharded nor compiled.
+        self._blank = copy.deepcopy(encoder)
+        original = self._blank if original is None else original
+        if original.card.embedding_dim != encoder.card.embedding_dim:
+            raise InputError(
+                f"{original.card.name!r} has {original.card.embedding_dim} dimensions and {encoder.card.name!r} has "
+                f"{encoder.card.embedding_dim}: the one cannot be the original of the other"
+            )
         self.module = AdversarialStep(
             encoder.to(device), original.to(device), method, recipe.method.options, self.classes
         )
@@ -121,7 +139,7 @@ class Adversarial:
             return recipe.size_at(position // recipe.batch_size, self.total, pre.size)
 
         self._stream = Stream(source, train, augment, seed=recipe.seed, size=size, device=device, report=report)
-        self._held_out, self._report = held_out, report
+        self.held_out, self._report = held_out, report
 
     def batches(self, spans: Iterator[range]) -> Iterator[Batch]:
         """Batches for ranges of positions."""
@@ -171,74 +189,65 @@ class Adversarial:
         return pgd(lambda pixels: through(views, pixels), batch.pixels).images
 
     def encoder(self, weights: dict[str, Tensor]) -> Encoder:
-        """The result: an encoder with these weights, by the names of the step."""
-        result = copy.deepcopy(self.module.original).cpu()
-        result.load_state_dict({name.removeprefix("student."): value.cpu() for name, value in weights.items()})
+        """The result: an encoder with these weights, by the names of the step, and all else as it was."""
+        result = copy.deepcopy(self._blank).cpu()
+        trained = {name.removeprefix("student."): value.cpu() for name, value in weights.items()}
+        result.load_state_dict({**result.state_dict(), **trained})
         return result
 
     # -- judging
 
-    def validate(self, rank: int, world: int) -> tuple[dict[str, float], int]:
-        """Sums over this process's share of the held-out images, and how many there were.
+    def validate(
+        self, through: Any, rank: int, world: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], int]:
+        """Sums over this process's share of the held-out images, and how many of them could be read.
 
         Of losses and cosines to the original, clean and under attack; and with labels, of right classes.
+
+        Args:
+            through: as for :meth:`terms`.
+            rank: this process's number.
+            world: how many share the images.
+            stopped: asked after each batch whether to leave it at that.
         """
-        source, indices = self._held_out
-        mine = list(indices)[rank::world]
+        source, indices = self.held_out
+        # Each has the same position, where its attack begins, however many processes there are.
+        mine = list(enumerate(indices))[rank::world]
         pre = self.module.student.card.preprocessing
         sums: dict[str, float] = {}
-        if not mine:
-            return sums, 0
-        stream = Stream(
-            source,
-            mine,
-            Augment(pre),
-            seed=self.recipe.seed,
-            size=lambda position: pre.size,
-            device=self.device,
-            report=self._report,
+        count = 0
+        batches: Any = readable(
+            source, mine, Augment(pre), size=pre.size, device=self.device, report=self._report, chunk=_CHUNK
         )
-        spans = [range(start, min(start + _CHUNK, len(mine))) for start in range(0, len(mine), _CHUNK)]
-        modes = [(part, part.training) for part in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                for batch in stream.batches(spans):
-                    for name, value in self._judge(batch).items():
-                        sums[name] = sums.get(name, 0.0) + float(value.sum())
-        finally:
-            for part, mode in modes:
-                part.training = mode
-        return sums, len(mine)
+        with closing(batches), evaluating(self.module), torch.no_grad():
+            for batch in batches:
+                for name, value in self._judge(through, batch).items():
+                    sums[name] = sums.get(name, 0.0) + float(value.sum())
+                count += len(batch.positions)
+                if stopped():
+                    break
+        return sums, count
 
-    def _judge(self, batch: Batch) -> dict[str, Tensor]:
+    def _judge(self, through: Any, batch: Batch) -> dict[str, Tensor]:
         plain, recipe = self.module, self.recipe.attack
         seen = plain.look(batch.pixels)
-        clean = see(plain.student, batch.pixels, False).z.float()
-        attacked = plain.method.attack or (
-            lambda views, x: losses.cross_entropy(views.logits(views.student_at(x)), views.labels)
-        )
         views = plain.views(batch.pixels, None, batch.labels, seen)
-        threat = ThreatModel(recipe.norm, recipe.eps)
         pgd = PGD(
             norm=recipe.norm,
             eps=recipe.eps,
             steps=self.recipe.validation.steps,
-            start=starts(threat, batch.pixels, self.recipe.seed, batch.positions),
+            start=starts(ThreatModel(recipe.norm, recipe.eps), batch.pixels, self.recipe.seed, batch.positions),
             keep="last",
         )
-        found = pgd(lambda pixels: attacked(views, pixels), batch.pixels).images
-        robust = see(plain.student, found, False).z.float()
-        out = {
-            "clean_loss": attacked(views, batch.pixels),
-            "robust_loss": attacked(views, found),
-            "clean_cosine": F.cosine_similarity(clean, seen.z.float()),
-            "robust_cosine": F.cosine_similarity(robust, seen.z.float()),
-        }
-        if batch.labels is not None and self.classes is not None:
-            for name, z in (("clean_accuracy", clean), ("robust_accuracy", robust)):
+        found = pgd(lambda pixels: through(views, pixels), batch.pixels).images
+        out: dict[str, Tensor] = {}
+        for name, pixels in (("clean", batch.pixels), ("robust", found)):
+            z = through(views, pixels, embed=True).float()
+            out[f"{name}_loss"] = through(views, pixels)
+            out[f"{name}_cosine"] = F.cosine_similarity(z, seen.z.float())
+            if batch.labels is not None and self.classes is not None:
                 right = losses.class_logits(z, self.classes.prototypes).argmax(1) == batch.labels
-                out[name] = right.float()
+                out[f"{name}_accuracy"] = right.float()
         return out
 
 

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Below this a map is flat, and stays 0 everywhere.
-_FLAT = 1e-8
+from robustsim.training.losses import full_precision
+
+# Cosines that differ by less than this do so by rounding: the map is flat, 0 everywhere and without a gradient.
+_FLAT = 1e-6
 
 
 def text_guided_attention(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: int | None = None) -> Tensor:
@@ -20,10 +22,14 @@ def text_guided_attention(tokens: Tensor, text: Tensor, grid: tuple[int, int], s
     Returns:
         (N, size, size), or (N, h, w), float32 in [0, 1]. A picture whose places are all alike has a map of zeros.
     """
-    places = F.normalize(tokens.float(), dim=2)
-    similarity = (places @ F.normalize(text.float(), dim=-1).expand(len(tokens), -1)[..., None]).squeeze(2)
+    with full_precision(tokens):
+        places = F.normalize(tokens.float(), dim=2)
+        similarity = (places @ F.normalize(text.float(), dim=-1).expand(len(tokens), -1)[..., None]).squeeze(2)
     low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
-    maps = ((similarity - low) / (high - low).clamp_min(_FLAT)).view(-1, *grid)
+    flat = high - low < _FLAT
+    # Divided by 1 where it is flat, as the gradient of what is not taken must be finite too.
+    scaled = (similarity - low) / torch.where(flat, 1.0, high - low)
+    maps = torch.where(flat, 0.0, scaled).view(-1, *grid)
     if size is not None:
         maps = F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False).squeeze(1)
     return maps

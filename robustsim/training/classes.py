@@ -31,13 +31,18 @@ def text_classes(encoder: Encoder, names: Sequence[str], prompt: str, negative: 
         negative: the prompt of what a picture is not of.
 
     Raises:
-        InputError: the encoder has no text tower.
+        InputError: the encoder has no text tower; there is no name; a prompt without one place for it.
     """
+    if not names:
+        raise InputError("there are no names of classes to embed")
     plain = [name.replace("_", " ") for name in names]
 
     def embed(pattern: str) -> Tensor:
+        if pattern.count("{}") != 1:
+            raise InputError(f"the prompt {pattern!r} must hold {{}} once, where the name of the class goes")
         with torch.no_grad():
-            texts = [pattern.format(name) for name in plain]
+            # Not by format, to which other brackets would mean something.
+            texts = [pattern.replace("{}", name) for name in plain]
             parts = [encoder.encode_text(texts[i : i + _CHUNK]) for i in range(0, len(texts), _CHUNK)]
             return F.normalize(torch.cat(parts).float(), dim=1)
 
@@ -54,7 +59,10 @@ def image_classes(encoder: Encoder, source: Images, *, per_class: int = 50) -> C
 
     Raises:
         DataError: no labels, or a class without an image.
+        InputError: no image of a class is wanted.
     """
+    if per_class < 1:
+        raise InputError(f"per_class must be at least 1, not {per_class}")
     device = encoder.mean.device
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}
@@ -76,17 +84,20 @@ def image_classes(encoder: Encoder, source: Images, *, per_class: int = 50) -> C
         if counts.get(label, 0) >= per_class:
             continue
         try:
-            sample = source.read(index)
-        except ImageError:  # an image that cannot be read, which the training reports
+            square = load_square(source.read(index).image, encoder.card.preprocessing)
+        except ImageError:  # which the training reports
             continue
         counts[label] = counts.get(label, 0) + 1
-        pending.append((label, load_square(sample.image, encoder.card.preprocessing)))
+        pending.append((label, square))
         if len(pending) == _CHUNK:
             embed()
     embed()
-    missing = sorted(set(range(max(sums, default=-1) + 1)) - set(sums))
-    if missing or not sums:
-        raise DataError(f"no image of class {missing[0] if missing else 0} could be read")
+    names = getattr(source, "classes", None)  # which some sources know
+    wanted = range(max(sums, default=0) + 1 if names is None else len(names))
+    missing = [label for label in wanted if label not in sums]
+    if missing:
+        called = missing[0] if names is None else repr(names[missing[0]])
+        raise DataError(f"no image of the class {called} could be read: add one, or leave the class out")
     return Classes(F.normalize(torch.stack([sums[label] for label in sorted(sums)]), dim=1).cpu())
 
 
@@ -113,15 +124,22 @@ def load_classes(path: "str | os.PathLike[str]", *, dim: int, count: int | None 
         DataError: it holds something else, or shapes that do not fit.
     """
     place = Path(path)
-    if place.suffix != ".safetensors" or not place.exists():
+    if place.suffix != ".safetensors" or not place.is_file():
         raise DataError(f"{os.fspath(path)!r} is no safetensors file with class prototypes (K, {dim})")
     tensors = read_weights(place)
     if "prototypes" not in tensors or set(tensors) - set(_NAMES):
-        raise DataError(f"{os.fspath(path)!r} holds {', '.join(sorted(tensors))}; it must hold `prototypes` (K, {dim})")
+        held = ", ".join(sorted(tensors)) or "nothing"
+        raise DataError(
+            f"{os.fspath(path)!r} holds {held}; it must hold `prototypes` (K, {dim}), and may hold `negatives` beside"
+        )
+    if count is None:
+        count = len(tensors["prototypes"]) if tensors["prototypes"].ndim else 0
     for name, value in tensors.items():
-        if value.ndim != 2 or value.shape[1] != dim or (count is not None and len(value) != count):
-            wanted = f"({'K' if count is None else count}, {dim})"
-            raise DataError(f"{name} of {os.fspath(path)!r} are {tuple(value.shape)}, not {wanted}")
+        if value.shape != (count, dim) or not count:
+            raise DataError(
+                f"{name} of {os.fspath(path)!r} have the shape {tuple(value.shape)}: there must be a row for each of "
+                f"the {count or 'K'} classes, of the encoder's {dim} numbers"
+            )
         if not bool(torch.isfinite(value).all()) or not bool(value.any(1).all()):
             raise DataError(f"{name} of {os.fspath(path)!r} hold rows that are no directions (zero, NaN or infinite)")
     unit = {name: F.normalize(value.float(), dim=1) for name, value in tensors.items()}
@@ -150,6 +168,6 @@ def find_classes(
     if encoder.text is None:
         raise InputError(
             f"{encoder.card.name!r} has no text tower to embed the classes with: bring prototypes from a file "
-            "(--prototypes; robustsim.training.image_classes makes them from images)"
+            "(--prototypes; robustsim.training.image_classes makes them from images, save_classes writes them)"
         )
     return text_classes(encoder, names, options["prompt"], options.get("negative_prompt"))

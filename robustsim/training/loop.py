@@ -1,36 +1,57 @@
 """The loop: any task, on one device or many, resumable to the bit."""
 
 import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustsim.encoders.encoder import Encoder
-from robustsim.errors import MissingDependencyError, ObjectiveError, OutputError, TrainingError
+from robustsim.encoders.weights import whole_file
+from robustsim.errors import CorruptFileError, InputError, ObjectiveError, OutputError, TrainingError
+from robustsim.training.clock import Clock
 from robustsim.training.log import SKIPPED, Log
+from robustsim.training.processes import Processes as Processes
 from robustsim.training.recipe_files import Recipe
-from robustsim.training.schedule import averaging, learning_rate
-from robustsim.training.state import Checkpoint, find_checkpoints, finite, read_checkpoint, write_checkpoint
+from robustsim.training.schedule import learning_rate
+from robustsim.training.seeds import own_random_numbers, seed
+from robustsim.training.signals import Signals
+from robustsim.training.signals import Stopped as Stopped
+from robustsim.training.state import (
+    Checkpoint,
+    find_checkpoints,
+    finite,
+    read_checkpoint,
+    set_aside,
+    write_checkpoint,
+)
 from robustsim.training.stream import mix
+from robustsim.training.tally import Skipped, Tally
+from robustsim.training.trained import Trained
 
 # Steps between lines of the log.
 _LOG_EVERY = 10
 
 
 class Task(Protocol):
-    """What is trained, and on what; :class:`~robustsim.training.adversarial.Adversarial` is one."""
+    """What is trained, and on what; :class:`~robustsim.training.adversarial.Adversarial` is one.
+
+    Attributes:
+        unit: what a sample is called.
+        samples: how many there are to train on.
+        total: updates in all.
+        began_as: the SHA-256 of the weights that it starts from.
+        device: where everything happens.
+        module: what is trained; its parameters that require gradients are.
+    """
 
     unit: str
     samples: int
     total: int
+    began_as: str
     device: torch.device
     module: Any
 
@@ -43,84 +64,13 @@ class Task(Protocol):
     def state(self, step: int) -> dict[str, float]:
         """What changes along the training, for the log."""
 
-    def validate(self, rank: int, world: int) -> tuple[dict[str, float], int]:
+    def validate(
+        self, through: Any, rank: int, world: int, stopped: Callable[[], bool] = ...
+    ) -> tuple[dict[str, float], int]:
         """Sums over this process's share of what is judged, and how many that are."""
 
     def encoder(self, weights: dict[str, Tensor]) -> Encoder:
         """The result with these weights, by the names of the module."""
-
-
-class Stopped(Exception):  # noqa: N818 - no error
-    """A signal asked the run to end; its state is saved.
-
-    Attributes:
-        step: updates done.
-        signal: its number.
-    """
-
-    def __init__(self, step: int, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on")
-        self.step, self.signal = step, number
-
-
-class Processes:
-    """The processes that share a run, through accelerate: one, or those that ``accelerate launch`` has started.
-
-    Attributes:
-        accelerator: accelerate's own.
-        device: this process's.
-        rank: this process's number.
-        world: how many there are.
-    """
-
-    def __init__(self, *, cpu: bool = False) -> None:
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-        except ImportError as error:
-            raise MissingDependencyError('training needs accelerate: pip install "robustsim[training]"') from error
-        none = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        # Precision is set by the recipe, in the loop: accelerate's is the same for a whole process's life.
-        self.accelerator = Accelerator(
-            cpu=cpu or none,
-            mixed_precision="no",
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
-            ],
-        )
-        self.device: torch.device = self.accelerator.device
-        self.rank: int = self.accelerator.process_index
-        self.world: int = self.accelerator.num_processes
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this one writes."""
-        return self.rank == 0
-
-    @property
-    def sharded(self) -> bool:
-        """Whether weights are spread over the processes (FSDP)."""
-        return getattr(self.accelerator.state, "fsdp_plugin", None) is not None
-
-    def sum(self, values: list[float]) -> list[float]:
-        """Numbers added up over all processes, in float64 where the device has it."""
-        if self.world == 1:
-            return values
-        kind = torch.float32 if self.device.type == "mps" else torch.float64
-        total: Tensor = self.accelerator.reduce(torch.tensor(values, dtype=kind, device=self.device), "sum")
-        return [float(value) for value in total]
-
-    def gather(self, items: list[str]) -> list[str]:
-        """Everybody's lines."""
-        if self.world == 1:
-            return items
-        from accelerate.utils import gather_object
-
-        return list(gather_object(items))
-
-    def wait(self) -> None:
-        """Until all are here."""
-        self.accelerator.wait_for_everyone()
 
 
 class Loop:
@@ -134,6 +84,9 @@ class Loop:
         skipped: messages on what could not be read; the task adds to it.
         tensorboard: write event files.
         progress: show a bar.
+
+    Raises:
+        InputError: the batch cannot be shared.
     """
 
     def __init__(
@@ -148,128 +101,104 @@ class Loop:
         progress: bool = True,
     ) -> None:
         self.task, self.recipe, self.output, self.processes = task, recipe, output, processes
-        self._skipped, self._tensorboard, self._progress = skipped, tensorboard, progress
+        self._tensorboard, self._progress = tensorboard, progress
         share = processes.world * recipe.accumulate
         if recipe.batch_size % share:
-            raise OutputError(
-                f"batch_size {recipe.batch_size} cannot be shared by {processes.world} processes in {recipe.accumulate} "
-                "parts each: change batch_size or accumulate"
+            raise InputError(
+                f"batch_size {recipe.batch_size} cannot be shared by {processes.world} processes in "
+                f"{recipe.accumulate} parts each: change batch_size or accumulate"
             )
         self._part = recipe.batch_size // share
-        self._trained = [(name, one) for name, one in task.module.named_parameters() if one.requires_grad]
-        optimizer = _optimizer(recipe, [one for _, one in self._trained])
         if recipe.compile:
             task.module.student.compile()
-        self._module, self._optimizer = processes.accelerator.prepare(task.module, optimizer)
-        if processes.sharded:  # which puts other parameters in the place of ours
-            self._trained = [(name, one) for name, one in self._module.named_parameters() if one.requires_grad]
-        self._through = self._module if processes.sharded else task.module
-        self._average = [one.detach().clone() for _, one in self._trained] if recipe.ema is not None else None
-        self._seconds = 0.0
-        self._signal: int | None = None
+        self._trained = Trained(task.module, recipe, processes)
+        self._signals = Signals()
+        self._tally, self._skipped = Tally(processes), Skipped(skipped, processes)
 
-    def run(self) -> None:
-        """Train to the end.
+    def run(self) -> dict[str, Tensor]:
+        """Train to the end; the resulting weights by the names of the module, whole on the first process.
 
         Raises:
             Stopped: SIGTERM or SIGINT; the state is saved.
             TrainingError: a loss or a weight that is not finite; the last good checkpoint is kept.
-            OutputError: the state cannot be written.
+            CorruptFileError: no checkpoint is whole.
+            OutputError: the state cannot be written, or is of another run.
         """
-        start = self._resume()
+        start, seconds, problems = self._resume()
+        task, recipe = self.task, self.recipe
         log = Log(
             self.output,
             start,
-            self.task.total,
-            self.recipe.batch_size,
-            self.task.unit,
+            task.total,
+            recipe.batch_size,
+            task.unit,
             active=self.processes.is_main,
             tensorboard=self._tensorboard,
             progress=self._progress,
         )
-        devices = [self.processes.device] if self.processes.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), self._signals():
-                self._train(start, log)
+            for problem in problems:
+                log.note(start, f"{problem}; the run goes on from step {start}")
+            with own_random_numbers(self.processes.device), self._signals:
+                self._train(start, seconds, log)
         finally:
             log.close()
+        return self._trained.result()
 
     # -- steps
 
-    def _train(self, start: int, log: Log) -> None:
+    def _train(self, start: int, seconds: float, log: Log) -> None:
         recipe, total = self.recipe, self.task.total
-        batches = self.task.batches(self._spans(start))
-        began, saved = time.monotonic() - self._seconds, time.monotonic()
-        sums: dict[str, Tensor] = {}
-        count, since = 0, time.monotonic()
+        clock = Clock(seconds, start)
+        # A run may have been killed between a checkpoint and the judgement that belongs to it.
+        missed = self.processes.is_main and start > log.validated and self._is_judged(start)
+        if any(row[0] for row in self.processes.everyones(float(missed))):
+            self._validate(start, log)
+        batches: Any = self.task.batches(self._spans(start))
         try:
             for step in range(start, total):
-                terms = self._step(batches, step)
-                for name, value in terms.items():
-                    sums[name] = sums[name] + value if name in sums else value
-                count += 1
+                self._tally.add(self._step(batches, step), step)
                 log.advance()
                 done = step + 1
-                if done % _LOG_EVERY == 0 or done == total or self.processes.device.type == "cpu":
-                    self._check(sums, done)
+                stop, due = self._agree(clock.since_save > 60 * recipe.checkpoints.minutes, done)
                 if done % _LOG_EVERY == 0 or done == total:
-                    now = time.monotonic()
-                    means = self._means(sums, count)
-                    rate = {f"{self.task.unit}s_per_second": count * recipe.batch_size / (now - since)}
-                    log.write(
-                        "train",
-                        done,
-                        {**means, **self.task.state(step), "lr": self._rate(step), **rate, "seconds": now - began},
-                    )
-                    log.show({"loss": means["loss"]})
-                    sums, count, since = {}, 0, now
-                stopping = self._asked_to_stop()
-                due = time.monotonic() - saved > 60 * recipe.checkpoints.minutes
+                    self._tell(step, clock, log)
+                if self._is_judged(done) and not stop:
+                    with clock.paused():
+                        self._validate(done, log)
+                    stop, _ = self._agree(False, done)
                 every = recipe.checkpoints.every
-                if done == total or stopping or self._agreed(due) or (every and done % every == 0):
-                    self._seconds = time.monotonic() - began
-                    self._save(done)
-                    saved = time.monotonic()
-                if stopping:
-                    raise Stopped(done, stopping)
-                often = recipe.validation.every
-                if done == total or (often and done % often == 0):
-                    self._validate(done, log)
+                if done == total or stop or due or (every and done % every == 0):
+                    with clock.paused():
+                        self._save(done, clock.seconds)
+                    clock.saved()
+                if stop:
+                    raise Stopped(done, stop)
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
 
     def _step(self, batches: Iterator[Any], step: int) -> dict[str, Tensor]:
-        recipe, processes = self.recipe, self.processes
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate(step)
-        torch.manual_seed(mix(recipe.seed, step, processes.rank, 4))  # of dropout
-        self._module.train()
-        _freeze_batch_norms(self._module)
-        self._optimizer.zero_grad()
+        recipe, trained = self.recipe, self._trained
+        seed(mix(recipe.seed, step, self.processes.rank, 4), self.processes.device)  # of dropout
+        trained.begin(self._rate(step))
         seen: dict[str, Tensor] = {}
         for part in range(recipe.accumulate):
             batch = next(batches)
             last = part == recipe.accumulate - 1
-            with nullcontext() if last else processes.accelerator.no_sync(self._module):
+            with nullcontext() if last else self.processes.accelerator.no_sync(trained.module):
                 with self._precision():
                     try:
-                        terms = self.task.terms(self._module, self._through, batch, step)
+                        terms = self.task.terms(trained.module, trained.through, batch, step)
                     except ObjectiveError as error:
-                        raise self._spoilt(step, f"in the inner attack: {error}") from error
+                        raise self._spoilt(step + 1, f"in the inner attack: {error}") from error
                     loss = torch.stack(list(terms.values())).sum() / recipe.accumulate
-                processes.accelerator.backward(loss)
+                torch.autograd.backward(loss)
             for name, value in {**terms, "loss": loss * recipe.accumulate}.items():
                 value = value.detach().float() / recipe.accumulate
                 seen[name] = seen[name] + value if name in seen else value
         if recipe.optimizer.clip_norm is not None:
-            weights = [one for _, one in self._trained]
-            seen["gradient_norm"] = processes.accelerator.clip_grad_norm_(weights, recipe.optimizer.clip_norm).detach()
-        self._optimizer.step()
-        if self._average is not None:
-            keep = averaging(step, recipe.ema or 0.0)
-            with torch.no_grad():
-                for mean, (_, weight) in zip(self._average, self._trained, strict=True):
-                    mean.lerp_(weight.detach(), 1 - keep)
+            seen["gradient_norm"] = trained.clip(recipe.optimizer.clip_norm)
+        trained.update(step)
         return seen
 
     def _spans(self, start: int) -> Iterator[range]:
@@ -291,202 +220,121 @@ class Loop:
             return nullcontext()
         return torch.autocast(self.processes.device.type, torch.bfloat16)
 
-    def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
-        names = list(sums)
-        world = self.processes.world
-        totals = self.processes.sum([float(sums[name]) for name in names])
-        return {name: value / count / world for name, value in zip(names, totals, strict=True)}
+    # -- what they tell
 
-    def _check(self, sums: dict[str, Tensor], done: int) -> None:
-        bad = [name for name, value in sums.items() if not bool(torch.isfinite(value))]
-        if bad and bad != ["gradient_norm"]:
-            raise self._spoilt(done - 1, f"{bad[0]} is not finite")
+    def _agree(self, due: bool, done: int) -> tuple[int, bool]:
+        """The signal that one of the processes was sent, or 0; and whether the first one's clock asks for a checkpoint.
 
-    def _spoilt(self, step: int, what: str) -> TrainingError:
+        Raises:
+            TrainingError: a loss of one of them is not finite.
+        """
+        alone, device = self.processes.world == 1, self.processes.device.type
+        look = not alone or device == "cpu" or done % _LOG_EVERY == 0 or done == self.task.total
+        bad = self._tally.bad if look else -1
+        rows = self.processes.everyones(float(self._signals.number), float(due), float(bad))
+        if (step := min((int(row[2]) for row in rows if row[2] >= 0), default=-1)) >= 0:
+            names = self._tally.bad_names or ["the loss of another process"]
+            raise self._spoilt(step + 1, f"{names[0]} is not finite")
+        return int(max(row[0] for row in rows)), bool(rows[0][1])
+
+    def _spoilt(self, done: int, what: str) -> TrainingError:
         kept = find_checkpoints(self.output)
         where = f"the last good state is {os.fspath(kept[-1])!r}" if kept else "no checkpoint was written yet"
         return TrainingError(
-            f"step {step + 1}: {what}. The training stopped; {where}. Lower optimizer.lr, set optimizer.clip_norm or "
+            f"step {done}: {what}. The training stopped; {where}. Lower optimizer.lr, set optimizer.clip_norm or "
             "let the radius grow (attack.warmup), in a new output folder"
         )
 
-    # -- state
+    def _tell(self, step: int, clock: Clock, log: Log) -> None:
+        """A line of the log."""
+        means = self._tally.means()
+        rate = clock.rate(step + 1) * self.recipe.batch_size
+        log.write(
+            "train",
+            step + 1,
+            {
+                **means,
+                **self.task.state(step),
+                "lr": self._rate(step),
+                f"{self.task.unit}s_per_second": rate,
+                "seconds": clock.seconds,
+                "skipped": len(self._skipped.share()),
+            },
+        )
+        log.show({"loss": means["loss"]})
 
-    def _weights(self) -> dict[str, Tensor]:
-        """What is trained, whole, on the first process."""
-        if not self.processes.sharded:
-            return {name: one.detach() for name, one in self._trained}
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        whole: Any = get_model_state_dict(self._module, options=options)
-        return dict(whole)
-
-    def _memory(self) -> dict[str, Tensor]:
-        """What the optimiser remembers, by parameter."""
-        optimizer: Any = getattr(self._optimizer, "optimizer", self._optimizer)
-        if not self.processes.sharded:
-            return {
-                f"{name}/{key}": torch.as_tensor(value)
-                for name, one in self._trained
-                for key, value in optimizer.state.get(one, {}).items()
-                if value is not None
-            }
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: Any = get_optimizer_state_dict(self._module, optimizer, options=options)["state"]
-        return {f"{name}/{key}": torch.as_tensor(value) for name, kept in state.items() for key, value in kept.items()}
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The average in the place of the weights, where there is one."""
-        if self._average is None:
-            yield
-            return
-        weights = [one.detach().clone() for _, one in self._trained]
-        self._put(self._average)
-        try:
-            yield
-        finally:
-            self._put(weights)
-
-    def result(self) -> dict[str, Tensor]:
-        """The trained weights by the names of the task's module: the average where there is one."""
-        with self.averaged():
-            return {name: value.clone() for name, value in self._weights().items()}
-
-    def _put(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for value, (_, weight) in zip(values, self._trained, strict=True):
-                weight.copy_(value)
-
-    def _save(self, done: int) -> None:
-        """Write a checkpoint, if everything in it is finite."""
-        tensors = {f"model/{name}": value for name, value in self._weights().items()}
-        if not finite(tensors):
-            raise self._spoilt(done - 1, "a weight is not finite")
-        tensors |= {f"optimizer/{name}": value for name, value in self._memory().items()}
-        if self._average is not None:
-            with self.averaged():
-                tensors |= {f"average/{name}": value.clone() for name, value in self._weights().items()}
-        for line in self.processes.gather(list(self._skipped)):
-            self._skipped[line] = None
-        if self.processes.is_main:
-            notes = {"seconds": self._seconds, "skipped": list(self._skipped)}
-            write_checkpoint(self.output, Checkpoint(done, tensors, notes), self.recipe.checkpoints.keep)
-            (self.output / SKIPPED).write_text("".join(f"{line}\n" for line in self._skipped), encoding="utf-8")
-        self.processes.wait()
-
-    def _resume(self) -> int:
-        """Load the newest checkpoint; the step to go on with."""
-        kept = find_checkpoints(self.output)
-        if not kept:
-            return 0
-        state = read_checkpoint(kept[-1])
-        self._seconds = float(state.notes["seconds"])
-        self._skipped.update(dict.fromkeys(state.notes["skipped"]))
-        self._load(state.part("model/"), state.part("optimizer/"))
-        if self._average is not None:
-            weights = [one.detach().clone() for _, one in self._trained]
-            self._load(state.part("average/"), {})
-            self._average = [one.detach().clone() for _, one in self._trained]
-            self._put(weights)
-        return state.step
-
-    def _load(self, weights: dict[str, Tensor], memory: dict[str, Tensor]) -> None:
-        optimizer: Any = getattr(self._optimizer, "optimizer", self._optimizer)
-        kept: dict[str, dict[str, Tensor]] = {}
-        for key, value in memory.items():
-            name, _, entry = key.rpartition("/")
-            kept.setdefault(name, {})[entry] = value
-        if self.processes.sharded:
-            from torch.distributed.checkpoint import state_dict as tools
-
-            options = tools.StateDictOptions(full_state_dict=True, strict=False)
-            tools.set_model_state_dict(self._module, dict[str, Any](weights), options=options)
-            if kept:
-                groups = [
-                    {**{k: v for k, v in group.items() if k != "params"}, "params": [name for name, _ in self._trained]}
-                    for group in optimizer.param_groups
-                ]
-                state: Any = {"state": kept, "param_groups": groups}
-                tools.set_optimizer_state_dict(self._module, optimizer, state, options=options)
-            return
-        with torch.no_grad():
-            for name, one in self._trained:
-                if name not in weights or weights[name].shape != one.shape:
-                    raise OutputError(
-                        f"the checkpoints in {os.fspath(self.output)!r} are of another encoder ({name} differs): choose "
-                        "another output folder, or begin anew with restart (--restart)"
-                    )
-                one.copy_(weights[name])
-                if name in kept:
-                    optimizer.state[one] = {
-                        key: value if key == "step" else value.to(one.device) for key, value in kept[name].items()
-                    }
+    def _is_judged(self, done: int) -> bool:
+        often = self.recipe.validation.every
+        return done == self.task.total or bool(often and done and done % often == 0)
 
     def _validate(self, done: int, log: Log) -> None:
-        with self.averaged(), self._precision():
-            sums, count = self.task.validate(self.processes.rank, self.processes.world)
-        names = sorted(sums)
-        if self.processes.world > 1:
-            # A process without an image of its own has no names either.
-            names = sorted(set(self.processes.gather(names)))
-        totals = self.processes.sum([float(count), *(sums.get(name, 0.0) for name in names)])
-        if totals[0]:
-            means = {name: value / totals[0] for name, value in zip(names, totals[1:], strict=True)}
-            log.write("validation", done, means)
-            log.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
+        """Judge, unless a signal comes meanwhile: the next go does it then."""
+        processes = self.processes
+        # No process can do a forward pass alone where weights are sharded: there, each judges everything to its end.
+        rank, world = (0, 1) if processes.sharded else (processes.rank, processes.world)
 
-    # -- asking and agreeing
+        def stopped() -> bool:
+            return self._signals.number > 0 and not processes.sharded
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and the first SIGINT end the run after the step; only the main thread hears of them."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
+        with self._trained.averaged(), self._precision():
+            try:
+                sums, count = self.task.validate(self._trained.through, rank, world, stopped)
+            except ObjectiveError as error:
+                raise self._spoilt(done, f"in the validation: {error}") from error
+        # A process without an image of its own has no names either.
+        names = sorted(set(processes.gather(sorted(sums))))
+        totals = processes.sum([float(stopped()), float(count), *(sums.get(name, 0.0) for name in names)])
+        if totals[0] or not totals[1]:
             return
+        means = {name: value / totals[1] for name, value in zip(names, totals[2:], strict=True)}
+        log.write("validation", done, {**means, "skipped": len(self._skipped.share())})
+        log.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
 
-        def note(number: int, frame: object) -> None:
-            self._signal = number
-            if number == signal.SIGINT:  # who presses it twice means it
-                signal.signal(signal.SIGINT, before[signal.SIGINT])
+    # -- state
 
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                with suppress(TypeError):  # a handler that was not set from Python
-                    signal.signal(number, handler)
+    def _save(self, done: int, seconds: float) -> None:
+        """Write a checkpoint, if everything in it is finite."""
+        tensors = self._trained.state()
+        if any(row[0] for row in self.processes.everyones(float(not finite(tensors)))):
+            raise self._spoilt(done, "a weight, or what the optimiser remembers of it, is not finite")
+        skipped = self._skipped.share()
+        notes = {"seconds": seconds, "skipped": skipped, "began_as": self.task.began_as, **self._tally.notes()}
 
-    def _asked_to_stop(self) -> int:
-        """The signal that one of the processes was sent, or 0."""
-        mine = float(self._signal or 0)
-        return int(mine if self.processes.world == 1 else max(self._everyones(mine)))
+        def write() -> None:
+            write_checkpoint(self.output, Checkpoint(done, tensors, notes), self.recipe.checkpoints.keep)
+            with whole_file(self.output / SKIPPED) as place:
+                place.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
 
-    def _agreed(self, due: bool) -> bool:
-        """The first process's clock decides for all."""
-        return due if self.processes.world == 1 else bool(self._everyones(float(due))[0])
+        self.processes.on_main(write)
 
-    def _everyones(self, value: float) -> list[float]:
-        gathered: Tensor = self.processes.accelerator.gather(torch.tensor([value], device=self.processes.device))
-        return [float(one) for one in gathered]
-
-
-def _optimizer(recipe: Recipe, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
-    chosen = recipe.optimizer
-    if chosen.name == "sgd":
-        return torch.optim.SGD(weights, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay)
-    kind = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
-    return kind(weights, lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay)
-
-
-def _freeze_batch_norms(module: nn.Module) -> None:
-    """Running statistics stay those of the original: adversarial batches must not move them."""
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval()
+    def _resume(self) -> tuple[int, float, list[str]]:
+        """Load the newest checkpoint that is whole: its step, the seconds so far, and what is wrong with newer ones."""
+        kept, damaged, problems = find_checkpoints(self.output), [], []
+        state = None
+        while kept and state is None:
+            try:
+                state = read_checkpoint(kept[-1])
+            except CorruptFileError as error:
+                problems.append(str(error))
+                damaged.append(kept.pop())
+        steps = {row[0] for row in self.processes.everyones(-1.0 if state is None else float(state.step))}
+        if len(steps) > 1:
+            raise OutputError(
+                f"not every process sees the same checkpoints in {os.fspath(self.output)!r}: it must lie on a disk "
+                "that all of them share"
+            )
+        if state is None and damaged:
+            raise CorruptFileError(f"{'; '.join(problems)}; no other is left: begin anew with restart (--restart)")
+        self.processes.on_main(lambda: set_aside(damaged))
+        if state is None:
+            return 0, 0.0, []
+        notes = state.notes
+        if notes.get("began_as", self.task.began_as) != self.task.began_as:
+            raise OutputError(
+                f"{self.recipe.encoder!r} is another encoder than when the run in {os.fspath(self.output)!r} began: "
+                "choose another output folder, or begin anew with restart (--restart)"
+            )
+        self._trained.load(state, self.output)
+        self._skipped.resume(notes["skipped"])
+        self._tally.resume(notes)
+        return state.step, float(notes["seconds"]), problems

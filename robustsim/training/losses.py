@@ -4,9 +4,17 @@ Symbols: z are embeddings, un-normalised, of the encoder that is trained; an ``o
 began as.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """No mixed precision in this block: a logit of 25 would be one of the multiples of 1/8 that bfloat16 has there."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def embedding_distance(z: Tensor, original: Tensor) -> Tensor:
@@ -33,7 +41,8 @@ def class_logits(z: Tensor, prototypes: Tensor, scale: float = 100.0) -> Tensor:
     Returns:
         (N, K) float32.
     """
-    return scale * F.normalize(z.float(), dim=1) @ prototypes.float().T
+    with full_precision(z):
+        return scale * F.normalize(z.float(), dim=1) @ prototypes.float().T
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The methods of fine-tuning: for each what its attack maximises and what its training minimises.
 
-A method is a :class:`Method` in :data:`METHODS`: two functions of :class:`Views` and the options that it reads. A new one
-is such an entry, and a recipe that names it.
+A method is a :class:`Method` in :data:`METHODS`: two functions of :class:`Views` and the options that it reads. A new
+one is such an entry, and a recipe that names it.
 """
 
 from collections.abc import Callable, Mapping

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch.nn import functional as F
 
 from robustsim.data import Triplet
 from robustsim.encoders.encoder import Encoder
+from robustsim.encoders.weights import state_sha256
 from robustsim.errors import DataError, ImageError, InputError
 from robustsim.images.files import prefetch
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.training.adapters import add_lora, add_mlp, merge_lora_adapters
 from robustsim.training.losses import hinge
+from robustsim.training.modes import evaluating
 from robustsim.training.recipe import FinetuneRecipe
 from robustsim.training.stream import Shuffle, mix
 
@@ -25,6 +28,8 @@ from robustsim.training.stream import Shuffle, mix
 _KEPT = 2048
 # Images that are embedded at once where nothing is trained through them.
 _CHUNK = 32
+# Triplets whose images are decoded before their turn.
+_AHEAD = 128
 # So many triplets in a row with an image that cannot be read are no accident.
 _MOST_BAD = 100
 
@@ -99,7 +104,8 @@ class Perceptual:
             raise DataError("no triplet is left to train on: hold out fewer for validation")
         self.recipe, self.samples, self.device = recipe, len(train), device
         self.total = recipe.total_steps(self.samples)
-        self._train, self._held_out, self._report = train, held_out, report
+        self._train, self.held_out, self._report = train, held_out, report
+        self.began_as = state_sha256(encoder)
         adapter = recipe.adapter
         if adapter.name == "lora":
             student = add_lora(
@@ -117,7 +123,9 @@ class Perceptual:
         self._order = Shuffle(range(len(train)), recipe.seed)
         self._known: dict[Path, Tensor] = {}
         pre = encoder.card.preprocessing
-        self._square = lru_cache(maxsize=_KEPT)(lambda path: load_square(path, pre))
+        # A batch, and what is read ahead of it, at the least: else its images would be decoded twice.
+        kept = max(_KEPT, 3 * (recipe.batch_size + _AHEAD))
+        self._square = lru_cache(maxsize=kept)(lambda path: load_square(path, pre))
 
     def state(self, step: int) -> dict[str, float]:
         """Nothing changes along this training but the learning rate."""
@@ -137,19 +145,14 @@ class Perceptual:
                 ranges.append(span)
                 yield from ((position, self._order(position)) for position in span)
 
-        triplets = prefetch(self._readable, positions(), ahead=128)
-        try:
-            first = next(triplets, None)
-            while first is not None:
-                span = ranges.pop(0)
-                read = [first, *(next(triplets) for _ in span[1:])]
+        triplets: Any = prefetch(self._readable, positions(), ahead=_AHEAD)
+        with closing(triplets):
+            while (first := next(triplets, None)) is not None:
+                read = [first, *(next(triplets) for _ in ranges.pop(0)[1:])]
                 for _, messages in read:
                     for message in messages:
                         self._report(message)
                 yield self._questions([triplet for triplet, _ in read])
-                first = next(triplets, None)
-        finally:
-            triplets.close()  # type: ignore[attr-defined]
 
     def _readable(self, wanted: tuple[int, int]) -> tuple[Triplet, list[str]]:
         position, index = wanted
@@ -158,13 +161,18 @@ class Perceptual:
         for _ in range(_MOST_BAD):
             triplet = self._train[index]
             try:
-                for path in triplet.paths:
-                    self._square(path)
+                self._look(triplet)
                 return triplet, messages
             except ImageError as error:
                 messages.append(str(error))
                 index = draw.randrange(len(self._train))
         raise DataError(f"{_MOST_BAD} triplets in a row have an image that cannot be read, at last {messages[-1]}")
+
+    def _look(self, triplet: Triplet) -> None:
+        """Decode the images of a triplet, unless all that is wanted of them is known already."""
+        for path in triplet.paths:
+            if path not in self._known:
+                self._square(path)
 
     def _questions(self, triplets: Sequence[Triplet]) -> Questions:
         paths = list(dict.fromkeys(path for triplet in triplets for path in triplet.paths))
@@ -182,43 +190,46 @@ class Perceptual:
         new = [path for path in paths if path not in self._known]
         trunk: Any = self.module.student.trunk
         normalize = self.module.student.normalize
-        mode = trunk.training
-        trunk.eval()
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), evaluating(trunk):
             for start in range(0, len(new), _CHUNK):
                 part = new[start : start + _CHUNK]
-                self._known.update(zip(part, trunk(normalize(self._pixels(part))), strict=True))
-        trunk.train(mode)
+                # Always as many at once, as last digits depend on that, and a run that goes on meets other ones first.
+                pixels = self._pixels([*part, *part[-1:] * (_CHUNK - len(part))])
+                self._known.update(zip(part, trunk(normalize(pixels)), strict=False))
         return torch.stack([self._known[path] for path in paths])
 
-    def validate(self, rank: int, world: int) -> tuple[dict[str, float], int]:
-        """Sums over this process's share of the held-out triplets: agreement (ties count half) and hinge loss."""
-        mine = list(self._held_out)[rank::world]
+    def validate(
+        self, through: Any, rank: int, world: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], int]:
+        """Sums over this process's share of the held-out triplets: agreement (ties count half) and hinge loss.
+
+        Args:
+            through: not used, as adapters are not sharded.
+            rank: this process's number.
+            world: how many share the triplets.
+            stopped: asked after each batch whether to leave it at that.
+        """
+        mine = list(self.held_out)[rank::world]
         sums = {"agreement": 0.0, "hinge": 0.0}
-        modes = [(part, part.training) for part in self.module.modules()]
-        self.module.eval()
         count = 0
-        try:
-            with torch.no_grad():
-                for start in range(0, len(mine), _CHUNK):
-                    readable = [triplet for triplet in mine[start : start + _CHUNK] if self._can_read(triplet)]
-                    if not readable:
-                        continue
-                    questions = self._questions(readable)
-                    to_left, to_right = self.module.distances(questions)
-                    right = torch.where(questions.right, to_right < to_left, to_left < to_right)
-                    sums["agreement"] += float((right + 0.5 * (to_left == to_right)).sum())
-                    sums["hinge"] += float(hinge(to_left, to_right, questions.right, self.recipe.margin).sum())
-                    count += len(readable)
-        finally:
-            for part, mode in modes:
-                part.training = mode
+        with evaluating(self.module), torch.no_grad():
+            for start in range(0, len(mine), _CHUNK):
+                readable = [triplet for triplet in mine[start : start + _CHUNK] if self._can_read(triplet)]
+                if stopped():
+                    break
+                if not readable:
+                    continue
+                questions = self._questions(readable)
+                to_left, to_right = self.module.distances(questions)
+                right = torch.where(questions.right, to_right < to_left, to_left < to_right)
+                sums["agreement"] += float((right + 0.5 * (to_left == to_right)).sum())
+                sums["hinge"] += float(hinge(to_left, to_right, questions.right, self.recipe.margin).sum())
+                count += len(readable)
         return (sums if count else {}), count
 
     def _can_read(self, triplet: Triplet) -> bool:
         try:
-            for path in triplet.paths:
-                self._square(path)
+            self._look(triplet)
         except ImageError as error:
             self._report(str(error))
             return False
@@ -238,9 +249,12 @@ def split_triplets(triplets: Sequence[Triplet], held_out: int, seed: int) -> tup
     """Triplets to train on and to judge on, drawn at random; ties, which teach nothing, in neither.
 
     Raises:
+        DataError: every triplet is tied.
         InputError: fewer triplets than are to be held out.
     """
     decided = [triplet for triplet in triplets if triplet.right_share != 0.5]
+    if not decided:
+        raise DataError(f"none of the {len(triplets)} triplets has a side that more people chose")
     if held_out >= len(decided):
         raise InputError(f"{held_out} triplets cannot be held out of {len(decided)}: set validation.images lower")
     order = list(range(len(decided)))

@@ -2,29 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from robustsim.attacks import parse_eps
+from robustsim.attacks import ThreatModel, parse_eps
 from robustsim.attacks.region import Norm
 from robustsim.encoders.card import did_you_mean
 from robustsim.images.preprocessing import Mode
 from robustsim.training.methods import METHODS, Method
 
-
-def _radius(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_eps(value)
-    except ValueError as error:
-        raise ValueError(str(error)) from None
-
-
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-#: A radius or length in units of pixels: a number, or text such as ``4/255``.
-Radius = Annotated[float, BeforeValidator(_radius), Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+#: At least 0 and below 1.
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -46,10 +37,10 @@ class MethodSection(_Section):
     """
 
     name: str
-    alpha: Annotated[float, Field(ge=0)] | None = None
-    beta: Annotated[float, Field(ge=0)] | None = None
+    alpha: Weight | None = None
+    beta: Weight | None = None
     clean_weight: Share | None = None
-    trades: Annotated[float, Field(ge=0)] | None = None
+    trades: Weight | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
     scale: Positive | None = None
@@ -58,8 +49,17 @@ class MethodSection(_Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in METHODS:
-            raise ValueError(f"no method is called {name!r}{did_you_mean(name, list(METHODS))}; {', '.join(METHODS)}")
+            hint = did_you_mean(name, list(METHODS)) or ";"
+            raise ValueError(f"no method is called {name!r}{hint} there are {', '.join(METHODS)}")
         return name
+
+    @field_validator("alpha", "beta", "clean_weight", "trades", "prompt", "negative_prompt", "scale")
+    @classmethod
+    def _of_this_method(cls, value: Any, info: ValidationInfo) -> Any:
+        method = METHODS.get(info.data.get("name", ""))
+        if value is not None and method is not None and info.field_name not in method.options:
+            raise ValueError(f"{info.data['name']} has no such option; its options are {', '.join(method.options)}")
+        return value
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -70,12 +70,7 @@ class MethodSection(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "MethodSection":
-        given = self.model_dump(exclude={"name"}, exclude_none=True)
-        foreign = [name for name in given if name not in self.method.options]
-        if foreign:
-            known = ", ".join(self.method.options) or "none"
-            raise ValueError(f"{self.name} has no option {', '.join(foreign)}; its options are {known}")
-        if given.get("clean_weight") and given.get("trades"):
+        if self.clean_weight and self.trades:
             raise ValueError("clean_weight and trades are two ways to the same end: set one of them")
         return self
 
@@ -94,21 +89,33 @@ class AttackSection(_Section):
     """The inner attack: projected gradient ascent from a random point.
 
     Attributes:
-        norm: ``linf`` or ``l2``.
-        eps: the radius.
+        norm: ``linf``, ``l2`` or ``l1``.
+        eps: the radius in units of pixels: a number, or text such as ``4/255``.
         steps: gradients.
-        step_size: length of a step; 2.5 eps / steps if not given.
+        step_size: length of a step, written likewise; 2.5 eps / steps if not given.
         momentum: of the steps, in [0, 1).
         warmup: share of the training over which the radius, and the length of a step with it, grows from 0. A small
             encoder may collapse where it meets the full radius at once.
     """
 
     norm: Norm = "linf"
-    eps: Radius
+    eps: Weight
     steps: Count = 10
-    step_size: Radius | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    step_size: Weight | None = None
+    momentum: Fraction = 0.0
     warmup: Share = 0.0
+
+    @field_validator("eps", "step_size", mode="before")
+    @classmethod
+    def _as_people_write_it(cls, value: Any, info: ValidationInfo) -> Any:
+        return parse_eps(value, info.data.get("norm", "linf")) if isinstance(value, str) else value
+
+    @field_validator("eps", "step_size")
+    @classmethod
+    def _in_the_range_of_pixels(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None:
+            ThreatModel(info.data.get("norm", "linf"), value)  # refuses 4 where 4/255 is meant
+        return value
 
 
 class OptimizerSection(_Section):
@@ -127,9 +134,9 @@ class OptimizerSection(_Section):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Weight = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    momentum: Fraction = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_norm: Positive | None = None
@@ -152,7 +159,7 @@ class AugmentSection(_Section):
     @classmethod
     def _ordered(cls, crop: tuple[float, float] | None) -> tuple[float, float] | None:
         if crop is not None and not crop[0] <= crop[1] <= 1:
-            raise ValueError(f"crop is the least and the greatest share of the area, at most 1, not {list(crop)}")
+            raise ValueError(f"it must be the least and the greatest share of the area, at most 1, not {list(crop)}")
         return crop
 
 
@@ -164,7 +171,7 @@ class Stage(_Section):
         size: side of the images, in pixels.
     """
 
-    at: Annotated[float, Field(ge=0, lt=1)]
+    at: Fraction
     size: Annotated[int, Field(ge=8)]
 
 
@@ -211,7 +218,7 @@ class AdapterSection(_Section):
     name: Literal["lora", "mlp"]
     r: Count = 16
     alpha: Positive = 0.5
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    dropout: Fraction = 0.3
     targets: tuple[str, ...] | None = None
     hidden: Count = 512
 
@@ -250,7 +257,7 @@ class _Recipe(_Section):
     accumulate: Count = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ema: Fraction | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     license: str | None = None
     data: str | None = None
@@ -260,9 +267,12 @@ class _Recipe(_Section):
     @model_validator(mode="after")
     def _one_length(self) -> "_Recipe":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set either steps or epochs")
+            seen = "neither is there" if self.steps is None else f"not both ({self.steps} and {self.epochs:g})"
+            raise ValueError(f"set either steps or epochs: {seen}")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} parts (accumulate)")
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts: change accumulate"
+            )
         return self
 
     def total_steps(self, samples: int) -> int:
@@ -277,6 +287,8 @@ class TrainRecipe(_Recipe):
 
     Attributes:
         kind: ``adversarial``.
+        original: what the losses compare with; ``encoder`` itself if not given. A training that goes on from an earlier
+            one's result names here what that began as.
         method: see :class:`MethodSection`; a name alone will do.
         attack: see :class:`AttackSection`.
         augment: see :class:`AugmentSection`.
@@ -284,6 +296,7 @@ class TrainRecipe(_Recipe):
     """
 
     kind: Literal["adversarial"] = "adversarial"
+    original: str | None = None
     method: MethodSection
     attack: AttackSection
     augment: AugmentSection = AugmentSection()
@@ -299,7 +312,7 @@ class TrainRecipe(_Recipe):
     def _from_the_start(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         starts = [stage.at for stage in stages]
         if stages and (starts != sorted(set(starts)) or starts[0] != 0):
-            raise ValueError(f"stages begin at 0 and follow each other, these begin at {starts}")
+            raise ValueError(f"the first must begin at 0 and each later than the one before, these begin at {starts}")
         return stages
 
     def size_at(self, step: int, total: int, usual: int) -> int:

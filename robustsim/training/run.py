@@ -1,38 +1,30 @@
 """Runs from beginning to end: a recipe and data go in, a folder that ``RobustSim.from_pretrained`` reads comes out."""
 
 import dataclasses
+import hashlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, Union
 
+import torch
+
 from robustsim import __version__
-from robustsim.data import read_dataset
 from robustsim.encoders.encoder import Encoder
-from robustsim.encoders.load import CONFIG, WEIGHTS, load_encoder, save_encoder
-from robustsim.encoders.weights import whole_file
-from robustsim.errors import DataError, InputError, OutputError
-from robustsim.images.preprocessing import Preprocessing
-from robustsim.training import state
-from robustsim.training.adversarial import Adversarial
-from robustsim.training.classes import find_classes
-from robustsim.training.log import FILE as LOG
-from robustsim.training.log import SKIPPED
-from robustsim.training.loop import Loop, Processes, Task
-from robustsim.training.perceptual import Perceptual, split_triplets
+from robustsim.encoders.load import save_encoder
+from robustsim.encoders.weights import sha256, whole_file
+from robustsim.errors import DataError, InputError
+from robustsim.training.loop import Loop, Task
+from robustsim.training.output import README, held
+from robustsim.training.prepare import prepare_adversarial as prepare_adversarial
+from robustsim.training.prepare import prepare_perceptual as prepare_perceptual
+from robustsim.training.prepare import read_judgements as read_judgements
+from robustsim.training.processes import Processes
 from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
-from robustsim.training.recipe_files import Recipe, dump_recipe, load_recipe
-from robustsim.training.sources import Source, open_source
-from robustsim.training.stream import Shuffle
+from robustsim.training.recipe_files import Recipe, load_recipe
+from robustsim.training.sources import open_source
 
 PathLike: TypeAlias = Union[str, "os.PathLike[str]"]
-RECIPE = "recipe.yaml"
-README = "README.md"
-_OURS = (LOG, SKIPPED, RECIPE, README, CONFIG, WEIGHTS)
-# What may differ between two goes of one run: it does not change the result.
-_FREE = ("checkpoints", "description", "validation.every")
 
 
 def train(
@@ -79,7 +71,12 @@ def train(
     """
     chosen = _recipe(recipe, changes, TrainRecipe)
     source = open_source(data, split=split, classes=None if class_names is None else Path(class_names))
-    judged = None if validation is None else open_source(validation)
+    judged = None if validation is None else open_source(validation, classes=class_names)
+    if chosen.method.method.labels and judged is not None and judged.classes != source.classes:
+        raise DataError(
+            f"the images to judge on, {judged.name}, have {_named(judged.classes)}, and those to train on, "
+            f"{source.name}, have {_named(source.classes)}: their labels would stand for something else"
+        )
     skipped: dict[str, None] = dict.fromkeys(source.problems)
 
     def make(processes: Processes) -> tuple[Task, EncoderMaker]:
@@ -103,9 +100,12 @@ def train(
 
         return task, finish
 
-    return _run(
-        chosen, make, Path(output), f"{source.name}, {len(source)} images", skipped, restart, cpu, tensorboard, progress
-    )
+    what = f"{source.name}, {len(source)} images"
+    if chosen.method.method.labels:
+        what += f", {_named(source.classes)}{_fingerprint(prototypes)}"
+    if judged is not None:
+        what += f"; judged on {judged.name}, {len(judged)} images"
+    return _run(chosen, make, Path(output), what, skipped, restart, cpu, tensorboard, progress)
 
 
 def finetune(
@@ -129,7 +129,7 @@ def finetune(
         output: the run's folder, and the result's.
         changes: as for :func:`train`.
         validation: triplets to judge on meanwhile; without them some of ``data`` are held out.
-        split: of NIGHTS; ``train`` if not given, and ``val`` to judge on.
+        split: of NIGHTS; ``train`` if not given. ``validation`` is read with ``val``.
         restart: as for :func:`train`.
         cpu: as for :func:`train`.
         tensorboard: as for :func:`train`.
@@ -144,28 +144,12 @@ def finetune(
     chosen = _recipe(recipe, changes, FinetuneRecipe)
     skipped: dict[str, None] = {}
 
-    def read(path: PathLike, part: str | None) -> Any:
-        options = {} if part is None else {"split": part}
-        return read_dataset(path, "2afc", on_error=lambda error: skipped.setdefault(str(error)), **options)
-
-    triplets = read(data, split)
-    judged = None if validation is None else read(validation, None)
+    triplets = read_judgements(data, split, report=_reporter(skipped))
+    judged = None if validation is None else read_judgements(validation, None, _reporter(skipped), usual="val")
 
     def make(processes: Processes) -> tuple[Task, EncoderMaker]:
-        if processes.sharded:
-            raise InputError("adapters are too small to be sharded: launch without FSDP")
-        kept, held_out = split_triplets(
-            list(triplets), 0 if judged is not None else chosen.validation.images, chosen.seed
-        )
-        if judged is not None:
-            held_out = [triplet for triplet in judged if triplet.right_share != 0.5]
-        base = load_encoder(chosen.encoder)
-        card = base.card
-        if chosen.preprocessing is not None:
-            pre = Preprocessing(size=card.preprocessing.size, mode=chosen.preprocessing)
-            base.card = dataclasses.replace(card, preprocessing=pre)
-        task = Perceptual(chosen, base, kept, held_out, device=processes.device, report=_reporter(skipped))
-        added = chosen.data or f"{triplets.name} ({len(kept):,} triplets)"
+        task, card, count = prepare_perceptual(chosen, triplets, judged, processes=processes, report=_reporter(skipped))
+        added = chosen.data or f"{triplets.name} ({count:,} triplets)"
         said = f"{card.data}; {added}" if card.data else added
 
         def finish(encoder: Encoder) -> Encoder:
@@ -174,75 +158,12 @@ def finetune(
         return task, finish
 
     what = f"{triplets.name}, {len(triplets)} triplets"
+    if judged is not None:
+        what += f"; judged on {judged.name}, {len(judged)} triplets"
     return _run(chosen, make, Path(output), what, skipped, restart, cpu, tensorboard, progress)
 
 
 EncoderMaker: TypeAlias = Callable[[Encoder], Encoder]
-
-
-def prepare_adversarial(
-    recipe: TrainRecipe,
-    source: Source,
-    judged: Source | None,
-    *,
-    prototypes: PathLike | None,
-    processes: Processes,
-    report: Callable[[str], None],
-) -> tuple[Adversarial, Any]:
-    """The task of a recipe on opened data, and the card of what it starts from.
-
-    Raises:
-        InputError, DataError: what the method needs is not there.
-    """
-    method, options = recipe.method.method, recipe.method.options
-    # Texts are embedded once, and the tower that does it is put away.
-    by_text = method.labels and prototypes is None
-    base = load_encoder(recipe.encoder, text=by_text and _speaks(recipe.encoder))
-    classes = find_classes(base, source.classes, options, prototypes) if method.labels else None
-    if method.tokens and classes is not None and "negative_prompt" in options and classes.negatives is None:
-        raise DataError(f"{method.title} needs `negatives` beside `prototypes` in {os.fspath(prototypes or '')!r}")
-    base.text = None
-    base.card = dataclasses.replace(base.card, text=False)
-    _check_sizes(base, recipe)
-    everything = range(len(source))
-    if judged is not None:
-        kept: Sequence[int] = everything
-        held_out: tuple[Any, Sequence[int]] = (judged, range(min(len(judged), recipe.validation.images or len(judged))))
-    else:
-        count = recipe.validation.images
-        if count >= len(source):
-            raise InputError(
-                f"{count} images cannot be held out of {len(source)}: set validation.images lower (--set "
-                "validation.images=0)"
-            )
-        order = Shuffle(everything, recipe.seed + 1)
-        drawn = [order(place) for place in range(count)]
-        out = set(drawn)
-        kept = everything if not out else [index for index in everything if index not in out]
-        held_out = (source, drawn)
-    task = Adversarial(recipe, base, source, kept, held_out, classes=classes, device=processes.device, report=report)
-    return task, base.card
-
-
-def _speaks(name: str) -> bool:
-    """Whether a model may have a text tower, as far as its name tells."""
-    from robustsim.encoders.card import list_models, load_card
-
-    return name not in list_models() or load_card(name).architecture.library == "open_clip"
-
-
-def _check_sizes(encoder: Encoder, recipe: TrainRecipe) -> None:
-    """Refuse image sizes that the architecture cannot take, before anything runs."""
-    import torch
-
-    for stage in recipe.stages:
-        try:
-            with torch.no_grad():
-                encoder(torch.zeros(1, 3, stage.size, stage.size))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise InputError(
-                f"{encoder.card.name!r} takes no images of {stage.size} x {stage.size} (stages): {error}"
-            ) from None
 
 
 def _recipe(recipe: Any, changes: Sequence[str], kind: Any) -> Any:
@@ -275,96 +196,33 @@ def _run(
     progress: bool,
 ) -> Path:
     processes = Processes(cpu=cpu)
-    with _held(output, processes):
-        if processes.is_main:
-            if restart:
-                _clear(output)
-            _claim(output, recipe, data)
-        processes.wait()
+    # Whatever the caller is differentiating, or not.
+    with torch.inference_mode(False), torch.enable_grad(), held(output, recipe, data, processes, restart=restart):
         task, finish = make(processes)
         loop = Loop(task, recipe, output, processes, skipped=skipped, tensorboard=tensorboard, progress=progress)
-        loop.run()
-        weights = loop.result()
-        if processes.is_main:
+        weights = loop.run()
+
+        def write() -> None:
             encoder = finish(task.encoder(weights))
             save_encoder(encoder, output)
             with whole_file(output / README) as place:
                 place.write_text(encoder.card.to_readme(encoder.card.name), encoding="utf-8")
-        processes.wait()
+
+        processes.on_main(write)
     return output
 
 
-@contextmanager
-def _held(output: Path, processes: Processes) -> Any:
-    """The folder for this run alone."""
-    if not processes.is_main:
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / ".lock", blocking=False)
-        lock.acquire()
-    except Timeout:
-        raise OutputError(
-            f"another process trains into {os.fspath(output)!r}: wait for it, or choose another"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"cannot write into {os.fspath(output)!r}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _named(classes: Sequence[str] | None) -> str:
+    """Classes in a word, which tells others from these."""
+    if classes is None:
+        return "no classes"
+    return f"{len(classes)} classes {hashlib.sha256(repr(list(classes)).encode()).hexdigest()[:8]}"
 
 
-def _clear(output: Path) -> None:
-    """Remove what an earlier run has left; nothing else."""
-    for name in _OURS:
-        (output / name).unlink(missing_ok=True)
-    for path in state.find_checkpoints(output):
-        path.unlink()
-    with suppress(OSError):
-        shutil.rmtree(output / "tensorboard")
-
-
-def _claim(output: Path, recipe: Recipe, data: str) -> None:
-    """Write the resolved recipe, or hold it against that of the run which the folder holds.
-
-    Raises:
-        OutputError: they differ.
-    """
-    path = output / RECIPE
-    text = f"# data: {data}\n{dump_recipe(recipe)}"
-    if path.exists():
-        before = path.read_text(encoding="utf-8")
-        then, now = before.splitlines()[0], text.splitlines()[0]
-        differing = _difference(load_recipe(path), recipe) or (f"data was {then!r}, is {now!r}" if then != now else "")
-        if differing:
-            raise OutputError(
-                f"{os.fspath(output)!r} holds a run that differs: {differing}. Choose another output folder, or begin "
-                "anew with restart (--restart)"
-            )
-    elif state.find_checkpoints(output):
-        raise OutputError(f"{os.fspath(output)!r} holds checkpoints without their {RECIPE}: choose another folder")
-    with whole_file(path) as place:
-        place.write_text(text, encoding="utf-8")
-
-
-def _difference(before: Recipe, now: Recipe) -> str:
-    """The first value in which two recipes differ, among those that matter to the result."""
-    a, b = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    for key in sorted({*a, *b}):
-        free = any(key == name or key.startswith(f"{name}.") for name in (*_FREE, "base", "name"))
-        if not free and a.get(key) != b.get(key):
-            return f"{key} was {a.get(key)!r}, is {b.get(key)!r}"
-    return ""
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix.rstrip("."): values}
-    return {key: value for name, inner in values.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+def _fingerprint(prototypes: PathLike | None) -> str:
+    if prototypes is None or not Path(prototypes).is_file():  # which is refused later, in other words
+        return ""
+    return f", prototypes {sha256(Path(prototypes))[:8]}"
 
 
 def _threat(recipe: TrainRecipe) -> str:

@@ -7,7 +7,7 @@ them, with the step and the rest in the file's own header.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from robustsim.errors import CorruptFileError, OutputError
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
+_DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         CorruptFileError: it is damaged.
+        OutputError: it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -85,9 +87,43 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
             return Checkpoint(int(header["step"]), tensors, json.loads(header["notes"]))
     except (SafetensorError, KeyError, ValueError) as error:
-        raise CorruptFileError(
-            f"{os.fspath(path)!r} is no whole checkpoint ({error}): remove it, and the run goes on from the one before"
-        ) from error
+        raise CorruptFileError(f"{os.fspath(path)!r} is no whole checkpoint ({error})") from error
+    except OSError as error:
+        raise OutputError(f"cannot read {os.fspath(path)!r}: {error.strerror or error}") from error
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Give damaged checkpoints another name, so that they are not taken for checkpoints any more."""
+    for path in paths:
+        with suppress(OSError):
+            path.replace(path.with_name(path.name + _DAMAGED))
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Remove all checkpoints of a run, and the damaged ones.
+
+    Raises:
+        OutputError: one cannot be removed.
+    """
+    folder = output / FOLDER
+    try:
+        for path in [*find_checkpoints(output), *folder.glob(f"step-*{_DAMAGED}")]:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot remove {os.fspath(path)!r}: {error.strerror or error}") from error
+
+
+def remove_unfinished(output: Path, names: Sequence[str]) -> None:
+    """Remove what was being written when a run was killed; nobody else may be writing there.
+
+    Args:
+        output: the run's folder.
+        names: of its files, beside the checkpoints.
+    """
+    found = [path for name in names for path in output.glob(f".{name}.*.part")]
+    for path in [*found, *(output / FOLDER).glob(".step-*.part")]:
+        with suppress(OSError):
+            path.unlink()
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:

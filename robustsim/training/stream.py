@@ -6,6 +6,7 @@ has to be stored to go on exactly, and any number of processes sees what one wou
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -185,25 +186,17 @@ class Stream:
                 # Looked up here, by one thread: an order belongs to one pass through the data.
                 yield from ((position, self._order(position)) for position in span)
 
-        squares = prefetch(self._read, positions(), workers=self._workers, ahead=256)
-        try:
-            first = next(squares, None)
-            while first is not None:
+        squares: Any = prefetch(self._read, positions(), workers=self._workers, ahead=256)
+        with closing(squares):
+            while (first := next(squares, None)) is not None:
                 span = ranges.pop(0)
-                read = [first, *(next(squares) for _ in span[1:])]
-                yield self._batch(read, span)
-                first = next(squares, None)
-        finally:
-            squares.close()  # type: ignore[attr-defined]
+                yield self._batch([first, *(next(squares) for _ in span[1:])], span)
 
     def _batch(self, read: list[_Read], span: range) -> Batch:
         for one in read:
             for message in one.skipped:
                 self._report(message)
-        labels = None
-        if all(one.label is not None for one in read):
-            labels = torch.tensor([one.label for one in read], device=self._device)
-        return Batch(stack_squares([one.square for one in read], self._device), labels, list(span))
+        return _stack([one.square for one in read], [one.label for one in read], list(span), self._device)
 
     def _read(self, wanted: tuple[int, int]) -> _Read:
         position, index = wanted
@@ -219,3 +212,60 @@ class Stream:
                 continue
             return _Read(square, sample.label, tuple(skipped))
         raise DataError(f"{_MOST_BAD} images in a row could not be read, at last {skipped[-1]}")
+
+
+def readable(
+    source: Images,
+    placed: Sequence[tuple[int, int]],
+    augment: Augment,
+    *,
+    size: int,
+    device: torch.device,
+    report: Callable[[str], None],
+    chunk: int,
+) -> Iterator[Batch]:
+    """Batches of images in order, without those that cannot be read.
+
+    Args:
+        source: the images.
+        placed: the position that each is to have, and its index.
+        augment: what is done to each.
+        size: the side of the images.
+        device: where batches go.
+        report: is told of every image that cannot be read.
+        chunk: images in a batch, at most.
+    """
+
+    def read(wanted: tuple[int, int]) -> tuple[int, Tensor, int | None] | str:
+        position, index = wanted
+        try:
+            sample = source.read(index)
+            return position, augment(sample.image, size, random.Random(0)), sample.label
+        except ImageError as error:
+            return str(error)
+
+    pending: list[tuple[int, Tensor, int | None]] = []
+    found: Any = prefetch(read, placed, ahead=4 * chunk)
+    with closing(found):
+        for one in found:
+            if isinstance(one, str):
+                report(one)
+                continue
+            pending.append(one)
+            if len(pending) == chunk:
+                yield _gather(pending, device)
+                pending = []
+        if pending:
+            yield _gather(pending, device)
+
+
+def _gather(read: Sequence[tuple[int, Tensor, int | None]], device: torch.device) -> Batch:
+    positions, squares, labels = zip(*read, strict=True)
+    return _stack(squares, labels, list(positions), device)
+
+
+def _stack(
+    squares: Sequence[Tensor], labels: Sequence[int | None], positions: list[int], device: torch.device
+) -> Batch:
+    known = None if any(label is None for label in labels) else torch.tensor(labels, device=device)
+    return Batch(stack_squares(squares, device), known, positions)
