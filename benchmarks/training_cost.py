@@ -32,7 +32,7 @@ def main() -> None:
         f"stages=[{{at: 0, size: {options.size}}}]",
         "validation.images=0",
     ]
-    recipe, source = load_recipe("fare4-lite", changes), open_source(options.photographs)
+    recipe, source = load_recipe("fare-lite", changes), open_source(options.photographs)
     processes = Processes()
     task, _ = prepare_adversarial(recipe, source, None, prototypes=None, processes=processes, report=print)
     trained = Trained(task.module, recipe, processes)

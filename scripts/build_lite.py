@@ -1,6 +1,6 @@
-"""Make robustsim/encoders/bundled/lite from the result of `robustsim train fare4-lite`, and write its measured scores.
+"""Make robustsim/encoders/bundled/lite from the result of `robustsim train fare-lite`, and write its measured scores.
 
-robustsim train fare4-lite --data nips17/images -o runs/lite
+robustsim train fare-lite --data nips17/images -o runs/lite
 python scripts/build_lite.py runs/lite                          # float16 weights, card, notice
 python scripts/build_lite.py --scores reports                   # scores from `robustsim evaluate`, see docs/training.md
 """

@@ -14,6 +14,7 @@ from torch import nn
 
 from robustsim import EncoderCard, RobustSim
 from robustsim.encoders import Architecture, Head, load_card, load_encoder, save_encoder
+from robustsim.encoders.card import DEFAULT_MODEL
 from robustsim.encoders.encoder import build_encoder
 from robustsim.encoders.heads import ResidualMLP, merge_lora
 from robustsim.encoders.lite import LiteTrunk
@@ -349,7 +350,7 @@ def test_an_mlp_head_changes_the_embedding_and_is_saved(published, tmp_path):
 def test_our_own_layout_comes_first(metric, published, tmp_path):
     folder = layouts.copy(published["vit"][0], tmp_path / "both")
     metric.save_pretrained(folder)
-    assert load_encoder(folder).card.name == "lite-clean"
+    assert load_encoder(folder).card.name == DEFAULT_MODEL
 
 
 def test_revisions_are_for_the_hub(published):

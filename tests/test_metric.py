@@ -13,6 +13,7 @@ from torch import nn
 
 import robustsim
 from robustsim import RobustSim
+from robustsim.encoders.card import DEFAULT_MODEL
 from robustsim.errors import CardError, InputError, ModelNotFoundError
 from tests.conftest import EXAMPLES
 
@@ -462,7 +463,7 @@ def test_save_keeps_the_text_tower(published, tmp_path):
 def test_text_on_request_only(metric, published):
     with pytest.raises(InputError, match=r"loaded without a text tower: load it with text=True"):
         RobustSim.from_pretrained(published["vit"][0], device="cpu").embed_text("a cat")
-    with pytest.raises(InputError, match=r"'lite-clean' has no text tower"):
+    with pytest.raises(InputError, match=f"'{DEFAULT_MODEL}' has no text tower"):
         metric.embed_text("a cat")
     with pytest.raises(InputError, match=r"has no text tower"):
         RobustSim.from_pretrained(text=True)

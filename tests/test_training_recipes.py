@@ -99,7 +99,7 @@ PAPERS = {
     "mlp-2afc": {**NIGHTS, "epochs": 20, "batch_size": 512, "adapter.name": "mlp", "adapter.hidden": 512},
 }
 # Our own, for which there is no paper.
-OWN = {"fare4-lite"}
+OWN = {"fare-lite"}
 
 
 def value(recipe, key):
@@ -173,9 +173,9 @@ def test_methods_have_the_papers_options_where_a_recipe_says_nothing():
 
 
 def test_the_kind_decides_what_a_recipe_is():
-    assert isinstance(load_recipe("fare4-lite"), TrainRecipe)
+    assert isinstance(load_recipe("fare-lite"), TrainRecipe)
     assert isinstance(load_recipe("lora-2afc"), FinetuneRecipe)
-    assert (load_recipe("fare4-lite").kind, load_recipe("mlp-2afc").kind) == ("adversarial", "2afc")
+    assert (load_recipe("fare-lite").kind, load_recipe("mlp-2afc").kind) == ("adversarial", "2afc")
 
 
 # --- there and back
@@ -292,8 +292,8 @@ def test_a_file_is_built_on_a_file_beside_it(write, monkeypatch, tmp_path):
 
 
 def test_a_file_may_be_called_like_the_recipe_it_is_built_on(write):
-    assert load_recipe(write("base: fare4-lite\nseed: 5\n", "fare4-lite.yaml")).seed == 5
-    assert load_recipe("fare4-lite").seed == 0
+    assert load_recipe(write("base: fare-lite\nseed: 5\n", "fare-lite.yaml")).seed == 5
+    assert load_recipe("fare-lite").seed == 0
 
 
 def test_another_method_takes_no_options_from_the_base(write):
@@ -316,7 +316,7 @@ def test_another_optimiser_keeps_the_rest_of_its_section(write):
 def test_steps_take_the_place_of_epochs_and_the_other_way_round(write):
     recipe = load_recipe(write("base: lora-2afc\nsteps: 7\n"))
     assert (recipe.steps, recipe.epochs) == (7, None)
-    recipe = load_recipe(write("base: fare4-lite\nepochs: 0.5\n"))
+    recipe = load_recipe(write("base: fare-lite\nepochs: 0.5\n"))
     assert (recipe.steps, recipe.epochs) == (None, 0.5)
 
 
@@ -480,7 +480,7 @@ def test_every_mistake_is_told_at_once(write):
         ("", r" holds no keys: a recipe is a mapping"),
         ("# nothing\n", r" holds no keys"),
         ("- a\n- b\n", r" holds no keys"),
-        ("fare4-lite\n", r" holds no keys"),
+        ("fare-lite\n", r" holds no keys"),
     ],
 )
 def test_what_is_no_recipe_at_all(text, message, write):

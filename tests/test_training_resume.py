@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from filelock import FileLock
+from torch import nn
 
 from robustsim.errors import CorruptFileError, OutputError, TrainingError
 from robustsim.training import Stopped, finetune, train
@@ -122,6 +123,9 @@ def test_killed_fine_tuning_on_judgements_ends_with_the_same_weights(tmp_path, s
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_after_the_step_with_everything_saved(tmp_path, data, number, monkeypatch):
+    """And it goes on to the same bits, with dropout too."""
+    dropping = trainings.use(lambda: trainings.encoder(nn.Dropout(0.3)))
+    monkeypatch.setattr(*dropping)
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     train(recipe(), data, tmp_path / "undisturbed", **QUIET)
     with_signal(monkeypatch, 7, number)
@@ -131,7 +135,7 @@ def test_a_signal_ends_it_after_the_step_with_everything_saved(tmp_path, data, n
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert find_checkpoints(tmp_path / "out")[-1].name == "step-000000007.safetensors"
     monkeypatch.undo()
-    monkeypatch.setattr(*trainings.use())
+    monkeypatch.setattr(*dropping)
     train(recipe(), data, tmp_path / "out", **QUIET)
     assert same(weights(tmp_path / "out"), weights(tmp_path / "undisturbed"))
     assert without_times(tmp_path / "out") == without_times(tmp_path / "undisturbed")
@@ -339,7 +343,7 @@ def test_other_data_or_another_encoder_in_the_same_folder_are_refused(tmp_path, 
     with pytest.raises(OutputError, match=r"judged on more, 15 images"):
         train(recipe(), data, tmp_path / "out", validation=more, **QUIET)
     monkeypatch.setattr(*trainings.use(lambda: trainings.encoder(seed=1)))
-    with pytest.raises(OutputError, match=r"'small' is another encoder than when the run in .* began"):
+    with pytest.raises(OutputError, match=r"'small', or its original, is another encoder than when the run in .* began"):
         train(recipe(), data, tmp_path / "out", **QUIET)
 
 

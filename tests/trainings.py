@@ -35,7 +35,8 @@ class Trunk(nn.Module):
 
 
 def encoder(*between, seed=0):
-    trunk = Trunk(*between)
+    with torch.random.fork_rng():
+        trunk = Trunk(*between)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trunk.parameters():

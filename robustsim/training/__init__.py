@@ -2,7 +2,7 @@
 
 A recipe and a folder of images go in, a folder that :meth:`robustsim.RobustSim.from_pretrained` reads comes out::
 
-    train("fare4-lite", "photographs", "my-metric", changes=["steps=2000"])
+    train("fare-lite", "photographs", "my-metric", changes=["steps=2000"])
     metric = RobustSim.from_pretrained("my-metric")
 
 Methods are data and pure functions (:mod:`robustsim.training.methods`, :mod:`robustsim.training.losses`), recipes are

@@ -119,7 +119,7 @@ class Adversarial:
         encoder.requires_grad_(True)
         if encoder.text is not None:
             raise InputError("the text tower is not trained: load the encoder without it")
-        self.began_as = state_sha256(encoder)
+        self.began_as = " ".join(state_sha256(one) for one in (encoder, original) if one is not None)
         # What the result is made of: neither wrapped, sharded nor compiled.
         self._blank = copy.deepcopy(encoder)
         original = self._blank if original is None else original

@@ -43,7 +43,7 @@ class Task(Protocol):
         unit: what a sample is called.
         samples: how many there are to train on.
         total: updates in all.
-        began_as: the SHA-256 of the weights that it starts from.
+        began_as: the SHA-256 of the weights that it starts from, and of those that it compares with.
         device: where everything happens.
         module: what is trained; its parameters that require gradients are.
     """
@@ -331,8 +331,8 @@ class Loop:
         notes = state.notes
         if notes.get("began_as", self.task.began_as) != self.task.began_as:
             raise OutputError(
-                f"{self.recipe.encoder!r} is another encoder than when the run in {os.fspath(self.output)!r} began: "
-                "choose another output folder, or begin anew with restart (--restart)"
+                f"{self.recipe.encoder!r}, or its original, is another encoder than when the run in "
+                f"{os.fspath(self.output)!r} began: choose another output folder, or begin anew with restart (--restart)"
             )
         self._trained.load(state, self.output)
         self._skipped.resume(notes["skipped"])

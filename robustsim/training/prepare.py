@@ -8,10 +8,9 @@ from typing import Any, TypeAlias, Union
 import torch
 
 from robustsim.data import find_layout, read_dataset
-from robustsim.encoders.card import list_models, load_card
 from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.load import load_encoder
-from robustsim.errors import DataError, InputError
+from robustsim.errors import DataError, InputError, WeightsError
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.training.adversarial import Adversarial
 from robustsim.training.classes import find_classes
@@ -39,13 +38,16 @@ def prepare_adversarial(
         InputError, DataError: what the method needs is not there.
     """
     method, options = recipe.method.method, recipe.method.options
-    # Texts are embedded once, and the tower that does it is put away.
     by_text = method.labels and prototypes is None
-    base = load_encoder(recipe.encoder, text=by_text and _speaks(recipe.encoder))
-    classes = find_classes(base, source.classes, options, prototypes) if method.labels else None
+    base = _load(recipe.encoder, text=by_text and recipe.original is None)
+    original = None if recipe.original is None else _load(recipe.original, text=by_text)
+    classes = find_classes(original or base, source.classes, options, prototypes) if method.labels else None
     if method.tokens and classes is not None and "negative_prompt" in options and classes.negatives is None:
         raise DataError(f"{method.title} needs `negatives` beside `prototypes` in {os.fspath(prototypes or '')!r}")
-    base.text = None
+    # Texts are embedded once, and the tower that does it is put away.
+    for one in (base, original):
+        if one is not None:
+            one.text = None
     base.card = dataclasses.replace(base.card, text=False)
     _check_sizes(base, recipe)
     everything = range(len(source))
@@ -73,7 +75,7 @@ def prepare_adversarial(
         source,
         kept,
         held_out,
-        original=None if recipe.original is None else load_encoder(recipe.original),
+        original=original,
         classes=classes,
         device=processes.device,
         report=report,
@@ -128,9 +130,14 @@ def prepare_perceptual(
     return task, card, len(kept)
 
 
-def _speaks(name: str) -> bool:
-    """Whether a model may have a text tower, as far as its name tells."""
-    return name not in list_models() or load_card(name).architecture.library == "open_clip"
+def _load(name: str, *, text: bool) -> Encoder:
+    """An encoder, with its text tower where that is wanted and there is one."""
+    if text:
+        try:
+            return load_encoder(name, text=True)
+        except (InputError, WeightsError):  # what it wants instead, find_classes says
+            pass
+    return load_encoder(name)
 
 
 def _check_sizes(encoder: Encoder, recipe: TrainRecipe) -> None:

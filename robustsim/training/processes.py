@@ -21,6 +21,7 @@ class Processes:
         device: this process's.
         rank: this process's number.
         world: how many there are.
+        sharded: whether weights are spread over them (FSDP).
 
     Args:
         cpu: work on the CPU even where there is a GPU.
@@ -32,7 +33,7 @@ class Processes:
 
     def __init__(self, *, cpu: bool = False) -> None:
         try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+            from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
         except ImportError as error:
             raise MissingDependencyError('training needs accelerate: pip install "robustsim[training]"') from error
         none = not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -48,8 +49,12 @@ class Processes:
             )
         except ValueError as error:
             raise InputError(f"accelerate cannot train here: {error}") from error
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:  # which the second Accelerator of a process forgets
+            self.accelerator.state.distributed_type = DistributedType.FSDP
+        self.sharded = plugin is not None
         kind = self.accelerator.distributed_type.name
-        if kind in _FOREIGN or (self.sharded and not getattr(self.accelerator, "is_fsdp2", False)):
+        if kind in _FOREIGN or (plugin is not None and getattr(plugin, "fsdp_version", 1) != 2):
             raise InputError(
                 f"accelerate was launched for {'the first version of FSDP' if self.sharded else kind}: launch it with "
                 "--multi_gpu, or with --use_fsdp --fsdp_version 2"
@@ -62,11 +67,6 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this one writes."""
         return self.rank == 0
-
-    @property
-    def sharded(self) -> bool:
-        """Whether weights are spread over the processes (FSDP)."""
-        return getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, torch.optim.Optimizer]:
         """A module as all processes train it together, and its optimiser."""

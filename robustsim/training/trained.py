@@ -116,6 +116,14 @@ class Trained:
         with torch.no_grad():
             for value, (_, weight) in zip(values, self._named, strict=True):
                 weight.copy_(value)
+        self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
+        """Where weights are sharded, the last forward pass may have left them whole: these are of before."""
+        if self._processes.sharded:
+            for part in self.module.modules():
+                if hasattr(part, "reshard"):
+                    part.reshard()
 
     def _weights(self) -> dict[str, Tensor]:
         if not self._processes.sharded:
@@ -158,6 +166,7 @@ class Trained:
 
             options = tools.StateDictOptions(full_state_dict=True, strict=False)
             tools.set_model_state_dict(self.module, dict[str, Any](weights), options=options)
+            self._forget_gathered()
             return
         self._put([weights[name] for name, _ in self._named])
 
