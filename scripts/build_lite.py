@@ -54,7 +54,7 @@ def score(reports: Path) -> None:
         scores[f"{kind}_clean"] = round(100 * report.results["accuracy"]["value"], 1)
         for threat in report.threats:
             size = threat["eps"].replace("/255", "")
-            scores[f"{kind}_{threat['norm']}_{size}"] = round(100 * threat["value"], 1)
+            scores[f"{kind}_{threat['norm']}_{size}"] = round(100 * threat["accuracy"]["value"], 1)
     if not scores:
         raise SystemExit(f"no report in {reports} is on the weights {checksum[:12]}...")
     encoder.card = dataclasses.replace(encoder.card, scores=scores)

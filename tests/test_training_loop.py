@@ -537,6 +537,14 @@ def test_the_result_is_a_metric_that_goes_to_the_hub_and_back(tmp_path, data, li
     assert back.card.training == card.training
 
 
+def test_people_are_told_on_standard_error(tmp_path, data, capsys):
+    train(recipe(), data, tmp_path / "out", progress=True, tensorboard=False, cpu=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "step 6: clean_cosine 0." in err
+    assert "48/48" in err
+
+
 def test_curves_go_to_tensorboard(tmp_path, data):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

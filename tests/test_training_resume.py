@@ -245,6 +245,26 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(tmp_path, da
     assert not list((tmp_path / "out" / "checkpoints").glob("*.damaged"))
 
 
+def test_what_was_being_written_when_it_was_killed_is_removed(tmp_path, data, monkeypatch):
+    stop_after(monkeypatch, 8)
+    with pytest.raises(Stopped):
+        train(recipe(), data, tmp_path / "out", **QUIET)
+    monkeypatch.undo()
+    monkeypatch.setattr(*trainings.use())
+    checkpoints = tmp_path / "out" / "checkpoints"
+    left = [
+        checkpoints / ".step-000000010.safetensors.77-ab12.part",
+        checkpoints / ".tmpAb12Cd",  # safetensors' own
+        tmp_path / "out" / ".tmpAb12Cd",
+        tmp_path / "out" / ".log.jsonl.77-ab12.part",
+    ]
+    mine = [tmp_path / "out" / ".mine.part", tmp_path / "out" / ".tmp-of-mine"]
+    for path in left + mine:
+        path.write_text("half")
+    train(recipe(), data, tmp_path / "out", **QUIET)
+    assert [path for path in left + mine if path.exists()] == mine
+
+
 def test_where_no_checkpoint_is_whole_it_says_what_to_do(tmp_path, data, monkeypatch):
     stop_after(monkeypatch, 8)
     with pytest.raises(Stopped):
@@ -343,7 +363,9 @@ def test_other_data_or_another_encoder_in_the_same_folder_are_refused(tmp_path, 
     with pytest.raises(OutputError, match=r"judged on more, 15 images"):
         train(recipe(), data, tmp_path / "out", validation=more, **QUIET)
     monkeypatch.setattr(*trainings.use(lambda: trainings.encoder(seed=1)))
-    with pytest.raises(OutputError, match=r"'small', or its original, is another encoder than when the run in .* began"):
+    with pytest.raises(
+        OutputError, match=r"'small', or its original, is another encoder than when the run in .* began"
+    ):
         train(recipe(), data, tmp_path / "out", **QUIET)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -107,7 +108,7 @@ class Log:
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
         if self._bar is not None:
-            self._bar.write(text)
+            self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Put everything away."""

@@ -332,7 +332,7 @@ class Loop:
         if notes.get("began_as", self.task.began_as) != self.task.began_as:
             raise OutputError(
                 f"{self.recipe.encoder!r}, or its original, is another encoder than when the run in "
-                f"{os.fspath(self.output)!r} began: choose another output folder, or begin anew with restart (--restart)"
+                f"{os.fspath(self.output)!r} began: choose another folder, or begin anew with restart (--restart)"
             )
         self._trained.load(state, self.output)
         self._skipped.resume(notes["skipped"])

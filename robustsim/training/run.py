@@ -65,7 +65,8 @@ def train(
 
     Raises:
         RecipeError, InputError, DataError: what does not fit, before anything runs.
-        OutputError: the folder holds another run, or cannot be written.
+        OutputError: the folder holds another run, or something else, or cannot be written.
+        CorruptFileError: no checkpoint of the run is whole.
         TrainingError: the loss is not finite any more.
         Stopped: a signal; the state is saved.
     """
@@ -77,7 +78,7 @@ def train(
             f"the images to judge on, {judged.name}, have {_named(judged.classes)}, and those to train on, "
             f"{source.name}, have {_named(source.classes)}: their labels would stand for something else"
         )
-    skipped: dict[str, None] = dict.fromkeys(source.problems)
+    skipped: dict[str, None] = dict.fromkeys([*source.problems, *(() if judged is None else judged.problems)])
 
     def make(processes: Processes) -> tuple[Task, EncoderMaker]:
         task, base = prepare_adversarial(
@@ -157,7 +158,7 @@ def finetune(
 
         return task, finish
 
-    what = f"{triplets.name}, {len(triplets)} triplets"
+    what = f"{triplets.name}, {len(triplets)} triplets" + ("" if split is None else f", split {split}")
     if judged is not None:
         what += f"; judged on {judged.name}, {len(judged)} triplets"
     return _run(chosen, make, Path(output), what, skipped, restart, cpu, tensorboard, progress)

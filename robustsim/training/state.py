@@ -22,6 +22,8 @@ from robustsim.errors import CorruptFileError, OutputError
 FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
 _DAMAGED = ".damaged"
+# What safetensors calls a file until it is whole.
+_UNFINISHED = re.compile(r"^\.tmp[A-Za-z0-9]{6}$")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,11 @@ def remove_unfinished(output: Path, names: Sequence[str]) -> None:
         names: of its files, beside the checkpoints.
     """
     found = [path for name in names for path in output.glob(f".{name}.*.part")]
-    for path in [*found, *(output / FOLDER).glob(".step-*.part")]:
+    found += (output / FOLDER).glob(".step-*.part")
+    found += [
+        path for path in (*output.glob(".tmp*"), *(output / FOLDER).glob(".tmp*")) if _UNFINISHED.match(path.name)
+    ]
+    for path in found:
         with suppress(OSError):
             path.unlink()
 
