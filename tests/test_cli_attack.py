@@ -39,10 +39,10 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The bundled model, made to look at fewer pixels; and at the middle alone."""
+    """The bundled clean model, which a few steps move, made to look at fewer pixels; and at the middle alone."""
     root = tmp_path_factory.mktemp("models")
     for mode in ("squash", "shortest"):
-        metric = RobustSim.from_pretrained(device="cpu")
+        metric = RobustSim.from_pretrained("lite-clean", device="cpu")
         preprocessing = Preprocessing(mode=mode, size=64)
         metric.encoder.card = replace(metric.card, name=mode, preprocessing=preprocessing)
         metric.save_pretrained(root / mode)
@@ -153,7 +153,7 @@ def test_the_file_keeps_the_budget_and_its_distance_is_told(run, tmp_path, metri
     assert distance > 0.01
     assert f"{distance:.4f}" in told
     assert f"{distance:.4f}" in run("compare", image, out)[1]
-    assert "names no training against tampering" in told
+    assert "against tampering" in told
 
 
 def test_json_is_one_document(run, small, tmp_path, metric):

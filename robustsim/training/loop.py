@@ -296,7 +296,9 @@ class Loop:
         """Write a checkpoint, if everything in it is finite."""
         tensors = self._trained.state()
         if any(row[0] for row in self.processes.everyones(float(not finite(tensors)))):
-            raise self._spoilt(done, "a weight, or what the optimiser remembers of it, is not finite")
+            # On a GPU the loss that has done it may not have been looked at yet.
+            step = done if self._tally.bad < 0 else self._tally.bad + 1
+            raise self._spoilt(step, "a weight, or what the optimiser remembers of it, is not finite")
         skipped = self._skipped.share()
         notes = {"seconds": seconds, "skipped": skipped, "began_as": self.task.began_as, **self._tally.notes()}
 
