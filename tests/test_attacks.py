@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustsim import RobustSim
 from robustsim.attacks import (
     APGD,
     FAB,
@@ -359,7 +360,8 @@ def test_the_choice_of_the_metric_is_turned_around(metric, perturb):
     assert float((result.images - objective.images).abs().max()) <= 4 / 255 + 1e-6
 
 
-def test_embeddings_are_moved(metric):
+def test_embeddings_are_moved():
+    metric = RobustSim.from_pretrained("lite-clean", device="cpu")
     image, target = (metric.preprocess(f"examples/{name}") for name in ("chelsea.png", "coffee.png"))
     apart = float(metric.distance(image, target))
     away = APGD(**LINF, steps=10, generator=generator())(Untargeted(metric.embed_pixels, image), image)

@@ -94,7 +94,7 @@ def test_a_trained_encoder_withstands_what_fooled_it_before(tmp_path, clean, pic
     after = accuracy(out, pictures, prototypes, eps)
     with capsys.disabled():
         print(f"\n{method}: clean {before[0]:.3f} -> {after[0]:.3f}, at linf 1/255 {before[1]:.3f} -> {after[1]:.3f}")
-    # Of 200 pictures, 0.07 is twice the standard deviation of a share of one half.
+    # Of 200 pictures, such a share has a standard deviation of 0.035 at most, and the difference of two of 0.05.
     assert before[1] < 0.10
     assert after[1] > before[1] + 0.15
-    assert after[0] > 0.25
+    assert after[0] > before[0] - 0.15
