@@ -66,7 +66,7 @@ def rehearse_train(
     if not isinstance(chosen, TrainRecipe):
         raise InputError(f"the recipe {chosen.name!r} is of kind {chosen.kind!r}: it goes with `finetune`")
     source = open_source(data, split=split, classes=class_names)
-    judged = None if validation is None else open_source(validation)
+    judged = None if validation is None else open_source(validation, classes=class_names)
     processes = Processes(cpu=cpu)
     task, _ = prepare_adversarial(
         chosen, source, judged, prototypes=prototypes, processes=processes, report=lambda message: None
@@ -92,7 +92,7 @@ def rehearse_finetune(
     if not isinstance(chosen, FinetuneRecipe):
         raise InputError(f"the recipe {chosen.name!r} is of kind {chosen.kind!r}: it goes with `train`")
     triplets = read_judgements(data, split)
-    judged = None if validation is None else read_judgements(validation, None)
+    judged = None if validation is None else read_judgements(validation, None, usual="val")
     processes = Processes(cpu=cpu)
     task, _, _ = prepare_perceptual(chosen, triplets, judged, processes=processes, report=lambda message: None)
     return dump_recipe(chosen), measure(chosen, task, len(task.held_out), processes)
