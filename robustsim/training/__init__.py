@@ -16,11 +16,11 @@ from robustsim.lazy import lazy_names
 if TYPE_CHECKING:
     from robustsim.training.attention import complementary_attention, text_guided_attention
     from robustsim.training.classes import image_classes, load_classes, save_classes, text_classes
-    from robustsim.training.loop import Stopped
     from robustsim.training.methods import METHODS, Classes, Method, Views
     from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
     from robustsim.training.recipe_files import dump_recipe, list_recipes, load_recipe
     from robustsim.training.run import finetune, train
+    from robustsim.training.signals import Stopped
     from robustsim.training.sources import Sample, Source, open_source
 
 __all__ = [  # noqa: RUF022 - in plain order, as everywhere
@@ -56,7 +56,7 @@ __getattr__, __dir__ = lazy_names(
         "Method": "methods",
         "Sample": "sources",
         "Source": "sources",
-        "Stopped": "loop",
+        "Stopped": "signals",
         "TrainRecipe": "recipe",
         "Views": "methods",
         "complementary_attention": "attention",

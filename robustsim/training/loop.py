@@ -14,12 +14,11 @@ from robustsim.encoders.weights import whole_file
 from robustsim.errors import CorruptFileError, InputError, ObjectiveError, OutputError, TrainingError
 from robustsim.training.clock import Clock
 from robustsim.training.log import SKIPPED, Log
-from robustsim.training.processes import Processes as Processes
+from robustsim.training.processes import Processes
 from robustsim.training.recipe_files import Recipe
 from robustsim.training.schedule import learning_rate
 from robustsim.training.seeds import own_random_numbers, seed
-from robustsim.training.signals import Signals
-from robustsim.training.signals import Stopped as Stopped
+from robustsim.training.signals import Signals, Stopped
 from robustsim.training.state import (
     Checkpoint,
     find_checkpoints,

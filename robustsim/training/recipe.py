@@ -180,7 +180,7 @@ class ValidationSection(_Section):
 
     Attributes:
         every: steps between them; 0 for none but at the end.
-        images: how many are held out where no data for this are given.
+        images: how many are held out; of data that are given for this, how many are drawn, 0 for all.
         steps: of the attack, which has the training's final radius.
     """
 

@@ -16,9 +16,7 @@ from robustsim.encoders.weights import sha256, whole_file
 from robustsim.errors import DataError, InputError
 from robustsim.training.loop import Loop, Task
 from robustsim.training.output import README, held
-from robustsim.training.prepare import prepare_adversarial as prepare_adversarial
-from robustsim.training.prepare import prepare_perceptual as prepare_perceptual
-from robustsim.training.prepare import read_judgements as read_judgements
+from robustsim.training.prepare import prepare_adversarial, prepare_perceptual, read_judgements
 from robustsim.training.processes import Processes
 from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
 from robustsim.training.recipe_files import Recipe, load_recipe
