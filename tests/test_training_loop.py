@@ -170,6 +170,27 @@ def test_the_result_is_the_average_that_the_formula_says(tmp_path, data, monkeyp
         assert not torch.equal(weights(out)[name], states[-1][f"student.{name}"])
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_relative_rate_is_a_share_of_each_tensors_size(tmp_path, data, monkeypatch, relative):
+    """Adam's first step is the rate, wherever there is a gradient: so it shows what the rate is."""
+
+    def begun():
+        made = encoder()
+        with torch.no_grad():
+            for index, weight in enumerate(made.parameters()):
+                weight.mul_(10.0 ** (index % 3 - 1))
+            made.trunk.first.bias.zero_()
+        return made
+
+    monkeypatch.setattr(*trainings.use(begun))
+    optimizer = {"lr": 1e-3, "relative": relative, "schedule": "constant"}
+    out = train(recipe(steps=1, optimizer=optimizer, validation={"images": 0}), data, tmp_path / "out", **QUIET)
+    result = weights(out)
+    for name, weight in begun().named_parameters():
+        size = max(1e-3, weight.square().mean().sqrt().item()) if relative else 1.0
+        assert (result[name] - weight).abs().max().item() == pytest.approx(1e-3 * size, rel=2e-2), name
+
+
 def test_training_makes_the_attacks_loss_fall(tmp_path, data):
     out = train(recipe(steps=60, optimizer={"lr": 3e-3}), data, tmp_path / "out", **QUIET)
     losses = [entry["loss"] for entry in lines(out)]

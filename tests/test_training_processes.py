@@ -23,7 +23,10 @@ from tests.trainings import finetune_recipe, furthest, pictures, recipe, weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHARED = {"cpu": True, "progress": False, "tensorboard": False}
-PLAIN = {"ema": 0.9, "accumulate": 2, "steps": 25, "validation": {"every": 6, "images": 5, "steps": 2}}
+PLAIN = {
+    "optimizer": {"lr": 1e-2, "relative": True, "weight_decay": 1e-2, "warmup_steps": 2, "clip_norm": 1.0},
+    "ema": 0.9, "accumulate": 2, "steps": 25, "validation": {"every": 6, "images": 5, "steps": 2},
+}  # fmt: skip
 LORA = {"adapter": {"name": "lora", "r": 2, "dropout": 0.0, "targets": ["last"]}}
 
 # Every line of `told` is what one process has seen.

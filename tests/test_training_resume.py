@@ -44,6 +44,11 @@ WAYS = {
         "checkpoints": {"minutes": 1e-3},
         "optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0.9},
     },
+    "by the size of each tensor": {
+        "steps": 30,
+        "checkpoints": {"every": 4},
+        "optimizer": {"lr": 1e-2, "relative": True},
+    },
 }
 
 

@@ -124,6 +124,9 @@ class OptimizerSection(_Section):
     Attributes:
         name: ``adamw``, ``adam`` or ``sgd``.
         lr: the learning rate after the warm-up.
+        relative: ``lr`` is a share of each tensor's own size, the root mean square of its values when the run begins,
+            as in Adafactor. For weights of very different sizes, such as those that batch norms were folded into: one
+            rate for all would hardly move the first layers and shake the last.
         weight_decay: of all parameters.
         betas: of Adam.
         momentum: of SGD.
@@ -134,6 +137,7 @@ class OptimizerSection(_Section):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive
+    relative: bool = False
     weight_decay: Weight = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     momentum: Fraction = 0.0

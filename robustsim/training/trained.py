@@ -44,9 +44,9 @@ class Trained:
     # -- a step
 
     def begin(self, rate: float) -> None:
-        """Train mode, no gradients, and this learning rate."""
+        """Train mode, no gradients, and this learning rate; times each tensor's size where it is relative."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["size"]
         self.module.train()
         for part in self.module.modules():
             # Running statistics stay those of the original: adversarial batches must not move them.
@@ -180,9 +180,9 @@ class Trained:
                 return
             from torch.distributed.checkpoint import state_dict as tools
 
-            names = [name for name, _ in self._named]
+            names = {id(one): name for name, one in self._named}
             groups = [
-                {**{key: value for key, value in group.items() if key != "params"}, "params": names}
+                {**group, "params": [names[id(one)] for one in group["params"]]}
                 for group in self._optimizer.param_groups
             ]
             state: Any = {"state": kept, "param_groups": groups}
@@ -200,7 +200,15 @@ class Trained:
 
 def _optimizer(recipe: Recipe, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
     chosen = recipe.optimizer
+    groups: list[dict[str, Any]] = [{"params": weights, "size": 1.0}]
+    if chosen.relative:
+        groups = [{"params": [one], "size": _size(one)} for one in weights]
     if chosen.name == "sgd":
-        return torch.optim.SGD(weights, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay)
+        return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay)
     kind = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
-    return kind(weights, lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay)
+    return kind(groups, lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay)
+
+
+def _size(weight: Tensor) -> float:
+    """The root mean square of a tensor, at least 1e-3, so that zeros move too (Adafactor, Shazeer and Stern 2018)."""
+    return max(1e-3, float(weight.detach().double().square().mean().sqrt()))
