@@ -99,7 +99,7 @@ PAPERS = {
     "mlp-2afc": {**NIGHTS, "epochs": 20, "batch_size": 512, "adapter.name": "mlp", "adapter.hidden": 512},
 }
 # Our own, for which there is no paper.
-OWN = {"fare-lite"}
+OWN = {"fare-lite", "fare4-lite"}
 
 
 def value(recipe, key):
@@ -369,7 +369,7 @@ MISTAKES = [
     # unknown keys
     ("steps: 10", "stebs: 10", 7, "unknown key 'stebs'; did you mean 'steps'"),
     ("  lr: 1.0e-4", "  lr: 1\n  momentun: 1", 7, "unknown key 'optimizer.momentun'; did you mean 'momentum'"),
-    ("  lr: 1.0e-4", "  lr: 1\n  zzz: 0", 7, "unknown key 'optimizer.zzz'; known: name, lr, weight_decay"),
+    ("  lr: 1.0e-4", "  lr: 1\n  zzz: 0", 7, "unknown key 'optimizer.zzz'; known: name, lr, relative, weight_decay"),
     ("method: fare", "method: {name: fare, aplha: 1}", 2, "unknown key 'method.aplha'; did you mean 'alpha'"),
     ("steps: 10", "stages: [{at: 0, sise: 64}]", 7, "unknown key 'stages.0.sise'; did you mean 'size'"),
     ("steps: 10", "adapter: lora", 7, "unknown key 'adapter': it belongs to recipes of the kind 2afc"),

@@ -16,6 +16,7 @@ from robustsim.lazy import lazy_names
 if TYPE_CHECKING:
     from robustsim.training.attention import complementary_attention, text_guided_attention
     from robustsim.training.classes import image_classes, load_classes, save_classes, text_classes
+    from robustsim.training.interpolation import interpolate_encoders
     from robustsim.training.methods import METHODS, Classes, Method, Views
     from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
     from robustsim.training.recipe_files import dump_recipe, list_recipes, load_recipe
@@ -37,6 +38,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "dump_recipe",
     "finetune",
     "image_classes",
+    "interpolate_encoders",
     "list_recipes",
     "load_classes",
     "load_recipe",
@@ -63,6 +65,7 @@ __getattr__, __dir__ = lazy_names(
         "dump_recipe": "recipe_files",
         "finetune": "run",
         "image_classes": "classes",
+        "interpolate_encoders": "interpolation",
         "list_recipes": "recipe_files",
         "load_classes": "classes",
         "load_recipe": "recipe_files",
