@@ -1,7 +1,9 @@
-"""Make robustsim/encoders/bundled/lite from the result of `robustsim train fare-lite`, and write its measured scores.
+"""Make robustsim/encoders/bundled/lite from what two recipes have trained, and write its measured scores.
 
-robustsim train fare-lite --data nips17/images -o runs/lite
-python scripts/build_lite.py runs/lite                          # float16 weights, card, notice
+robustsim train fare-lite --data nips17/images -o runs/first
+python scripts/build_lite.py runs/first -o runs/start           # float16 weights, card, notice
+robustsim train fare4-lite --data nips17/images -o runs/lite --set encoder=runs/start
+python scripts/build_lite.py runs/lite --share 0.9              # the same into the package, nine tenths of the way
 python scripts/build_lite.py --scores reports                   # scores from `robustsim evaluate`, see docs/training.md
 """
 
@@ -10,8 +12,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import robustsim
 from robustsim.encoders import load_encoder, save_encoder
 from robustsim.evaluation import load_report
+from robustsim.training import interpolate_encoders
 
 BUNDLED = Path(__file__).parents[1] / "robustsim" / "encoders" / "bundled" / "lite"
 DATA = (
@@ -21,9 +25,10 @@ DATA = (
 NOTICE = """lite: the weights in model.safetensors
 
 EfficientNet-Lite0 as in lite-clean (see its NOTICE), Apache License 2.0, fine-tuned adversarially with robustsim
-(FARE, recipe {recipe}, seed {seed}, {steps} steps) on the 1,000 photographs of the development set of the NIPS 2017
-competition on adversarial attacks and defences (Kurakin et al. 2018), each published under CC BY 2.0 by the author
-named in the set's own list. No photograph is contained in this package.
+(FARE; {how})
+on the 1,000 photographs of the development set of the NIPS 2017 competition on adversarial attacks and defences
+(Kurakin et al. 2018), each published under CC BY 2.0 by the author named in the set's own list. No photograph is
+contained in this package.
 
 Changes: all weights fine-tuned, values rounded to float16. docs/training.md names the commands that make them.
 config.json names the file's SHA-256.
@@ -32,12 +37,33 @@ The Apache License 2.0 is the LICENSE file that comes with robustsim.
 """
 
 
-def build(run: Path) -> None:
-    encoder = load_encoder(run).half()
-    card = encoder.card
-    encoder.card = dataclasses.replace(card, name="lite", data=DATA, license="Apache-2.0", scores={})
-    save_encoder(encoder, BUNDLED)
-    (BUNDLED / "NOTICE").write_text(NOTICE.format(**card.training))
+def build(run: Path, output: Path, share: float) -> None:
+    """Weights, card and notice.
+
+    Args:
+        run: a training's result.
+        output: where to.
+        share: how much of the way from lite-clean to it.
+    """
+    encoder = load_encoder(run)
+    if share < 1:
+        encoder = interpolate_encoders(load_encoder("lite-clean").float(), encoder, share)
+    encoder = encoder.half()
+    training = dict(encoder.card.training)
+    if training["recipe"] != "fare-lite":
+        training["began_as"] = "fare-lite of lite-clean"
+    encoder.card = dataclasses.replace(
+        encoder.card,
+        name="lite" if output == BUNDLED else output.name,
+        data=DATA,
+        license="Apache-2.0",
+        origin=f"lite-clean, fine-tuned with robustsim {robustsim.__version__}",
+        scores={},
+        training=training,
+    )
+    save_encoder(encoder, output)
+    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in training.items())
+    (output / "NOTICE").write_text(NOTICE.format(how=told))
 
 
 def score(reports: Path) -> None:
@@ -65,10 +91,12 @@ def score(reports: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("-o", "--output", type=Path, default=BUNDLED)
+    parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--scores", type=Path)
     options = parser.parse_args()
     if options.run:
-        build(options.run)
+        build(options.run, options.output, options.share)
     if options.scores:
         score(options.scores)
 
