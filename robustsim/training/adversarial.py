@@ -133,7 +133,7 @@ class Adversarial:
         )
         pre = encoder.card.preprocessing
         self._usual = pre.size
-        augment = Augment(pre, recipe.augment.crop, recipe.augment.ratio, recipe.augment.flip)
+        augment = Augment(pre, **recipe.augment.model_dump())
 
         def size(position: int) -> int:
             return recipe.size_at(position // recipe.batch_size, self.total, pre.size)

@@ -153,11 +153,18 @@ class AugmentSection(_Section):
         crop: least and greatest share of the area of a random crop; without it, the card's own preprocessing.
         ratio: greatest aspect ratio of a crop, and the inverse of the least.
         flip: mirror half of the images.
+        jitter: change brightness, contrast and saturation by a random factor from ``1 - jitter`` to ``1 + jitter``, and
+            turn hues by up to a quarter of ``jitter`` of the circle.
+        mixup: share of the images that are blended with another one, by a weight from 0 to 1 (Zhang et al. 2018). Where
+            the frozen encoder says what is right, any picture will do, and this makes more of few (Beyer et al. 2022).
+            Only for methods without labels.
     """
 
     crop: tuple[Positive, Positive] | None = None
     ratio: Annotated[float, Field(ge=1)] = 4 / 3
     flip: bool = False
+    jitter: Share = 0.0
+    mixup: Share = 0.0
 
     @field_validator("crop")
     @classmethod
@@ -310,6 +317,14 @@ class TrainRecipe(_Recipe):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _labels_are_of_one_image(self) -> "TrainRecipe":
+        if self.augment.mixup and self.method.method.labels:
+            raise ValueError(
+                f"augment.mixup blends images of two classes, and {self.method.name} wants one: set it to 0"
+            )
+        return self
 
     @field_validator("stages")
     @classmethod

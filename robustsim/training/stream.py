@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from robustsim.errors import DataError, ImageError
@@ -60,12 +60,16 @@ class Augment:
         crop: least and greatest share of the picture's area, or None.
         ratio: greatest aspect ratio of a crop.
         flip: mirror half of the images.
+        jitter: how far brightness, contrast, saturation and hue are changed; see the recipe's ``augment``.
+        mixup: share of the images that are blended with another one.
     """
 
     preprocessing: Preprocessing
     crop: tuple[float, float] | None = None
     ratio: float = 4 / 3
     flip: bool = False
+    jitter: float = 0.0
+    mixup: float = 0.0
 
     def __call__(self, image: Image.Image, size: int, draw: random.Random) -> Tensor:
         """An RGB image as (size, size, 3) uint8."""
@@ -78,7 +82,16 @@ class Augment:
             square = load_square(small, Preprocessing(size=size))
         if self.flip and draw.random() < 0.5:
             square = square.flip(1)
-        return square
+        return square if not self.jitter else self._recolour(square, draw)
+
+    def _recolour(self, square: Tensor, draw: random.Random) -> Tensor:
+        image = Image.fromarray(square.numpy())
+        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhancer(image).enhance(draw.uniform(1 - self.jitter, 1 + self.jitter))
+        hue, saturation, value = image.convert("HSV").split()
+        turn = round(255 * draw.uniform(-self.jitter, self.jitter) / 4)
+        turned = Image.merge("HSV", (hue.point([(level + turn) % 256 for level in range(256)]), saturation, value))
+        return load_square(turned.convert("RGB"), Preprocessing(size=len(square)))
 
     def _box(self, size: tuple[int, int], draw: random.Random) -> tuple[float, float, float, float]:
         """A rectangle of a random share of the area, and a random aspect, where one fits; else as much as does."""
@@ -206,12 +219,20 @@ class Stream:
             try:
                 sample = self._source.read(index)
                 square = self._augment(sample.image, self._size(position), draw)
+                if self._augment.mixup and draw.random() < self._augment.mixup:
+                    square = self._mixed(square, position, draw)
             except ImageError as error:
                 skipped.append(str(error))
                 index = self._indices[draw.randrange(len(self._indices))]
                 continue
             return _Read(square, sample.label, tuple(skipped))
         raise DataError(f"{_MOST_BAD} images in a row could not be read, at last {skipped[-1]}")
+
+    def _mixed(self, square: Tensor, position: int, draw: random.Random) -> Tensor:
+        """Blended with any other image, read for this alone, so that it does not depend on who shares the batch."""
+        other = self._source.read(self._indices[draw.randrange(len(self._indices))])
+        veil = self._augment(other.image, self._size(position), draw)
+        return torch.lerp(square.float(), veil.float(), draw.random()).round().byte()
 
 
 def readable(

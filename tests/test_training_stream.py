@@ -1,0 +1,97 @@
+"""What becomes of images on their way into a training: crops, flips, colours, blends; all of it by position alone."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from PIL import Image
+
+from robustsim.errors import ImageError, RecipeError
+from robustsim.images import Preprocessing
+from robustsim.training import Sample, load_recipe
+from robustsim.training.stream import Augment, Stream
+
+SQUARE = Preprocessing(size=8, mode="squash")
+
+
+class Flat:
+    """Pictures of one colour each; None is one that cannot be read."""
+
+    def __init__(self, *colours):
+        self.colours = colours
+
+    def __len__(self):
+        return len(self.colours)
+
+    def read(self, index):
+        if self.colours[index] is None:
+            raise ImageError(f"{index} is damaged")
+        return Sample(Image.new("RGB", (12, 10), self.colours[index]), None)
+
+    def label(self, index):
+        return None
+
+
+def batches(source, augment, spans, report=None):
+    stream = Stream(
+        source, range(len(source)), augment, seed=3, size=lambda position: 8, device=torch.device("cpu"),
+        report=report or pytest.fail,
+    )  # fmt: skip
+    return torch.cat([batch.pixels for batch in stream.batches(spans)])
+
+
+def test_colours_change_within_their_bounds():
+    augment = Augment(SQUARE, jitter=0.4)
+    found = [augment(Image.new("RGB", (9, 9), (128,) * 3), 8, random.Random(seed)) for seed in range(200)]
+    levels = {int(one[0, 0, 0]) for one in found}
+    assert all((one == one[0, 0, 0]).all() for one in found)  # grey has neither contrast nor hue to change
+    assert len(levels) > 50
+    assert 0.6 * 128 - 2 <= min(levels) < 90
+    assert 166 < max(levels) <= 1.4 * 128 + 2
+
+    red = [augment(Image.new("RGB", (9, 9), (200, 40, 40)), 8, random.Random(seed)) for seed in range(200)]
+    # A tenth of the circle is 36 degrees: red becomes orange or pink, and no other colour.
+    assert all(int(one[0, 0].argmax()) == 0 for one in red)
+    assert {int(one[0, 0].argmin()) for one in red} == {1, 2}
+
+
+def test_without_them_draws_are_what_they_were():
+    """Recipes that ask for neither give the images that they gave before there were any."""
+    picture = Image.effect_noise((40, 30), 90).convert("RGB")
+    plain, none = Augment(SQUARE, (0.2, 1), flip=True), Augment(SQUARE, (0.2, 1), flip=True, jitter=0, mixup=0)
+    ours, theirs = random.Random(1), random.Random(1)
+    assert torch.equal(plain(picture, 8, ours), none(picture, 8, theirs))
+    assert ours.random() == theirs.random()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_images_is_blended(share):
+    found = batches(Flat((0, 0, 0), (255, 255, 255)), Augment(SQUARE, mixup=share), [range(400)])
+    assert (found == found[:, :1, :1, :1]).all()  # black and white blend to grey
+    levels = found[:, 0, 0, 0]
+    between = ((levels > 0) & (levels < 1)).float().mean().item()
+    assert between == pytest.approx(share / 2, abs=0.08)  # half of the others are the same again
+    assert share == 0 or levels.mul(10).int().unique().numel() > 8
+
+
+def test_an_image_does_not_depend_on_who_shares_its_batch():
+    source = Flat(*[(20 * index, 255 - 20 * index, 90) for index in range(12)])
+    augment = Augment(SQUARE, flip=True, jitter=0.3, mixup=0.7)
+    whole = batches(source, augment, [range(24)])
+    assert torch.equal(whole, batches(source, augment, [range(5), range(5, 20), range(20, 24)]))
+    assert torch.equal(whole[16:], batches(source, augment, [range(16, 24)]))
+
+
+def test_what_cannot_be_blended_in_is_told_and_another_image_takes_its_place():
+    told = Counter()
+    source = Flat((0, 0, 0), None, (255, 255, 255))
+    found = batches(source, Augment(SQUARE, mixup=1.0), [range(60)], lambda message: told.update([message]))
+    assert len(found) == 60
+    assert set(told) == {"1 is damaged"}
+
+
+def test_images_of_two_classes_are_not_blended():
+    with pytest.raises(RecipeError, match=r"augment.mixup blends images of two classes, and tecoa wants one"):
+        load_recipe("tecoa4-vit-b-32", ["augment.mixup=0.5"])
+    assert load_recipe("fare4-vit-b-32", ["augment.mixup=0.5"]).augment.mixup == 0.5
