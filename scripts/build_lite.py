@@ -2,8 +2,8 @@
 
 robustsim train fare-lite --data nips17/images -o runs/first
 python scripts/build_lite.py runs/first -o runs/start           # float16 weights, card, notice
-robustsim train fare4-lite --data nips17/images -o runs/lite --set encoder=runs/start
-python scripts/build_lite.py runs/lite --share 0.9              # the same into the package, nine tenths of the way
+robustsim train fare4-lite --data nips17/images -o runs/last --set encoder=runs/start
+python scripts/build_lite.py runs/last --share 0.85             # the same into the package, 85 % of the way
 python scripts/build_lite.py --scores reports                   # scores from `robustsim evaluate`, see docs/training.md
 """
 

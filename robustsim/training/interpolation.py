@@ -25,30 +25,28 @@ def interpolate_encoders(original: Encoder, tuned: Encoder, share: float) -> Enc
         changed.
 
     Raises:
-        InputError: a share outside of [0, 1], or two architectures.
+        InputError: a share outside of [0, 1], two architectures, or two ways of preprocessing.
     """
     if not 0 <= share <= 1:
         raise InputError(f"share must be in [0, 1], not {share!r}")
     # The text tower is not trained, so a tower that only one of them brings is no difference.
-    first = {name: value for name, value in original.state_dict().items() if not name.startswith("text.")}
-    result = copy.deepcopy(tuned)
-    state = result.state_dict()
-    second = {name: value for name, value in state.items() if not name.startswith("text.")}
-    differing = [
-        name
-        for name in {**first, **second}
-        if name not in first or name not in second or first[name].shape != second[name].shape
-    ]
+    first, second = (
+        {name: value for name, value in one.state_dict().items() if not name.startswith("text.")}
+        for one in (original, tuned)
+    )
+    begun, ended = ({name: value.shape for name, value in state.items()} for state in (first, second))
+    differing = [name for name in {**begun, **ended} if begun.get(name) != ended.get(name)]
     if differing or original.card.preprocessing != tuned.card.preprocessing:
         what = differing[0] if differing else "the preprocessing"
         raise InputError(
             f"{original.card.name!r} and {tuned.card.name!r} are not two states of one encoder: {what} differs"
         )
+    result = copy.deepcopy(tuned)
+    state = result.state_dict()
     for name, value in second.items():
-        if value.is_floating_point():
-            begun = first[name].to(value.device, torch.float64)
-            state[name] = torch.lerp(begun, value.double(), share).to(value.dtype)
-    result.load_state_dict(state)
+        if value.is_floating_point():  # what counts stays as it was counted last
+            start = first[name].to(value.device, torch.float64)
+            state[name].copy_(torch.lerp(start, value.double(), share))
     training = {**tuned.card.training, "interpolated_with": original.card.name, "share": share}
     result.card = dataclasses.replace(tuned.card, weights_sha256=None, training=training)
     return result
