@@ -1,13 +1,16 @@
 """What becomes of images on their way into a training: crops, flips, colours, blends; all of it by position alone."""
 
+import multiprocessing
+import os
 import random
+import signal
 from collections import Counter
 
 import pytest
 import torch
 from PIL import Image
 
-from robustsim.errors import ImageError, RecipeError
+from robustsim.errors import DataError, ImageError, RecipeError
 from robustsim.images import Preprocessing
 from robustsim.training import Sample, load_recipe
 from robustsim.training.stream import Augment, Stream
@@ -33,10 +36,10 @@ class Flat:
         return None
 
 
-def batches(source, augment, spans, report=None):
+def batches(source, augment, spans, report=None, **options):
     stream = Stream(
         source, range(len(source)), augment, seed=3, size=lambda position: 8, device=torch.device("cpu"),
-        report=report or pytest.fail,
+        report=report or pytest.fail, **options,
     )  # fmt: skip
     return torch.cat([batch.pixels for batch in stream.batches(spans)])
 
@@ -91,6 +94,46 @@ def test_what_cannot_be_blended_in_is_told_and_another_image_takes_its_place():
     found = batches(source, Augment(SQUARE, mixup=1.0), [range(60)], lambda message: told.update([message]))
     assert len(found) == 60
     assert set(told) == {"1 is damaged"}
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_processes_read_what_threads_do():
+    source = Flat(*[None if index == 5 else (20 * index, 255 - 20 * index, 90) for index in range(12)])
+    augment, spans, told = (
+        Augment(SQUARE, flip=True, jitter=0.3, mixup=0.7),
+        [range(9), range(9, 12), range(12, 40)],
+        [],
+    )
+    by_threads = batches(source, augment, spans, told.append, processes=False)
+    by_processes = batches(source, augment, spans, told.append, processes=True, workers=2)
+    assert torch.equal(by_threads, by_processes)
+    half = len(told) // 2
+    assert half
+    assert told[:half] == told[half:]
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_a_process_that_can_read_nothing_says_so():
+    with pytest.raises(DataError, match=r"100 images in a row could not be read, at last 0 is damaged"):
+        batches(Flat(None), Augment(SQUARE), [range(2)], lambda message: None, processes=True, workers=1)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_processes_that_read_outlive_a_signal_to_the_whole_group():
+    """The process that trains saves its state then, and one that had lost its readers could not."""
+    stream = Stream(
+        Flat((9, 9, 9)), range(1), Augment(SQUARE), seed=3, size=lambda position: 8, device=torch.device("cpu"),
+        report=pytest.fail, processes=True, workers=1,
+    )  # fmt: skip
+    found = stream.batches(iter([range(4)] * 50))
+    next(found)
+    (reader,) = multiprocessing.active_children()
+    for signal_ in (signal.SIGTERM, signal.SIGINT):
+        os.kill(reader.pid, signal_)
+    assert sum(1 for _ in found) == 49
+    found.close()
+    reader.join(20)
+    assert not reader.is_alive()
 
 
 def test_images_of_two_classes_are_not_blended():

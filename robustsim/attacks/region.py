@@ -6,13 +6,16 @@ radius for itself.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, Union
 
 import torch
 from torch import Tensor
 
 Norm = Literal["linf", "l2", "l1"]
+Shape: TypeAlias = Union[torch.Size, tuple[int, ...]]
+Generators: TypeAlias = Union[torch.Generator, Sequence[torch.Generator], None]
 ORDERS: dict[str, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 # Where the loops that solve for a multiplier end: relative to the radius, and in any case after as many rounds.
@@ -233,8 +236,12 @@ class Region:
         change = torch.minimum((size - above).clamp_min_(0), room)
         return torch.addcmul(self.originals, change, delta.sign_()).clamp_(*self._limits)
 
-    def random_start(self, generator: torch.Generator | None = None) -> Tensor:
-        """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box."""
+    def random_start(self, generator: Generators = None) -> Tensor:
+        """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box.
+
+        Args:
+            generator: of the random numbers; of several, one for each image.
+        """
         x = self.originals
         if self.norm == "linf":
             return self.project(x + self.radius * (2 * uniform(x.shape, x, generator) - 1))
@@ -281,13 +288,21 @@ def on_device(generator: torch.Generator | None, device: torch.device) -> torch.
     return torch.Generator(device).manual_seed(seed)
 
 
-def uniform(shape: "torch.Size | tuple[int, ...]", like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform in [0, 1), of the type and on the device of ``like``, drawn where the generator is."""
-    place = like.device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=place, dtype=like.dtype).to(like.device)
+def uniform(shape: Shape, like: Tensor, generator: Generators) -> Tensor:
+    """Uniform in [0, 1), of the type and on the device of ``like``, drawn where the generator is.
+
+    Of several generators, each draws one row.
+    """
+    return _drawn(torch.rand, shape, like, generator)
 
 
-def normal(shape: "torch.Size | tuple[int, ...]", like: Tensor, generator: torch.Generator | None) -> Tensor:
+def normal(shape: Shape, like: Tensor, generator: Generators) -> Tensor:
     """Standard normal numbers, otherwise as :func:`uniform`."""
+    return _drawn(torch.randn, shape, like, generator)
+
+
+def _drawn(draw: Callable[..., Tensor], shape: Shape, like: Tensor, generator: Generators) -> Tensor:
+    if isinstance(generator, Sequence):
+        return torch.stack([_drawn(draw, shape[1:], like, one) for one in generator])
     place = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=place, dtype=like.dtype).to(like.device)
+    return draw(shape, generator=generator, device=place, dtype=like.dtype).to(like.device)

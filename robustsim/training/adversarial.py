@@ -262,9 +262,5 @@ def starts(threat: ThreatModel, images: Tensor, seed: int, positions: Sequence[i
         seed: of the training.
         positions: (N,) of the images in the training.
     """
-    generator = torch.Generator(images.device)
-    rows = []
-    for index, position in enumerate(positions):
-        generator.manual_seed(mix(seed, position, 3))
-        rows.append(threat.around(images[index : index + 1]).random_start(generator))
-    return torch.cat(rows)
+    generators = [torch.Generator(images.device).manual_seed(mix(seed, position, 3)) for position in positions]
+    return threat.around(images).random_start(generators)

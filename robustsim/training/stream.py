@@ -4,24 +4,33 @@ What happens to the image at a position of the training depends on the seed and 
 has to be stored to go on exactly, and any number of processes sees what one would.
 """
 
+import math
+import multiprocessing
 import random
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor
 
 from robustsim.errors import DataError, ImageError
-from robustsim.images.files import prefetch
-from robustsim.images.inputs import load_square, stack_squares
+from robustsim.images.files import prefetch, worker_count
+from robustsim.images.inputs import load_square, unit_pixels
 from robustsim.images.preprocessing import Preprocessing
 
 # So many images in a row that cannot be read are no accident.
 _MOST_BAD = 100
+# Brightness of red, green and blue (ITU-R BT.601), and the colour space of NTSC, in which a turn changes the hue alone.
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
 class Images(Protocol):
@@ -86,12 +95,17 @@ class Augment:
 
     def _recolour(self, square: Tensor, draw: random.Random) -> Tensor:
         image = Image.fromarray(square.numpy())
-        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhancer(image).enhance(draw.uniform(1 - self.jitter, 1 + self.jitter))
-        hue, saturation, value = image.convert("HSV").split()
-        turn = round(255 * draw.uniform(-self.jitter, self.jitter) / 4)
-        turned = Image.merge("HSV", (hue.point([(level + turn) % 256 for level in range(256)]), saturation, value))
-        return load_square(turned.convert("RGB"), Preprocessing(size=len(square)))
+        brightness, contrast, saturation = (draw.uniform(1 - self.jitter, 1 + self.jitter) for _ in range(3))
+        angle = 2 * math.pi * draw.uniform(-self.jitter, self.jitter) / 4
+        # All four are linear: one pass over the pixels, and nothing is clipped in between.
+        grey = np.ones((3, 1)) * _LUMA
+        i, q = math.cos(angle), math.sin(angle)
+        turn = _FROM_YIQ @ np.array([[1, 0, 0], [0, i, -q], [0, q, i]]) @ _TO_YIQ
+        change = brightness * contrast * turn @ (saturation * np.eye(3) + (1 - saturation) * grey)
+        mean = square.view(-1, 3).float().mean(0).numpy() @ _LUMA
+        shift = brightness * (1 - contrast) * mean
+        recoloured = image.convert("RGB", tuple(np.column_stack([change, np.full(3, shift)]).ravel().tolist()))
+        return torch.from_numpy(np.array(recoloured))
 
     def _box(self, size: tuple[int, int], draw: random.Random) -> tuple[float, float, float, float]:
         """A rectangle of a random share of the area, and a random aspect, where one fits; else as much as does."""
@@ -153,8 +167,24 @@ class _Read:
     skipped: tuple[str, ...]
 
 
+class _Gathered(NamedTuple):
+    """Images of a batch, not on their device yet."""
+
+    squares: Tensor
+    labels: Tensor | None
+    skipped: list[str]
+
+
+# The (position, index) of each image of a batch, and what becomes of them.
+_Order: TypeAlias = Iterator[list[tuple[int, int]]]
+_Parts: TypeAlias = Generator[_Gathered, None, None]
+
+
 class Stream:
-    """Batches of a source, read ahead by threads.
+    """Batches of a source, read ahead.
+
+    Threads read for a CPU. For a GPU processes do: threads would take the interpreter's lock away from the one that has
+    to keep the GPU busy.
 
     Args:
         source: the images.
@@ -164,7 +194,8 @@ class Stream:
         size: the side of the image at a position.
         device: where batches go.
         report: is told of every image that cannot be read; another one takes its place.
-        workers: threads; one for each core if not given.
+        workers: threads or processes; one for each core if not given.
+        processes: read in processes; where the device is a GPU and the system can fork, if not given.
     """
 
     def __init__(
@@ -178,11 +209,15 @@ class Stream:
         device: torch.device,
         report: Callable[[str], None],
         workers: int | None = None,
+        processes: bool | None = None,
     ) -> None:
         if not len(indices):
             raise DataError("no image is left to train on: hold out fewer for validation")
         self._source, self._indices, self._augment, self._seed = source, indices, augment, seed
-        self._size, self._device, self._report, self._workers = size, device, report, workers
+        self._size, self._device, self._report = size, device, report
+        self._workers = workers or worker_count()
+        can = "fork" in multiprocessing.get_all_start_methods()
+        self._processes = can and device.type == "cuda" if processes is None else processes
         self._order = Shuffle(indices, seed)
 
     def batches(self, wanted: Sequence[range] | Iterator[range]) -> Iterator[Batch]:
@@ -191,25 +226,41 @@ class Stream:
         Raises:
             DataError: a hundred images one after the other that cannot be read.
         """
-        ranges: list[range] = []
+        spans: list[range] = []
 
-        def positions() -> Iterator[tuple[int, int]]:
+        def places() -> _Order:
             for span in wanted:
-                ranges.append(span)
+                spans.append(span)
                 # Looked up here, by one thread: an order belongs to one pass through the data.
-                yield from ((position, self._order(position)) for position in span)
+                yield [(position, self._order(position)) for position in span]
 
-        squares: Any = prefetch(self._read, positions(), workers=self._workers, ahead=256)
-        with closing(squares):
-            while (first := next(squares, None)) is not None:
-                span = ranges.pop(0)
-                yield self._batch([first, *(next(squares) for _ in span[1:])], span)
+        parts = self._by_processes(places()) if self._processes else self._by_threads(places(), spans)
+        with closing(parts):
+            for part in parts:
+                for message in part.skipped:
+                    self._report(message)
+                yield _batch(part, list(spans.pop(0)), self._device)
 
-    def _batch(self, read: list[_Read], span: range) -> Batch:
-        for one in read:
-            for message in one.skipped:
-                self._report(message)
-        return _stack([one.square for one in read], [one.label for one in read], list(span), self._device)
+    def _by_threads(self, places: _Order, spans: list[range]) -> _Parts:
+        found: Any = prefetch(self._read, chain.from_iterable(places), workers=self._workers, ahead=256)
+        with closing(found):
+            while (first := next(found, None)) is not None:
+                yield _gather([first, *(next(found) for _ in spans[0][1:])])
+
+    def _by_processes(self, places: _Order) -> _Parts:
+        loader: Any = torch.utils.data.DataLoader(
+            _Places(self._read),
+            batch_sampler=places,
+            num_workers=self._workers,
+            collate_fn=_gather_unless,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_leave_signals,
+            multiprocessing_context="fork",  # nothing of it can be pickled, and none of it touches the GPU
+        )
+        for part in loader:
+            if isinstance(part, DataError):
+                raise part
+            yield part
 
     def _read(self, wanted: tuple[int, int]) -> _Read:
         position, index = wanted
@@ -235,6 +286,42 @@ class Stream:
         return torch.lerp(square.float(), veil.float(), draw.random()).round().byte()
 
 
+class _Places(torch.utils.data.Dataset[Any]):
+    """What stands at (position, index), for a process that reads."""
+
+    def __init__(self, read: Callable[[tuple[int, int]], _Read]) -> None:
+        self._read = read
+
+    def __getitem__(self, place: tuple[int, int]) -> _Read | DataError:
+        try:
+            return self._read(place)
+        except DataError as error:  # told by the process that trains, in its own words
+            return error
+
+
+def _gather_unless(read: Sequence[_Read | DataError]) -> _Gathered | DataError:
+    return next((one for one in read if isinstance(one, DataError)), None) or _gather(read)  # type: ignore[arg-type]
+
+
+def _leave_signals(number: int) -> None:
+    """A signal to stop goes to the whole group; the process that trains heeds it, and needs its readers until then."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+
+
+def _gather(read: Sequence[_Read]) -> _Gathered:
+    labels = [one.label for one in read]
+    known = None if any(label is None for label in labels) else torch.tensor(labels)
+    return _Gathered(
+        torch.stack([one.square for one in read]), known, [message for one in read for message in one.skipped]
+    )
+
+
+def _batch(part: _Gathered, positions: list[int], device: torch.device) -> Batch:
+    labels = None if part.labels is None else part.labels.to(device, non_blocking=True)
+    return Batch(unit_pixels(part.squares, device), labels, positions)
+
+
 def readable(
     source: Images,
     placed: Sequence[tuple[int, int]],
@@ -257,15 +344,19 @@ def readable(
         chunk: images in a batch, at most.
     """
 
-    def read(wanted: tuple[int, int]) -> tuple[int, Tensor, int | None] | str:
+    def read(wanted: tuple[int, int]) -> tuple[int, _Read] | str:
         position, index = wanted
         try:
             sample = source.read(index)
-            return position, augment(sample.image, size, random.Random(0)), sample.label
+            return position, _Read(augment(sample.image, size, random.Random(0)), sample.label, ())
         except ImageError as error:
             return str(error)
 
-    pending: list[tuple[int, Tensor, int | None]] = []
+    def gathered(pending: Sequence[tuple[int, _Read]]) -> Batch:
+        positions, images = zip(*pending, strict=True)
+        return _batch(_gather(images), list(positions), device)
+
+    pending: list[tuple[int, _Read]] = []
     found: Any = prefetch(read, placed, ahead=4 * chunk)
     with closing(found):
         for one in found:
@@ -274,19 +365,7 @@ def readable(
                 continue
             pending.append(one)
             if len(pending) == chunk:
-                yield _gather(pending, device)
+                yield gathered(pending)
                 pending = []
         if pending:
-            yield _gather(pending, device)
-
-
-def _gather(read: Sequence[tuple[int, Tensor, int | None]], device: torch.device) -> Batch:
-    positions, squares, labels = zip(*read, strict=True)
-    return _stack(squares, labels, list(positions), device)
-
-
-def _stack(
-    squares: Sequence[Tensor], labels: Sequence[int | None], positions: list[int], device: torch.device
-) -> Batch:
-    known = None if any(label is None for label in labels) else torch.tensor(labels, device=device)
-    return Batch(stack_squares(squares, device), known, positions)
+            yield gathered(pending)

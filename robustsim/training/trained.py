@@ -191,9 +191,11 @@ class Trained:
             return
         for name, one in self._named:
             if name in kept:
-                # Laid out in memory as the optimiser itself does, like the weight; it counts steps on the CPU.
+                # Laid out in memory as the optimiser itself does, like the weight; it counts steps where it is fused
+                # beside the weight, and else on the CPU.
+                steps = one.device if _on_gpu([one]) else "cpu"
                 self._optimizer.state[one] = {
-                    key: value if key == "step" else torch.empty_like(one.detach()).copy_(value)
+                    key: value.to(steps) if key == "step" else torch.empty_like(one.detach()).copy_(value)
                     for key, value in kept[name].items()
                 }
 
@@ -203,12 +205,18 @@ def _optimizer(recipe: Recipe, weights: list[nn.Parameter]) -> torch.optim.Optim
     groups: list[dict[str, Any]] = [{"params": weights, "size": 1.0}]
     if chosen.relative:
         groups = [{"params": [one], "size": _size(one)} for one in weights]
+    # One kernel for each group: with a group for each tensor, dozens would take longer than a small encoder's forward.
+    common: dict[str, Any] = {"lr": chosen.lr, "weight_decay": chosen.weight_decay, "fused": _on_gpu(weights) or None}
     if chosen.name == "sgd":
-        return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay)
+        return torch.optim.SGD(groups, momentum=chosen.momentum, **common)
     kind = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay)
+    return kind(groups, betas=chosen.betas, **common)
 
 
 def _size(weight: Tensor) -> float:
     """The root mean square of a tensor, at least 1e-3, so that zeros move too (Adafactor, Shazeer and Stern 2018)."""
     return max(1e-3, float(weight.detach().double().square().mean().sqrt()))
+
+
+def _on_gpu(weights: list[nn.Parameter]) -> bool:
+    return all(one.device.type == "cuda" for one in weights)
