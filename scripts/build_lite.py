@@ -1,10 +1,16 @@
-"""Make robustsim/encoders/bundled/lite from what two recipes have trained, and write its measured scores.
+"""Make robustsim/encoders/bundled/lite from what four recipes have trained, and write its measured scores.
 
-robustsim train fare-lite --data nips17/images -o runs/first
-python scripts/build_lite.py runs/first -o runs/start           # float16 weights, card, notice
-robustsim train fare4-lite --data nips17/images -o runs/last --set encoder=runs/start
-python scripts/build_lite.py runs/last --share 0.85             # the same into the package, 85 % of the way
+robustsim train fare-lite --data nips17/images -o runs/1
+python scripts/build_lite.py runs/1 -o runs/after-1                                # float16 weights, card, notice
+robustsim train fare4-lite --data nips17/images -o runs/2
+python scripts/build_lite.py runs/2 -o runs/after-2
+robustsim train fare4-lite-224 --data nips17/images -o runs/3        # on a GPU
+python scripts/build_lite.py runs/3 --grid 2 -o runs/after-3
+python scripts/build_lite.py runs/3 --grid 2 --share 0.5 -o runs/half-3
+robustsim train rank5-lite --data nips17/images -o runs/4
+python scripts/build_lite.py runs/4 --share SHARE                                  # the same into the package
 python scripts/build_lite.py --scores reports                   # scores from `robustsim evaluate`, see docs/training.md
+python scripts/build_lite.py lite-clean --grid 2 -o runs/clean-grid     # lite-clean with the embedding of lite
 """
 
 import argparse
@@ -14,10 +20,13 @@ from pathlib import Path
 
 import robustsim
 from robustsim.encoders import load_encoder, save_encoder
+from robustsim.encoders.encoder import Encoder, build_encoder
 from robustsim.evaluation import load_report
 from robustsim.training import interpolate_encoders
 
 BUNDLED = Path(__file__).parents[1] / "robustsim" / "encoders" / "bundled" / "lite"
+STAGES = ("fare-lite", "fare4-lite", "fare4-lite-224", "rank5-lite")
+CHANNELS = 1280
 DATA = (
     "1,000 photographs of the NIPS 2017 adversarial competition's development set, CC BY 2.0, without labels; began as "
     "lite-clean (ImageNet-1k)"
@@ -25,7 +34,7 @@ DATA = (
 NOTICE = """lite: the weights in model.safetensors
 
 EfficientNet-Lite0 as in lite-clean (see its NOTICE), Apache License 2.0, fine-tuned adversarially with robustsim
-(FARE; {how})
+({how})
 on the 1,000 photographs of the development set of the NIPS 2017 competition on adversarial attacks and defences
 (Kurakin et al. 2018), each published under CC BY 2.0 by the author named in the set's own list. No photograph is
 contained in this package.
@@ -37,33 +46,50 @@ The Apache License 2.0 is the LICENSE file that comes with robustsim.
 """
 
 
-def build(run: Path, output: Path, share: float) -> None:
+def with_grid(encoder: Encoder, grid: int) -> Encoder:
+    """The same weights, and the mean of each cell of a grid over the picture beside one another as the embedding."""
+    card = encoder.card
+    architecture = dataclasses.replace(card.architecture, options={"grid": grid})
+    result = build_encoder(
+        dataclasses.replace(card, architecture=architecture, embedding_dim=CHANNELS * grid**2, weights_sha256=None)
+    )
+    result.load_state_dict(encoder.state_dict())
+    return result
+
+
+def build(run: str, output: Path, share: float, grid: int | None) -> None:
     """Weights, card and notice.
 
     Args:
-        run: a training's result.
+        run: a training's result, or an encoder's name.
         output: where to.
         share: how much of the way from lite-clean to it.
+        grid: cells on a side of the embedding; as in the run if not given.
     """
-    encoder = load_encoder(run)
-    if share < 1:
+    encoder = load_encoder(run).float()
+    if grid is not None:
+        encoder = with_grid(encoder, grid)
+    if share < 1:  # which has the same weights, whatever becomes of its last map
         encoder = interpolate_encoders(load_encoder("lite-clean").float(), encoder, share)
     encoder = encoder.half()
-    training = dict(encoder.card.training)
-    if training["recipe"] != "fare-lite":
-        training["began_as"] = "fare-lite of lite-clean"
-    encoder.card = dataclasses.replace(
-        encoder.card,
-        name="lite" if output == BUNDLED else output.name,
-        data=DATA,
-        license="Apache-2.0",
-        origin=f"lite-clean, fine-tuned with robustsim {robustsim.__version__}",
-        scores={},
-        training=training,
-    )
+    card, training = encoder.card, dict(encoder.card.training)
+    if training:
+        if training.get("recipe") not in STAGES:
+            raise SystemExit(f"{run} was trained by {training.get('recipe')!r}, which is none of {', '.join(STAGES)}")
+        before = STAGES[: STAGES.index(training["recipe"])]
+        training |= {"began_as": " of ".join([*reversed(before), "lite-clean"])}
+        card = dataclasses.replace(
+            card,
+            method="FARE, order of distortions" if "rank" in training["recipe"] else card.method,
+            data=DATA,
+            origin=f"lite-clean, fine-tuned with robustsim {robustsim.__version__}",
+        )
+    name = "lite" if output == BUNDLED else output.name
+    encoder.card = dataclasses.replace(card, name=name, license="Apache-2.0", scores={}, training=training)
     save_encoder(encoder, output)
-    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in training.items())
-    (output / "NOTICE").write_text(NOTICE.format(how=told))
+    if training:
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in training.items())
+        (output / "NOTICE").write_text(NOTICE.format(how=told))
 
 
 def score(reports: Path) -> None:
@@ -90,13 +116,14 @@ def score(reports: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("run", nargs="?")
     parser.add_argument("-o", "--output", type=Path, default=BUNDLED)
     parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--grid", type=int)
     parser.add_argument("--scores", type=Path)
     options = parser.parse_args()
     if options.run:
-        build(options.run, options.output, options.share)
+        build(options.run, options.output, options.share, options.grid)
     if options.scores:
         score(options.scores)
 

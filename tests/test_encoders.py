@@ -52,10 +52,33 @@ def to_timm(trunk):
 
 @pytest.mark.parametrize("size", [224, 160, 97])
 def test_lite_is_timms_efficientnet_lite0(metric, size):
-    trunk = metric.encoder.trunk
+    trunk, whole = metric.encoder.trunk, LiteTrunk()
+    whole.load_state_dict(trunk.state_dict())
     x = metric.encoder.normalize(pixels(2, size))
     with torch.no_grad():
-        torch.testing.assert_close(trunk(x), to_timm(trunk)(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(whole(x), to_timm(trunk)(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [224, 160, 97])
+@pytest.mark.parametrize("grid", [1, 2, 3])
+def test_the_embedding_holds_the_means_of_the_cells_row_by_row(size, grid):
+    trunk = LiteTrunk(grid=grid).eval()
+    x = pixels(2, size)
+    with torch.no_grad():
+        last = trunk.feature_map(x)
+        cells = torch.nn.functional.adaptive_avg_pool2d(last, grid)  # (N, C, grid, grid)
+        torch.testing.assert_close(trunk(x), cells.permute(0, 2, 3, 1).flatten(1), rtol=1e-5, atol=1e-6)
+        assert torch.equal(trunk.tokens(x)[0], trunk(x))
+
+
+def test_a_grid_is_part_of_the_card_and_comes_back(tmp_path, metric):
+    assert metric.card.architecture.options == {"grid": 2}
+    assert metric.card.embedding_dim == 4 * 1280
+    again = load_encoder(save_encoder(metric.encoder, tmp_path / "saved"))
+    x = pixels(1, 64)
+    with torch.no_grad():
+        assert torch.equal(again(x), metric.encoder(x))
+        assert again(x).shape == (1, 4 * 1280)
 
 
 def test_lite_clean_weights_are_what_the_script_makes():
@@ -72,6 +95,17 @@ def test_lite_clean_is_stored_as_float16_and_loaded_as_float32(metric):
     assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
     assert {parameter.dtype for parameter in metric.parameters()} == {torch.float32}
     assert metric.card.parameters == sum(parameter.numel() for parameter in LiteTrunk().parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "dim"),
+    [({"grid": 2}, 1280), ({"grid": "2"}, 5120), ({"grid": -1}, 1280), ({"cells": 2}, 5120), ({}, 5120)],
+)
+def test_a_card_that_is_at_odds_with_its_grid_is_refused(options, dim):
+    card = load_card("lite-clean")
+    architecture = dataclasses.replace(card.architecture, options=options)
+    with pytest.raises(CardError, match=r"takes the option grid, .* and has grid \*\* 2 \* 1280 dimensions"):
+        build_encoder(dataclasses.replace(card, architecture=architecture, embedding_dim=dim))
 
 
 def test_catalogue_cards_fit_their_architectures():
@@ -132,7 +166,10 @@ def test_features_of_lite(metric):
     x = pixels(2, 224)
     features = metric.encoder.features(x)
     assert features.grid == (7, 7)
-    torch.testing.assert_close(features.tokens.mean(1), metric.encoder(x))
+    places = features.tokens.view(2, 7, 7, -1)
+    halves = (slice(0, 4), slice(3, 7))  # the middle one belongs to both
+    cells = [places[:, rows, columns].mean((1, 2)) for rows in halves for columns in halves]
+    torch.testing.assert_close(torch.cat(cells, 1), metric.encoder(x))
 
 
 def test_embedding_at_another_size_than_the_file(tmp_path):

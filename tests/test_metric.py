@@ -164,8 +164,9 @@ def test_symmetry(any_metric):
 def test_triangle_inequality(metric, seed, spread):
     """On embeddings, near and far: where 1 - cos alone would fail, its root holds."""
     generator = torch.Generator().manual_seed(seed)
-    centre = torch.randn(1, 1280, generator=generator)
-    points = torch.randn(3, 1280, generator=generator) * spread + centre
+    size = metric.card.embedding_dim
+    centre = torch.randn(1, size, generator=generator)
+    points = torch.randn(3, size, generator=generator) * spread + centre
     ab, bc, ac = (metric.distance(points[i], points[j]).item() for i, j in ((0, 1), (1, 2), (0, 2)))
     assert ac <= ab + bc + 1e-6
 
@@ -536,8 +537,9 @@ def test_arrays_of_embeddings_are_embeddings(metric):
     assert torch.equal(metric.distance(array, CHELSEA), metric.distance(z, CHELSEA))
     assert torch.equal(metric.distance_matrix(array), metric.distance_matrix(z))
     assert metric.distance(array[0], array).shape == (2,)
-    grey = np.random.default_rng(0).random((40, 1280), np.float32)  # a picture, as its rows have no unit length
-    assert metric.embed(grey).shape == (1, 1280)
+    size = metric.card.embedding_dim
+    grey = np.random.default_rng(0).random((40, size), np.float32)  # a picture, as its rows have no unit length
+    assert metric.embed(grey).shape == (1, size)
 
 
 def test_first_use_in_inference_mode_spoils_nothing():

@@ -1,5 +1,6 @@
 """Every bundled recipe trains a tiny encoder of its family, and the loss of images that stay the same falls."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,9 @@ from torch.nn import functional as F
 
 from robustsim.attacks import PGD
 from robustsim.data import read_dataset
-from robustsim.encoders import load_encoder
+from robustsim.encoders import load_encoder, save_encoder
+from robustsim.encoders.encoder import build_encoder
+from robustsim.errors import InputError
 from robustsim.images import Preprocessing
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.training import (
@@ -23,6 +26,8 @@ from robustsim.training import (
     text_classes,
     train,
 )
+from robustsim.training.adversarial import Adversarial
+from robustsim.training.distortions import graded
 from robustsim.training.log import read_log
 from robustsim.training.recipe import TrainRecipe
 from tests import judges, layouts
@@ -41,7 +46,10 @@ STAGES = "stages=[{at: 0, size: 48}, {at: 0.2, size: 64}]"
 OWN = {
     "caw-vit-b-32": ("optimizer.lr=3e-4", "method.beta=0.1"),
     "fare-lite": ("optimizer.lr=1e-4", "attack.eps=1/255", STAGES),
-    "fare4-lite": ("optimizer.lr=5e-4", "attack.eps=1/255", STAGES),
+    **dict.fromkeys(
+        ("fare4-lite", "fare4-lite-224", "rank5-lite"),
+        ("original=lite-clean", "optimizer.lr=5e-4", "attack.eps=1/255", STAGES),
+    ),
 }
 # Of which family a recipe's encoder is.
 FAMILIES = {
@@ -85,6 +93,8 @@ def images(tmp_path_factory):
 def encoder_of(name, families):
     recipe = load_recipe(name)
     encoder = recipe.original or recipe.encoder
+    if encoder.startswith("runs/"):  # what another recipe has made of it
+        encoder = "lite-clean"
     return str(families[FAMILIES[encoder]]) if encoder in FAMILIES else encoder
 
 
@@ -100,6 +110,7 @@ def loss_of(recipe, student, original, source, classes, size=None):
         "classes": classes,
         "options": recipe.method.options,
         "tokens": method.tokens,
+        "graded": graded(clean, range(len(clean))),
     }
     adversarial = None
     if method.attack is not None:
@@ -155,7 +166,7 @@ def test_a_bundled_recipe_trains_with_falling_loss(name, families, images, tmp_p
     size = 64 if STAGES in changes else None
     recipe, source = load_recipe(name, changes), open_source(images)
     output = train(name, images, tmp_path / "out", changes=changes, **QUIET)
-    told(output, TERMS[recipe.method.name])
+    told(output, (*TERMS[recipe.method.name], *(["rank"] if recipe.method.rank else [])))
 
     original = load_encoder(encoder, text=recipe.method.method.labels)
     classes = classes_of(recipe, original, source)
@@ -204,6 +215,37 @@ def test_an_encoder_without_texts_trains_on_means_of_images(encoder, families, i
     output = train("tecoa4-vit-b-16", images, tmp_path / "out", changes=changes, prototypes=prototypes, **QUIET)
     told(output, TERMS["tecoa"])
     falls(*(loss_of(recipe, one, original, source, classes, size) for one in (original, load_encoder(output))))
+
+
+def gridded():
+    """The bundled encoder with the means over four quarters."""
+    whole = load_encoder("lite-clean")
+    architecture = dataclasses.replace(whole.card.architecture, options={"grid": 2})
+    found = build_encoder(dataclasses.replace(whole.card, architecture=architecture, embedding_dim=4 * 1280))
+    found.load_state_dict(whole.state_dict())
+    return found
+
+
+def test_attention_does_not_go_with_a_grid(images, tmp_path):
+    """A place has 1,280 values there, and a class 5,120."""
+    folder, source = save_encoder(gridded(), tmp_path / "gridded"), open_source(images)
+    prototypes = save_classes(
+        image_classes(load_encoder(folder), source, per_class=1), tmp_path / "classes.safetensors"
+    )
+    changes = [f"encoder={folder}", *SHORT]
+    with pytest.raises(InputError, match="'lite-clean' embeds 5120 values for several places at once"):
+        train("tga-zsr-vit-b-32", images, tmp_path / "out", changes=changes, prototypes=prototypes, **QUIET)
+
+
+def test_a_run_tells_the_same_weights_under_another_grid_apart(images):
+    recipe, source = load_recipe("fare-lite"), open_source(images)
+    began = {
+        Adversarial(
+            recipe, one, source, [0], (source, [1]), classes=None, device=torch.device("cpu"), report=pytest.fail
+        ).began_as
+        for one in (load_encoder("lite-clean"), gridded())
+    }
+    assert len(began) == 2
 
 
 def hinge_of(encoder, preprocessing, triplets):

@@ -6,9 +6,10 @@ import random
 import signal
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from robustsim.errors import DataError, ImageError, RecipeError
 from robustsim.images import Preprocessing
@@ -57,6 +58,28 @@ def test_colours_change_within_their_bounds():
     # A tenth of the circle is 36 degrees: red becomes orange or pink, and no other colour.
     assert all(int(one[0, 0].argmax()) == 0 for one in red)
     assert {int(one[0, 0].argmin()) for one in red} == {1, 2}
+
+
+def test_colours_change_as_pillow_changes_them_one_after_the_other():
+    """But for the hue, which Pillow does not turn: where nothing is clipped, to the rounding of four steps."""
+    ramp = torch.linspace(60, 190, 24)
+    square = torch.stack(torch.broadcast_tensors(ramp[:, None], ramp, (250 - ramp)[:, None]), 2).byte()
+
+    class Draw(random.Random):
+        """Everything but the turn."""
+
+        def __init__(self):
+            self.drawn = [0.9, 1.15, 0.7, 0.0]
+
+        def uniform(self, low, high):
+            return self.drawn.pop(0)
+
+    image = Image.fromarray(square.numpy())
+    for enhancer, factor in ((ImageEnhance.Brightness, 0.9), (ImageEnhance.Contrast, 1.15), (ImageEnhance.Color, 0.7)):
+        image = enhancer(image).enhance(factor)
+    ours = Augment(SQUARE, jitter=0.4)._recolour(square, Draw())
+    assert (ours.int() - torch.from_numpy(np.array(image)).int()).abs().max() <= 3
+    assert (ours.int() - square.int()).abs().max() > 20
 
 
 def test_without_them_draws_are_what_they_were():
@@ -110,6 +133,34 @@ def test_processes_read_what_threads_do():
     half = len(told) // 2
     assert half
     assert told[:half] == told[half:]
+
+
+def test_a_gpu_gets_processes_and_a_cpu_threads():
+    chosen = {
+        kind: Stream(
+            Flat((1, 2, 3)), range(1), Augment(SQUARE), seed=3, size=lambda position: 8, device=torch.device(kind),
+            report=pytest.fail,
+        )._processes
+        for kind in ("cpu", "cuda", "mps")
+    }  # fmt: skip
+    assert chosen == {"cpu": False, "cuda": "fork" in multiprocessing.get_all_start_methods(), "mps": False}
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_processes_take_no_random_number_of_the_one_that_trains():
+    before = torch.get_rng_state()
+    batches(Flat((1, 2, 3)), Augment(SQUARE), [range(4)], processes=True, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_a_process_that_dies_is_told_with_what_to_do():
+    class Deadly(Flat):
+        def read(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r"a process that reads images has died: .*--shm-size"):
+        batches(Deadly((1, 2, 3)), Augment(SQUARE), [range(4)], processes=True, workers=1)
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")

@@ -149,9 +149,9 @@ def build_encoder(card: EncoderCard, *, text: bool = False, **options: Any) -> E
 
             trunk = timm_models.build(card, **options)
         else:
-            from robustsim.encoders.lite import LiteTrunk
+            from robustsim.encoders import lite
 
-            trunk = LiteTrunk()
+            trunk = lite.build(card)
         if text and tower is None:
             raise InputError(f"{card.name!r} has no text tower: use a CLIP model, such as 'clip-vit-b-32'")
         return Encoder(card, trunk, tower).eval()

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustsim.encoders.card import EncoderCard
+from robustsim.errors import CardError
+
 # (blocks, kernel, stride, expansion, channels) of the seven stages
 _STAGES = (
     (1, 3, 1, 1, 16),
@@ -19,6 +22,22 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STEM, _HEAD = 32, 1280
+
+
+def build(card: EncoderCard) -> "LiteTrunk":
+    """The card's trunk; its architecture's one option is ``grid``.
+
+    Raises:
+        CardError: it has another one, or ``embedding_dim`` is not that of the grid.
+    """
+    options = dict(card.architecture.options)
+    grid = options.pop("grid", 1)
+    if options or type(grid) is not int or grid < 1 or card.embedding_dim != grid**2 * _HEAD:
+        raise CardError(
+            f"{card.name!r}: {card.architecture.name} takes the option grid, a whole number, and has "
+            f"grid ** 2 * {_HEAD} dimensions; the card says {dict(card.architecture.options)} and {card.embedding_dim}"
+        )
+    return LiteTrunk(grid=grid)
 
 
 class _SameConv2d(nn.Conv2d):
@@ -57,10 +76,15 @@ class _Block(nn.Module):
 
 
 class LiteTrunk(nn.Module):
-    """(N, 3, H, W) normalised pixels -> (N, 1280): the mean over the last feature map."""
+    """(N, 3, H, W) normalised pixels -> (N, grid ** 2 * 1280): means over parts of the last feature map.
 
-    def __init__(self) -> None:
+    Args:
+        grid: cells on a side, row by row; of 7 places, 2 cells share the middle one. 1 for the mean over the whole.
+    """
+
+    def __init__(self, *, grid: int = 1) -> None:
         super().__init__()
+        self.grid = grid
         blocks: list[nn.Module] = []
         channels = _STEM
         for count, kernel, stride, expansion, outputs in _STAGES:
@@ -79,9 +103,18 @@ class LiteTrunk(nn.Module):
         return F.relu6(self.head(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.feature_map(x).mean((2, 3))
+        return self._means(self.feature_map(x))
 
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """The embedding and the last feature map; there is no projection to apply."""
         last = self.feature_map(x)
-        return last.mean((2, 3)), last
+        return self._means(last), last
+
+    def _means(self, last: Tensor) -> Tensor:
+        if self.grid == 1:
+            return last.mean((2, 3))
+        rows, columns = (
+            [slice(size * cell // self.grid, -(-size * (cell + 1) // self.grid)) for cell in range(self.grid)]
+            for size in last.shape[2:]
+        )
+        return torch.cat([last[..., row, column].mean((2, 3)) for row in rows for column in columns], 1)

@@ -152,7 +152,8 @@ def stack_squares(squares: Sequence[Tensor], device: torch.device) -> Tensor:
 
 def unit_pixels(squares: Tensor, device: torch.device) -> Tensor:
     """uint8 (N, S, S, 3) as float32 (N, 3, S, S) in [0, 1] on a device; nobody waits for those in pinned memory."""
-    return squares.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div(255)
+    # Elsewhere than in CUDA the memory could be gone before it is read.
+    return squares.to(device, non_blocking=device.type == "cuda").permute(0, 3, 1, 2).to(torch.float32).div(255)
 
 
 def stream_pixels(

@@ -14,6 +14,7 @@ from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.weights import state_sha256
 from robustsim.errors import InputError
 from robustsim.training import losses
+from robustsim.training.distortions import graded
 from robustsim.training.methods import Classes, Method, Seen, Views, see
 from robustsim.training.modes import evaluating
 from robustsim.training.recipe import TrainRecipe
@@ -48,7 +49,14 @@ class AdversarialStep(nn.Module):
         """The frozen encoder."""
         return self._held[0]
 
-    def views(self, clean: Tensor, adversarial: Tensor | None, labels: Tensor | None, seen: Seen | None) -> Views:
+    def views(
+        self,
+        clean: Tensor,
+        adversarial: Tensor | None,
+        labels: Tensor | None,
+        seen: Seen | None,
+        graded: tuple[Tensor, Tensor] | None = None,
+    ) -> Views:
         """The batch as both encoders see it."""
         return Views(
             self.student,
@@ -60,6 +68,7 @@ class AdversarialStep(nn.Module):
             options=self.options,
             tokens=self.method.tokens,
             seen=seen,
+            graded=graded,
         )
 
     def look(self, clean: Tensor) -> Seen:
@@ -119,7 +128,10 @@ class Adversarial:
         encoder.requires_grad_(True)
         if encoder.text is not None:
             raise InputError("the text tower is not trained: load the encoder without it")
-        self.began_as = " ".join(state_sha256(one) for one in (encoder, original) if one is not None)
+        # What an embedding is made of may differ where the weights do not.
+        self.began_as = " ".join(
+            f"{state_sha256(one)}:{one.card.embedding_dim}" for one in (encoder, original) if one is not None
+        )
         # What the result is made of: neither wrapped, sharded nor compiled.
         self._blank = copy.deepcopy(encoder)
         original = self._blank if original is None else original
@@ -162,14 +174,20 @@ class Adversarial:
             step: of the training.
         """
         plain = self.module
-        seen = plain.look(batch.pixels)
+        seen, pair = plain.look(batch.pixels), self._graded(batch)
         adversarial = batch.pixels
         if plain.method.attack is not None:
-            adversarial = self.attack(through, batch, seen, step)
-        terms: dict[str, Tensor] = module(plain.views(batch.pixels, adversarial, batch.labels, seen))
+            adversarial = self.attack(through, batch, plain.views(batch.pixels, None, batch.labels, seen, pair), step)
+        terms: dict[str, Tensor] = module(plain.views(batch.pixels, adversarial, batch.labels, seen, pair))
         return terms
 
-    def attack(self, through: Any, batch: Batch, seen: Seen, step: int) -> Tensor:
+    def _graded(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """A weaker and a stronger distortion of each image, where the method wants them."""
+        if not self.recipe.method.options.get("rank"):
+            return None
+        return graded(batch.pixels, [mix(self.recipe.seed, position, 5) for position in batch.positions])
+
+    def attack(self, through: Any, batch: Batch, views: Views, step: int) -> Tensor:
         """Adversarial images, found with frozen weights in eval mode and as many gradients as the recipe says."""
         recipe = self.recipe.attack
         eps = self.recipe.eps_at(step, self.total)
@@ -185,7 +203,6 @@ class Adversarial:
             start=starts(threat, batch.pixels, self.recipe.seed, batch.positions),
             keep="last",
         )
-        views = self.module.views(batch.pixels, None, batch.labels, seen)
         return pgd(lambda pixels: through(views, pixels), batch.pixels).images
 
     def encoder(self, weights: dict[str, Tensor]) -> Encoder:
@@ -231,7 +248,7 @@ class Adversarial:
     def _judge(self, through: Any, batch: Batch) -> dict[str, Tensor]:
         plain, recipe = self.module, self.recipe.attack
         seen = plain.look(batch.pixels)
-        views = plain.views(batch.pixels, None, batch.labels, seen)
+        views = plain.views(batch.pixels, None, batch.labels, seen, self._graded(batch))
         pgd = PGD(
             norm=recipe.norm,
             eps=recipe.eps,
@@ -254,7 +271,7 @@ class Adversarial:
 def starts(threat: ThreatModel, images: Tensor, seed: int, positions: Sequence[int]) -> Tensor:
     """Where attacks begin: a random point of each image's ball, which depends on seed and position alone.
 
-    So a run that is resumed, or shared between processes, meets the same ones.
+    So a run that is resumed, or shared between processes (in l1 but for rounding), meets the same ones.
 
     Args:
         threat: norm and radius.

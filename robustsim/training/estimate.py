@@ -112,13 +112,15 @@ def measure(recipe: Recipe, task: Any, held_out: int, processes: Processes) -> E
     trained = [one for one in task.module.parameters() if one.requires_grad]
     task.module.train()
     stages = _stages(recipe, task.total)
-    _step(recipe, task, few, stages[0][0])  # what is done once only
+    _step(recipe, task, _batch(recipe, task, few, stages[0][0]), stages[0][0])  # what is done once only
     base = _peak(task.device)
     slope = 0.0
     seconds = 0.0
     for first, count in stages:
+        # Read before: in a training that goes on meanwhile.
+        batch = _batch(recipe, task, more, first)
         began = time.monotonic()
-        _step(recipe, task, more, first)
+        _step(recipe, task, batch, first)
         took = (time.monotonic() - began) / more
         seconds += took * part * recipe.accumulate * count
         peak = _peak(task.device)
@@ -157,10 +159,14 @@ def _first(recipe: TrainRecipe, at: float, total: int) -> int:
     return step if step / total >= at else step + 1
 
 
-def _step(recipe: Recipe, task: Any, images: int, step: int) -> None:
-    """A step's work on few images."""
+def _batch(recipe: Recipe, task: Any, images: int, step: int) -> Any:
+    """Some of a step's images."""
     first = step * recipe.batch_size
-    batch = next(task.batches(iter([range(first, first + images)])))
+    return next(task.batches(iter([range(first, first + images)])))
+
+
+def _step(recipe: Recipe, task: Any, batch: Any, step: int) -> None:
+    """A step's work on few images."""
     precision = torch.autocast(task.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
     with precision:
         terms = task.terms(task.module, task.module, batch, step)

@@ -105,3 +105,26 @@ def hinge(to_left: Tensor, to_right: Tensor, right: Tensor, margin: float = 0.05
     """
     sign = torch.where(right, 1.0, -1.0)
     return F.relu(margin - sign * (to_left - to_right))
+
+
+def order(anchor: Tensor, nearer: Tensor, farther: Tensor, temperature: float = 0.1) -> Tensor:
+    """``softplus(-m / t)``, m how far the anchor is on the side of what should be nearer.
+
+    All three on the unit sphere, the points that are as near to the one as to the other are a plane through its centre;
+    m is the distance from it. An attack moves the anchor towards that plane however near the two are to each other, so
+    the loss has the same scale for small and for large distortions.
+
+    Args:
+        anchor: (N, D) embeddings of the references, of any length; likewise the others.
+        nearer: (N, D).
+        farther: (N, D).
+        temperature: t, in units of the sphere's radius.
+
+    Returns:
+        (N,) float32.
+    """
+    a, n, f = (F.normalize(z.float(), dim=1) for z in (anchor, nearer, farther))
+    between = n - f
+    # Where the two all but coincide the direction between them is noise.
+    length = torch.linalg.vector_norm(between, dim=1).clamp_min(0.03)
+    return F.softplus(-(a * between).sum(1) / length / temperature)

@@ -50,6 +50,7 @@ class Views:
         options: the method's, by name.
         tokens: whether places are needed beside embeddings.
         seen: the original's features of the clean pixels where they are known already.
+        graded: a weaker and a stronger distortion of the clean pixels, where the option ``rank`` is set.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class Views:
         options: Mapping[str, Any] | None = None,
         tokens: bool = False,
         seen: "Seen | None" = None,
+        graded: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.student, self.original, self.clean, self._adversarial = student, original, clean, adversarial
         self._labels, self._classes, self.options, self.tokens = labels, classes, dict(options or {}), tokens
-        self._seen = seen
+        self._seen, self._graded = seen, graded
 
     @property
     def adversarial(self) -> Tensor:
@@ -97,6 +99,13 @@ class Views:
     def student_clean(self) -> "Seen":
         """What the trained encoder makes of the clean pixels."""
         return see(self.student, self.clean, self.tokens)
+
+    @cached_property
+    def student_graded(self) -> tuple[Tensor, Tensor]:
+        """What the trained encoder makes of a weaker and of a stronger distortion, each (N, D)."""
+        weaker, stronger = given(self._graded, "distorted images")
+        both = see(self.student, torch.cat([weaker, stronger]), False).z
+        return both[: len(weaker)], both[len(weaker) :]
 
     @cached_property
     def original_clean(self) -> "Seen":
@@ -183,7 +192,9 @@ class Method:
 
 def _fare_attack(views: Views, pixels: Tensor) -> Tensor:
     anchor = views.student_clean if views.options["trades"] else views.original_clean
-    return losses.embedding_distance(views.student_at(pixels).z, anchor.z)
+    z = views.student_at(pixels).z
+    loss = losses.embedding_distance(z, anchor.z)
+    return loss + views.options["rank"] * losses.order(z, *views.student_graded) if views.options["rank"] else loss
 
 
 def _tecoa_attack(views: Views, pixels: Tensor) -> Tensor:
@@ -200,6 +211,14 @@ def _away_from_class(views: Views, pixels: Tensor) -> Tensor:
 
 
 def _fare(views: Views) -> dict[str, Tensor]:
+    terms = _near_original(views)
+    if rank := views.options["rank"]:
+        # Distances of the adversarial image still grow with the strength of a distortion.
+        terms["rank"] = rank * losses.order(views.student_adversarial.z, *views.student_graded).mean()
+    return terms
+
+
+def _near_original(views: Views) -> dict[str, Tensor]:
     w, original = views.options["clean_weight"], views.original_clean.z
     if views.options["trades"]:
         # As TRADES splits an error: near the original on clean images, and steady around them.
@@ -273,7 +292,7 @@ _VARIANTS = {"clean_weight": 0.0, "trades": 0.0}
 
 #: All methods by the name that a recipe gives them.
 METHODS: dict[str, Method] = {
-    "fare": Method("FARE", _fare_attack, _fare, options=_VARIANTS),
+    "fare": Method("FARE", _fare_attack, _fare, options={**_VARIANTS, "rank": 0.0}),
     "tecoa": Method("TeCoA", _tecoa_attack, _tecoa, labels=True, options={**_PROMPT, **_VARIANTS}),
     "ft-clean": Method("FT-Clean", None, lambda v: {"clean": _clean_entropy(v)}, labels=True, options=_PROMPT),
     "ft-adv": Method(

@@ -50,6 +50,11 @@ def prepare_adversarial(
             one.text = None
     base.card = dataclasses.replace(base.card, text=False)
     _check_sizes(base, recipe)
+    if method.tokens and base.card.architecture.options.get("grid", 1) > 1:
+        raise InputError(
+            f"{method.title} compares places with classes, and {base.card.name!r} embeds {base.card.embedding_dim} "
+            "values for several places at once: take an encoder without a grid"
+        )
     everything = range(len(source))
     if judged is not None:
         kept: Sequence[int] = everything

@@ -31,6 +31,8 @@ class MethodSection(_Section):
         beta: weight of its third.
         clean_weight: share of the clean loss in FARE and TeCoA: ``(1 - w) adversarial + w clean``.
         trades: FARE and TeCoA in the manner of TRADES, with this weight on the steadiness; 0 for the plain method.
+        rank: FARE's weight on the order of two distortions of an image: under attack, too, the weaker one should be
+            nearer to it (:func:`robustsim.training.losses.order`).
         prompt: the text of a class, ``{}`` its name.
         negative_prompt: the text of what a picture is not of.
         scale: inverse temperature of the logits.
@@ -41,6 +43,7 @@ class MethodSection(_Section):
     beta: Weight | None = None
     clean_weight: Share | None = None
     trades: Weight | None = None
+    rank: Weight | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
     scale: Positive | None = None
@@ -53,7 +56,7 @@ class MethodSection(_Section):
             raise ValueError(f"no method is called {name!r}{hint} there are {', '.join(METHODS)}")
         return name
 
-    @field_validator("alpha", "beta", "clean_weight", "trades", "prompt", "negative_prompt", "scale")
+    @field_validator("alpha", "beta", "clean_weight", "trades", "rank", "prompt", "negative_prompt", "scale")
     @classmethod
     def _of_this_method(cls, value: Any, info: ValidationInfo) -> Any:
         method = METHODS.get(info.data.get("name", ""))
@@ -72,6 +75,8 @@ class MethodSection(_Section):
     def _fits(self) -> "MethodSection":
         if self.clean_weight and self.trades:
             raise ValueError("clean_weight and trades are two ways to the same end: set one of them")
+        if self.rank and (self.clean_weight or self.trades):
+            raise ValueError("rank goes with the plain loss: leave clean_weight and trades out")
         return self
 
     @property

@@ -248,6 +248,7 @@ class Stream:
                 yield _gather([first, *(next(found) for _ in spans[0][1:])])
 
     def _by_processes(self, places: _Order) -> _Parts:
+        others = set(multiprocessing.active_children())
         loader: Any = torch.utils.data.DataLoader(
             _Places(self._read),
             batch_sampler=places,
@@ -255,12 +256,27 @@ class Stream:
             collate_fn=_gather_unless,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # else it takes a number from the one that belongs to the step
             multiprocessing_context="fork",  # nothing of it can be pickled, and none of it touches the GPU
         )
-        for part in loader:
-            if isinstance(part, DataError):
-                raise part
-            yield part
+        found = iter(loader)
+        readers = set(multiprocessing.active_children()) - others
+        try:
+            while (part := next(found, None)) is not None:
+                if isinstance(part, DataError):
+                    raise part
+                yield part
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that reads images has died: {error}. Where shared memory is small, as in a container, give "
+                "it more (docker run --shm-size=2g)"
+            ) from error
+        finally:
+            del found  # which asks them to end
+            for reader in readers:
+                reader.kill()  # one that hangs in a read heeds nothing else
 
     def _read(self, wanted: tuple[int, int]) -> _Read:
         position, index = wanted
@@ -318,7 +334,7 @@ def _gather(read: Sequence[_Read]) -> _Gathered:
 
 
 def _batch(part: _Gathered, positions: list[int], device: torch.device) -> Batch:
-    labels = None if part.labels is None else part.labels.to(device, non_blocking=True)
+    labels = None if part.labels is None else part.labels.to(device, non_blocking=device.type == "cuda")
     return Batch(unit_pixels(part.squares, device), labels, positions)
 
 
