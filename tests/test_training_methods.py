@@ -93,7 +93,7 @@ def images(tmp_path_factory):
 def encoder_of(name, families):
     recipe = load_recipe(name)
     encoder = recipe.original or recipe.encoder
-    if encoder.startswith("runs/"):  # what another recipe has made of it
+    if encoder.startswith("./runs/"):  # what another recipe has made of it
         encoder = "lite-clean"
     return str(families[FAMILIES[encoder]]) if encoder in FAMILIES else encoder
 
