@@ -35,7 +35,8 @@ def _light(card):
     """The card on the bundled architecture: preprocessing and normalisation are what is compared."""
     import dataclasses
 
-    return dataclasses.replace(card, architecture=load_card("lite-clean").architecture, source=None)
+    light = load_card("lite-clean")
+    return dataclasses.replace(card, architecture=light.architecture, embedding_dim=light.embedding_dim, source=None)
 
 
 def reference(card):
