@@ -79,10 +79,7 @@ def build(run: str, output: Path, share: float, grid: int | None) -> None:
         before = STAGES[: STAGES.index(training["recipe"])]
         training |= {"began_as": " of ".join([*reversed(before), "lite-clean"])}
         card = dataclasses.replace(
-            card,
-            method="FARE, order of distortions" if "rank" in training["recipe"] else card.method,
-            data=DATA,
-            origin=f"lite-clean, fine-tuned with robustsim {robustsim.__version__}",
+            card, data=DATA, origin=f"lite-clean, fine-tuned with robustsim {robustsim.__version__}"
         )
     name = "lite" if output == BUNDLED else output.name
     encoder.card = dataclasses.replace(card, name=name, license="Apache-2.0", scores={}, training=training)

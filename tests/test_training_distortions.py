@@ -1,5 +1,7 @@
 """Two distortions of an image, the second stronger: what the ranking trains on."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,13 +19,13 @@ def waves(count=1, size=64):
 
 
 def seed_of(kind):
-    return next(seed for seed in range(500) if distortions._plan(distortions.random.Random(seed))[0] == kind)
+    return next(seed for seed in range(500) if distortions._plan(random.Random(seed))[0] == kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_second_is_the_stronger_one(kind):
     changes = []
-    seeds = [seed for seed in range(400) if distortions._plan(distortions.random.Random(seed))[0] == kind][:25]
+    seeds = [seed for seed in range(400) if distortions._plan(random.Random(seed))[0] == kind][:25]
     image = waves()
     for seed in seeds:
         weaker, stronger = graded(image, [seed])
@@ -45,7 +47,7 @@ def test_results_are_images_of_the_same_size(seed, size):
 def test_a_distortion_does_not_depend_on_who_shares_the_batch():
     images, seeds = waves(12), list(range(12))
     whole = graded(images, seeds)
-    assert {distortions._plan(distortions.random.Random(seed))[0] for seed in seeds} > {KINDS[0]}
+    assert {distortions._plan(random.Random(seed))[0] for seed in seeds} > {KINDS[0]}
     for row in range(12):
         alone = graded(images[row : row + 1], [seeds[row]])
         for one, other in zip(whole, alone, strict=True):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections import Counter
 
 import numpy as np
@@ -16,6 +17,7 @@ from robustsim.images import Preprocessing
 from robustsim.training import Sample, load_recipe
 from robustsim.training.stream import Augment, Stream
 
+forks = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 SQUARE = Preprocessing(size=8, mode="squash")
 
 
@@ -119,7 +121,7 @@ def test_what_cannot_be_blended_in_is_told_and_another_image_takes_its_place():
     assert set(told) == {"1 is damaged"}
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@forks
 def test_processes_read_what_threads_do():
     source = Flat(*[None if index == 5 else (20 * index, 255 - 20 * index, 90) for index in range(12)])
     augment, spans, told = (
@@ -146,14 +148,14 @@ def test_a_gpu_gets_processes_and_a_cpu_threads():
     assert chosen == {"cpu": False, "cuda": "fork" in multiprocessing.get_all_start_methods(), "mps": False}
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@forks
 def test_processes_take_no_random_number_of_the_one_that_trains():
     before = torch.get_rng_state()
     batches(Flat((1, 2, 3)), Augment(SQUARE), [range(4)], processes=True, workers=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@forks
 def test_a_process_that_dies_is_told_with_what_to_do():
     class Deadly(Flat):
         def read(self, index):
@@ -163,13 +165,13 @@ def test_a_process_that_dies_is_told_with_what_to_do():
         batches(Deadly((1, 2, 3)), Augment(SQUARE), [range(4)], processes=True, workers=1)
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@forks
 def test_a_process_that_can_read_nothing_says_so():
     with pytest.raises(DataError, match=r"100 images in a row could not be read, at last 0 is damaged"):
         batches(Flat(None), Augment(SQUARE), [range(2)], lambda message: None, processes=True, workers=1)
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@forks
 def test_processes_that_read_outlive_a_signal_to_the_whole_group():
     """The process that trains saves its state then, and one that had lost its readers could not."""
     stream = Stream(
@@ -184,6 +186,28 @@ def test_processes_that_read_outlive_a_signal_to_the_whole_group():
     assert sum(1 for _ in found) == 49
     found.close()
     reader.join(20)
+    assert not reader.is_alive()
+
+
+@forks
+def test_a_process_that_hangs_in_a_read_does_not_outlive_the_stream():
+    class Stuck(Flat):
+        count = 0
+
+        def read(self, index):
+            self.count += 1
+            time.sleep(100 * (self.count > 4))
+            return super().read(index)
+
+    stream = Stream(
+        Stuck((9, 9, 9)), range(1), Augment(SQUARE), seed=3, size=lambda position: 8, device=torch.device("cpu"),
+        report=pytest.fail, processes=True, workers=1,
+    )  # fmt: skip
+    found = stream.batches(iter([range(4)] * 5))
+    next(found)
+    (reader,) = multiprocessing.active_children()
+    found.close()
+    reader.join(10)
     assert not reader.is_alive()
 
 

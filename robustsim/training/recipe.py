@@ -85,6 +85,11 @@ class MethodSection(_Section):
         return METHODS[self.name]
 
     @property
+    def title(self) -> str:
+        """What cards call it."""
+        return f"{self.method.title}, order of distortions" if self.rank else self.method.title
+
+    @property
     def options(self) -> dict[str, Any]:
         """All of the method's options with their values."""
         return {**self.method.options, **self.model_dump(exclude={"name"}, exclude_none=True)}

@@ -94,7 +94,7 @@ def train(
                 output,
                 data=said,
                 threat=threat,
-                method=method.title if threat else None,
+                method=chosen.method.title if threat else None,
             )
 
         return task, finish

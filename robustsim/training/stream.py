@@ -98,10 +98,9 @@ class Augment:
         brightness, contrast, saturation = (draw.uniform(1 - self.jitter, 1 + self.jitter) for _ in range(3))
         angle = 2 * math.pi * draw.uniform(-self.jitter, self.jitter) / 4
         # All four are linear: one pass over the pixels, and nothing is clipped in between.
-        grey = np.ones((3, 1)) * _LUMA
         i, q = math.cos(angle), math.sin(angle)
         turn = _FROM_YIQ @ np.array([[1, 0, 0], [0, i, -q], [0, q, i]]) @ _TO_YIQ
-        change = brightness * contrast * turn @ (saturation * np.eye(3) + (1 - saturation) * grey)
+        change = brightness * contrast * turn @ (saturation * np.eye(3) + (1 - saturation) * _LUMA)
         mean = square.view(-1, 3).float().mean(0).numpy() @ _LUMA
         shift = brightness * (1 - contrast) * mean
         recoloured = image.convert("RGB", tuple(np.column_stack([change, np.full(3, shift)]).ravel().tolist()))
