@@ -4,7 +4,7 @@ robustsim train fare-lite --data nips17/images -o runs/1
 python scripts/build_lite.py runs/1 -o runs/after-1                                # float16 weights, card, notice
 robustsim train fare4-lite --data nips17/images -o runs/2
 python scripts/build_lite.py runs/2 -o runs/after-2
-robustsim train fare4-lite-224 --data nips17/images -o runs/3        # on a GPU
+robustsim train fare4-lite-224 --data nips17/images -o runs/3
 python scripts/build_lite.py runs/3 --grid 2 -o runs/after-3
 python scripts/build_lite.py runs/3 --grid 2 --share 0.5 -o runs/half-3
 robustsim train rank5-lite --data nips17/images -o runs/4
