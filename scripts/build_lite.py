@@ -8,7 +8,7 @@ robustsim train fare4-lite-224 --data nips17/images -o runs/3
 python scripts/build_lite.py runs/3 --grid 2 -o runs/after-3
 python scripts/build_lite.py runs/3 --grid 2 --share 0.5 -o runs/half-3
 robustsim train rank5-lite --data nips17/images -o runs/4
-python scripts/build_lite.py runs/4 --share SHARE                                  # the same into the package
+python scripts/build_lite.py runs/4                                                # the same into the package
 python scripts/build_lite.py --scores reports                   # scores from `robustsim evaluate`, see docs/training.md
 python scripts/build_lite.py lite-clean --grid 2 -o runs/clean-grid     # lite-clean with the embedding of lite
 """
@@ -98,8 +98,10 @@ def score(reports: Path) -> None:
         report = load_report(path)
         if report.content["metric"].get("card", {}).get("weights_sha256") != checksum:
             continue
-        name = report.content["data"]["name"].split("/")[0].replace("-", "_")
-        kind = "ladder" if report.task == "ladder" else name
+        name, _, part = report.content["data"]["name"].partition("/")
+        if part not in ("", "test"):  # agreement on training triplets, which chooses the share, is no score
+            continue
+        kind = "ladder" if report.task == "ladder" else name.replace("-", "_")
         scores[f"{kind}_clean"] = round(100 * report.results["accuracy"]["value"], 1)
         for threat in report.threats:
             size = threat["eps"].replace("/255", "")
