@@ -52,6 +52,14 @@ WAYS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A shell's background jobs ignore SIGINT, and so does a training in one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def server():
     server = trainings.Server()
