@@ -1,6 +1,8 @@
 """What a training step costs beside its passes through the encoder, as a ratio of paired runs on the bundled encoder.
 
 python benchmarks/training_cost.py [--inner 10] [--batch 8] [--size 224] [--runs 5] [--threads 2] [--photographs DIR]
+
+On a CPU, set the allocator as docs/training.md says: page faults weigh on one side more than on the other.
 """
 
 import argparse
