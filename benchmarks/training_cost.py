@@ -2,7 +2,7 @@
 
 python benchmarks/training_cost.py [--inner 10] [--batch 8] [--size 224] [--runs 5] [--threads 2] [--photographs DIR]
 
-On a CPU, set the allocator as docs/training.md says: page faults weigh on one side more than on the other.
+On a CPU, set the allocator as docs/training.md says, or its cost is in the ratio.
 """
 
 import argparse

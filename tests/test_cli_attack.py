@@ -220,12 +220,12 @@ def test_a_budget_between_two_levels(run, small, tmp_path, quick):
 
 def test_what_rounding_takes_is_told(run, small, tmp_path, quick, metric):
     image, out = small / "chelsea.png", tmp_path / "out.png"
-    command = ("attack", image, "-o", out, "--norm", "l2")
-    told = run(*command, "--eps", "0.1", "--steps", 8, "-m", quick / "squash")[1]
+    options = ("-o", out, "--norm", "l2")
+    told = run("attack", image, *options, "--eps", "0.1", "--steps", 8, "-m", quick / "squash")[1]
     assert f"Before rounding to 8 bits the distance to {image} was 0." in told
     assert "no change" not in told
     # Of a large picture no pixel gets half a level.
-    code, told, _ = run("attack", CHELSEA, *command[2:], "--eps", "1/255", "--steps", 3)
+    code, told, _ = run("attack", CHELSEA, *options, "--eps", "1/255", "--steps", 3)
     assert code == 0
     assert "Rounding to 8 bits left no change at all." in told
     assert metric.distance(CHELSEA, out).item() == 0
