@@ -12,9 +12,9 @@ import torch
 from pairs import ratio
 
 from robustsim.training import load_recipe, open_source
-from robustsim.training.prepare import prepare_adversarial
-from robustsim.training.processes import Processes
-from robustsim.training.trained import Trained
+from robustsim.training.loop.processes import Processes
+from robustsim.training.loop.trained import Trained
+from robustsim.training.tasks.prepare import prepare_adversarial
 
 
 def main() -> None:

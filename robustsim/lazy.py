@@ -11,14 +11,15 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
     Args:
         package: its ``__name__``.
-        homes: for each public name, the module below the package that defines it.
+        homes: for each public name, the module that defines it, relative to the package: `room.module` below it,
+            `.room.module` beside it.
     """
     namespace = vars(sys.modules[package])
 
     def getattribute(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = namespace[name] = getattr(import_module(f"{package}.{homes[name]}"), name)
+        value = namespace[name] = getattr(import_module(f".{homes[name]}", package), name)
         return value
 
     def directory() -> list[str]:

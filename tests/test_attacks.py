@@ -229,7 +229,8 @@ def test_fab_restarts_and_carlini_wagner_is_confident(robust):
 
 def test_without_asking_the_device_the_loops_come_to_the_same(monkeypatch):
     """The branch for accelerators, where nobody asks whether a loop has converged."""
-    from robustsim.attacks import ThreatModel, region
+    from robustsim.attacks import ThreatModel
+    from robustsim.attacks.engine import region
 
     originals = torch.rand(3, 3, 24, 24, generator=generator()).round()
     points = originals + 0.5 * torch.randn(originals.shape, generator=generator(1))

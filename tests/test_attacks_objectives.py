@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robustsim.attacks import APGD, Classification, OddOneOut, Targeted, TextTargeted, TwoAFC, Untargeted, losses
+from robustsim.attacks import APGD, Classification, OddOneOut, Targeted, TextTargeted, TwoAFC, Untargeted
+from robustsim.attacks.objectives import losses
 from robustsim.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

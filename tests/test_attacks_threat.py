@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustsim.attacks import ThreatModel, parse_eps
-from robustsim.attacks.fab import to_plane
-from robustsim.attacks.region import steepest
+from robustsim.attacks.engine.region import steepest
+from robustsim.attacks.methods.fab import to_plane
 from robustsim.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

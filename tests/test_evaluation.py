@@ -168,7 +168,7 @@ def test_a_robust_evaluation_costs_little_more_than_its_attacks(tmp_path):
 
 
 def test_pictures_are_let_go_after_their_last_use(tmp_path):
-    from robustsim.evaluation.pictures import Gallery, Photo
+    from robustsim.evaluation.tasks.pictures import Gallery, Photo
 
     pictures(tmp_path, 40)
     photos = [Photo(tmp_path / f"{index:02}.png") for index in range(40)]
@@ -184,7 +184,7 @@ def test_pictures_are_let_go_after_their_last_use(tmp_path):
 
 
 def test_an_interrupted_gallery_gives_the_same_embeddings(tmp_path):
-    from robustsim.evaluation.pictures import Gallery, Photo
+    from robustsim.evaluation.tasks.pictures import Gallery, Photo
 
     pictures(tmp_path, 20)
     photos = [Photo(tmp_path / f"{index:02}.png") for index in range(20)]
@@ -684,7 +684,7 @@ def test_a_metric_of_ones_own_is_found_where_it_lies(tmp_path, monkeypatch):
 def test_embeddings_that_would_not_fit_are_made_when_they_are_asked_for(tmp_path, monkeypatch):
     task = two_afc(read_triplets(triplets(tmp_path, 40, images=20)))
     usual = evaluate(small(), task, output=tmp_path / "r", attack=QUICK)
-    monkeypatch.setattr("robustsim.evaluation.pictures.MOST_HELD", 5 * 12 * 4)  # bytes, of five pictures
+    monkeypatch.setattr("robustsim.evaluation.tasks.pictures.MOST_HELD", 5 * 12 * 4)  # bytes, of five pictures
     module, metric = counted()
     late = evaluate(metric, task, output=tmp_path / "late", attack=QUICK)
     assert module.images > 120

@@ -10,7 +10,7 @@ from PIL import Image
 
 from robustsim.errors import ImageError, InputError
 from robustsim.evaluation import DISTORTIONS, AttackPlan, distort, distortion_ladder, evaluate
-from robustsim.evaluation.distortions import SIDE, Distorted, LadderPhoto
+from robustsim.evaluation.tasks.distortions import SIDE, Distorted, LadderPhoto
 from tests.conftest import EXAMPLES
 from tests.judges import pairs, small
 

@@ -128,7 +128,7 @@ def test_two_processes_share_the_work(tmp_path):
     job = tmp_path / "job.py"
     told = """
 from pathlib import Path
-from robustsim.evaluation.workers import Workers
+from robustsim.evaluation.running.workers import Workers
 Path(sys.argv[1]).with_name(f"{Workers().number} of {Workers().count}").touch()
 """
     job.write_text(JOB + told)

@@ -11,7 +11,7 @@ from torch import nn
 from robustsim.encoders import Architecture, EncoderCard, Head, load_encoder, save_encoder
 from robustsim.encoders.encoder import build_encoder
 from robustsim.errors import InputError, MissingDependencyError, WeightsError
-from robustsim.training.adapters import add_lora, add_mlp, default_targets, merge_lora_adapters
+from robustsim.training.tasks.adapters import add_lora, add_mlp, default_targets, merge_lora_adapters
 from tests import layouts
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ from robustsim.encoders import load_encoder
 from robustsim.errors import CorruptFileError, DataError, InputError, OutputError
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.training import METHODS, Classes, image_classes, load_classes, open_source, save_classes, text_classes
-from robustsim.training.classes import find_classes
+from robustsim.training.tasks.classes import find_classes
 from tests import judges
 
 pytestmark = pytest.mark.usefixtures("one_thread")

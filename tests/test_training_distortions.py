@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustsim.training import distortions
-from robustsim.training.distortions import KINDS, graded
+from robustsim.training.methods import distortions
+from robustsim.training.methods.distortions import KINDS, graded
 
 
 def waves(count=1, size=64):

@@ -19,12 +19,13 @@ from robustsim.attacks import PGD
 from robustsim.data import read_triplets
 from robustsim.encoders import load_encoder, save_encoder
 from robustsim.errors import DataError, InputError, TrainingError
-from robustsim.training import adversarial, finetune, prepare, run, save_classes, train
-from robustsim.training.log import read_log
-from robustsim.training.losses import hinge
-from robustsim.training.methods import Classes
-from robustsim.training.state import find_checkpoints, finite, read_checkpoint
-from robustsim.training.trained import Trained
+from robustsim.training import finetune, run, save_classes, train
+from robustsim.training.loop.log import read_log
+from robustsim.training.loop.state import find_checkpoints, finite, read_checkpoint
+from robustsim.training.loop.trained import Trained
+from robustsim.training.methods.losses import hinge
+from robustsim.training.methods.table import Classes
+from robustsim.training.tasks import adversarial, prepare
 from tests import judges, trainings
 from tests.trainings import DIM, encoder, finetune_recipe, furthest, pictures, recipe, same, weights
 
@@ -262,7 +263,7 @@ def test_it_trains_whatever_the_caller_differentiates(tmp_path, data, context):
 
 def reads(monkeypatch):
     """The images that are read, as (name of the source, index); and how many before the first judgement."""
-    from robustsim.training.sources import Source
+    from robustsim.training.sources.base import Source
 
     seen, before, told, judge = [], [], Source.read, adversarial.Adversarial.validate
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from robustsim.encoders.encoder import Features
 from robustsim.errors import InputError
-from robustsim.training import METHODS, Classes, Views, complementary_attention, losses, text_guided_attention
-from robustsim.training.methods import see
+from robustsim.training import METHODS, Classes, Views, complementary_attention, text_guided_attention
+from robustsim.training.methods import losses
+from robustsim.training.methods.table import see
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

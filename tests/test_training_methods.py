@@ -26,10 +26,10 @@ from robustsim.training import (
     text_classes,
     train,
 )
-from robustsim.training.adversarial import Adversarial
-from robustsim.training.distortions import graded
-from robustsim.training.log import read_log
-from robustsim.training.recipe import TrainRecipe
+from robustsim.training.loop.log import read_log
+from robustsim.training.methods.distortions import graded
+from robustsim.training.recipes.recipe import TrainRecipe
+from robustsim.training.tasks.adversarial import Adversarial
 from tests import judges, layouts
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,9 +12,9 @@ import pytest
 
 from robustsim.errors import InputError
 from robustsim.training import finetune, train
-from robustsim.training.log import read_log
-from robustsim.training.processes import Processes
-from robustsim.training.state import find_checkpoints, read_checkpoint
+from robustsim.training.loop.log import read_log
+from robustsim.training.loop.processes import Processes
+from robustsim.training.loop.state import find_checkpoints, read_checkpoint
 from tests import trainings
 from tests.conftest import ROOT
 from tests.judges import triplets
@@ -37,8 +37,8 @@ import torch
 from torch import nn
 from robustsim.errors import OutputError, TrainingError, InputError
 from robustsim.training import Stopped, finetune, train
-from robustsim.training import loop as loops
-from robustsim.training.processes import Processes
+from robustsim.training.loop import loop as loops
+from robustsim.training.loop.processes import Processes
 from tests import trainings
 from tests.test_training_processes import LORA, PLAIN, SHARED
 from tests.trainings import finetune_recipe, recipe

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from robustsim.errors import InputError, RecipeError, RobustSimError
 from robustsim.training import METHODS, dump_recipe, list_recipes, load_recipe
-from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
-from robustsim.training.schedule import averaging, learning_rate
+from robustsim.training.loop.schedule import averaging, learning_rate
+from robustsim.training.recipes.recipe import FinetuneRecipe, TrainRecipe
 
 # REFERENCE.md, section 5. R-CLIP: 20,000 steps at 128, AdamW, cosine with 1,400 warm-up steps, PGD-10 with momentum.
 RCLIP = {

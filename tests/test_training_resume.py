@@ -14,9 +14,9 @@ from torch import nn
 
 from robustsim.errors import CorruptFileError, OutputError, TrainingError
 from robustsim.training import Stopped, finetune, train
-from robustsim.training import loop as loops
-from robustsim.training.log import Log, read_log
-from robustsim.training.state import find_checkpoints, read_checkpoint
+from robustsim.training.loop import loop as loops
+from robustsim.training.loop.log import Log, read_log
+from robustsim.training.loop.state import find_checkpoints, read_checkpoint
 from tests import trainings
 from tests.judges import triplets
 from tests.trainings import finetune_recipe, pictures, recipe, same, weights
@@ -176,7 +176,7 @@ def test_who_presses_ctrl_c_twice_does_not_wait(tmp_path, data, monkeypatch):
 
 
 def test_a_signal_during_the_validation_does_not_wait_for_its_end(tmp_path, data, monkeypatch):
-    from robustsim.training.adversarial import Adversarial
+    from robustsim.training.tasks.adversarial import Adversarial
 
     judged = []
     told = Adversarial._judge
@@ -188,7 +188,7 @@ def test_a_signal_during_the_validation_does_not_wait_for_its_end(tmp_path, data
         return told(self, *arguments)
 
     monkeypatch.setattr(Adversarial, "_judge", judge)
-    monkeypatch.setattr("robustsim.training.adversarial._CHUNK", 1)
+    monkeypatch.setattr("robustsim.training.tasks.adversarial._CHUNK", 1)
     with pytest.raises(Stopped) as stopped:
         train(recipe(), data, tmp_path / "out", **QUIET)
     assert (stopped.value.step, len(judged), steps(tmp_path / "out", "validation")) == (6, 1, [])

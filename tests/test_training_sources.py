@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from robustsim.errors import DataError, ImageError, InputError, MissingDependencyError
-from robustsim.training import shards
-from robustsim.training.sources import Names, Sample, Source, open_source
+from robustsim.training.sources import shards
+from robustsim.training.sources.base import Names, Sample, Source
+from robustsim.training.sources.open import open_source
 
 
 def encoded(value, kind="png", mode="RGB"):

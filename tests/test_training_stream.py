@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from robustsim.errors import DataError, ImageError, RecipeError
 from robustsim.images import Preprocessing
 from robustsim.training import Sample, load_recipe
-from robustsim.training.stream import Augment, Stream
+from robustsim.training.sources.stream import Augment, Stream
 
 forks = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 SQUARE = Preprocessing(size=8, mode="squash")

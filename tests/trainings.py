@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from robustsim.encoders import Architecture, EncoderCard
 from robustsim.encoders.encoder import Encoder
 from robustsim.images import Preprocessing
-from robustsim.training import FinetuneRecipe, TrainRecipe, prepare
+from robustsim.training import FinetuneRecipe, TrainRecipe
+from robustsim.training.tasks import prepare
 from tests.conftest import ROOT
 
 SIDE, DIM = 16, 12

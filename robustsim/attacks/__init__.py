@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from robustsim.attacks.apgd import APGD
-    from robustsim.attacks.base import Attack
     from robustsim.attacks.batches import attack_in_batches
-    from robustsim.attacks.carlini_wagner import CarliniWagner
-    from robustsim.attacks.decisions import Classification, OddOneOut, TwoAFC
-    from robustsim.attacks.ensemble import AutoAttack, EnsembleAttack
-    from robustsim.attacks.fab import FAB
+    from robustsim.attacks.engine.base import Attack
+    from robustsim.attacks.engine.result import AttackResult, AttackStep
+    from robustsim.attacks.engine.threat import ThreatModel, parse_eps
     from robustsim.attacks.masking import MaskingCheck, MaskingReport, check_gradient_masking
-    from robustsim.attacks.noise import RandomNoise
-    from robustsim.attacks.objectives import Objective, Targeted, TextTargeted, Untargeted
-    from robustsim.attacks.pgd import PGD
-    from robustsim.attacks.result import AttackResult, AttackStep
-    from robustsim.attacks.square import SquareAttack
-    from robustsim.attacks.threat import ThreatModel, parse_eps
+    from robustsim.attacks.methods.apgd import APGD
+    from robustsim.attacks.methods.carlini_wagner import CarliniWagner
+    from robustsim.attacks.methods.ensemble import AutoAttack, EnsembleAttack
+    from robustsim.attacks.methods.fab import FAB
+    from robustsim.attacks.methods.noise import RandomNoise
+    from robustsim.attacks.methods.pgd import PGD
+    from robustsim.attacks.methods.square import SquareAttack
+    from robustsim.attacks.objectives.decisions import Classification, OddOneOut, TwoAFC
+    from robustsim.attacks.objectives.embeddings import Objective, Targeted, TextTargeted, Untargeted
 
 __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "APGD",
@@ -56,29 +56,29 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "APGD": "apgd",
-        "Attack": "base",
-        "AttackResult": "result",
-        "AttackStep": "result",
-        "AutoAttack": "ensemble",
-        "CarliniWagner": "carlini_wagner",
-        "Classification": "decisions",
-        "EnsembleAttack": "ensemble",
-        "FAB": "fab",
+        "APGD": "methods.apgd",
+        "Attack": "engine.base",
+        "AttackResult": "engine.result",
+        "AttackStep": "engine.result",
+        "AutoAttack": "methods.ensemble",
+        "CarliniWagner": "methods.carlini_wagner",
+        "Classification": "objectives.decisions",
+        "EnsembleAttack": "methods.ensemble",
+        "FAB": "methods.fab",
         "MaskingCheck": "masking",
         "MaskingReport": "masking",
-        "Objective": "objectives",
-        "OddOneOut": "decisions",
-        "PGD": "pgd",
-        "RandomNoise": "noise",
-        "SquareAttack": "square",
-        "Targeted": "objectives",
-        "TextTargeted": "objectives",
-        "ThreatModel": "threat",
-        "TwoAFC": "decisions",
-        "Untargeted": "objectives",
+        "Objective": "objectives.embeddings",
+        "OddOneOut": "objectives.decisions",
+        "PGD": "methods.pgd",
+        "RandomNoise": "methods.noise",
+        "SquareAttack": "methods.square",
+        "Targeted": "objectives.embeddings",
+        "TextTargeted": "objectives.embeddings",
+        "ThreatModel": "engine.threat",
+        "TwoAFC": "objectives.decisions",
+        "Untargeted": "objectives.embeddings",
         "attack_in_batches": "batches",
         "check_gradient_masking": "masking",
-        "parse_eps": "threat",
+        "parse_eps": "engine.threat",
     },
 )

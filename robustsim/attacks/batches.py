@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustsim.attacks.base import Attack, at_least, eagerly
-from robustsim.attacks.ensemble import EnsembleAttack, Stop, clean, watched
-from robustsim.attacks.result import AttackResult
+from robustsim.attacks.engine.base import Attack, at_least, eagerly
+from robustsim.attacks.engine.result import AttackResult
+from robustsim.attacks.methods.ensemble import EnsembleAttack, Stop, clean, watched
 from robustsim.errors import InputError
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustsim.attacks.apgd import APGD
-from robustsim.attacks.base import Attack, alone, at_least
 from robustsim.attacks.batches import attack_in_batches
-from robustsim.attacks.noise import RandomNoise
-from robustsim.attacks.pgd import PGD
-from robustsim.attacks.region import Norm
-from robustsim.attacks.run import Run
-from robustsim.attacks.square import SquareAttack
-from robustsim.attacks.threat import ThreatModel
+from robustsim.attacks.engine.base import Attack, alone, at_least
+from robustsim.attacks.engine.region import Norm
+from robustsim.attacks.engine.run import Run
+from robustsim.attacks.engine.threat import ThreatModel
+from robustsim.attacks.methods.apgd import APGD
+from robustsim.attacks.methods.noise import RandomNoise
+from robustsim.attacks.methods.pgd import PGD
+from robustsim.attacks.methods.square import SquareAttack
 from robustsim.errors import InputError
 
 

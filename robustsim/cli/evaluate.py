@@ -17,7 +17,7 @@ from robustsim.cli import output
 
 if TYPE_CHECKING:
     from robustsim.evaluation import AttackPlan, Report
-    from robustsim.evaluation.tasks import Task
+    from robustsim.evaluation.tasks.choices import Task
 
 app = typer.Typer(
     help="Judge metrics: agreement with people, clean and under attack, with error bars.", no_args_is_help=True
@@ -244,7 +244,7 @@ def _plan(options: Attacks) -> "AttackPlan | None":
         return None
     from robustsim.errors import InputError
     from robustsim.evaluation import AttackPlan
-    from robustsim.evaluation.plan import USUAL_EPS
+    from robustsim.evaluation.running.plan import USUAL_EPS
 
     if not options.eps and options.norm not in USUAL_EPS:
         raise typer.BadParameter(f"{options.norm} has no usual radius: give one", param_hint="--eps")
@@ -279,7 +279,7 @@ def _read(data: Path, kind: Any, items: int | None, seed: int, **options: Any) -
 
 def _judge(task: "Task", plan: "AttackPlan | None", options: Run) -> None:
     from robustsim.evaluation import evaluate, load_metric, report_table
-    from robustsim.evaluation.workers import Workers
+    from robustsim.evaluation.running.workers import Workers
 
     gc.enable()  # the command's start has switched it off
     workers = Workers()

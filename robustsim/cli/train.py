@@ -108,7 +108,7 @@ def recipes(
     as_json: output.JsonOption = False,
 ) -> None:
     """List the recipes of train and finetune, or print one in full."""
-    from robustsim.training.recipe_files import dump_recipe, list_recipes, load_recipe
+    from robustsim.training.recipes.files import dump_recipe, list_recipes, load_recipe
 
     gc.enable()
     if name is not None:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from robustsim.evaluation.comparison import Comparison, compare_reports
-    from robustsim.evaluation.distortions import DISTORTIONS, distort
-    from robustsim.evaluation.ladder import distortion_ladder
-    from robustsim.evaluation.plan import ATTACKS, AttackPlan
-    from robustsim.evaluation.plots import plot_iterations, plot_radii
-    from robustsim.evaluation.questions import just_noticeable, odd_one_out, quality, two_afc
-    from robustsim.evaluation.reports import Report, load_report
+    from robustsim.evaluation.reports.comparison import Comparison, compare_reports
+    from robustsim.evaluation.reports.plots import plot_iterations, plot_radii
+    from robustsim.evaluation.reports.report import Report, load_report
+    from robustsim.evaluation.reports.tables import report_table
     from robustsim.evaluation.run import evaluate
+    from robustsim.evaluation.running.plan import ATTACKS, AttackPlan
     from robustsim.evaluation.statistics import Interval
     from robustsim.evaluation.subjects import load_metric
-    from robustsim.evaluation.tables import report_table
+    from robustsim.evaluation.tasks.distortions import DISTORTIONS, distort
+    from robustsim.evaluation.tasks.ladder import distortion_ladder
+    from robustsim.evaluation.tasks.questions import just_noticeable, odd_one_out, quality, two_afc
 
 __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "ATTACKS",
@@ -49,24 +49,24 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "ATTACKS": "plan",
-        "AttackPlan": "plan",
-        "Comparison": "comparison",
-        "DISTORTIONS": "distortions",
+        "ATTACKS": "running.plan",
+        "AttackPlan": "running.plan",
+        "Comparison": "reports.comparison",
+        "DISTORTIONS": "tasks.distortions",
         "Interval": "statistics",
-        "Report": "reports",
-        "compare_reports": "comparison",
-        "distort": "distortions",
-        "distortion_ladder": "ladder",
+        "Report": "reports.report",
+        "compare_reports": "reports.comparison",
+        "distort": "tasks.distortions",
+        "distortion_ladder": "tasks.ladder",
         "evaluate": "run",
-        "just_noticeable": "questions",
+        "just_noticeable": "tasks.questions",
         "load_metric": "subjects",
-        "load_report": "reports",
-        "odd_one_out": "questions",
-        "plot_iterations": "plots",
-        "plot_radii": "plots",
-        "quality": "questions",
-        "report_table": "tables",
-        "two_afc": "questions",
+        "load_report": "reports.report",
+        "odd_one_out": "tasks.questions",
+        "plot_iterations": "reports.plots",
+        "plot_radii": "reports.plots",
+        "quality": "tasks.questions",
+        "report_table": "reports.tables",
+        "two_afc": "tasks.questions",
     },
 )

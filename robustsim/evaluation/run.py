@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from robustsim.errors import InputError
-from robustsim.evaluation.identity import identify, stem
-from robustsim.evaluation.journal import Journal, discard
-from robustsim.evaluation.plan import AttackPlan
-from robustsim.evaluation.reports import Report, load_report, parquet, write_report
+from robustsim.evaluation.reports.report import Report, load_report, parquet, write_report
+from robustsim.evaluation.running.identity import identify, stem
+from robustsim.evaluation.running.journal import Journal, discard
+from robustsim.evaluation.running.plan import AttackPlan
+from robustsim.evaluation.running.summary import summary
+from robustsim.evaluation.running.work import Work
+from robustsim.evaluation.running.workers import Workers
 from robustsim.evaluation.subjects import subject
-from robustsim.evaluation.summary import summary
-from robustsim.evaluation.tasks import Task
-from robustsim.evaluation.work import Work
-from robustsim.evaluation.workers import Workers
+from robustsim.evaluation.tasks.choices import Task
 
 
 def evaluate(
@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         metric: a :class:`robustsim.RobustSim`, a baseline, or what :func:`load_metric` returned.
-        task: see :mod:`robustsim.evaluation.questions` and :func:`distortion_ladder`.
+        task: see :mod:`robustsim.evaluation.tasks.questions` and :func:`distortion_ladder`.
         output: a folder for reports, made if it is not there.
         attack: also attack the metric's right decisions.
         seed: of the draw of attacked items, of the attacks and of the resampling.

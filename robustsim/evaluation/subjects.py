@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustsim.attacks.modules import modules_behind, undisturbed
+from robustsim.attacks.engine.modules import modules_behind, undisturbed
 from robustsim.baselines import Baseline
 from robustsim.encoders.weights import state_sha256
 from robustsim.errors import InputError, ModelNotFoundError

@@ -5,8 +5,8 @@ A recipe and a folder of images go in, a folder that :meth:`robustsim.RobustSim.
     train("fare-lite", "photographs", "my-metric", changes=["steps=2000"])
     metric = RobustSim.from_pretrained("my-metric")
 
-Methods are data and pure functions (:mod:`robustsim.training.methods`, :mod:`robustsim.training.losses`), recipes are
-YAML (:mod:`robustsim.training.recipe`), and a run that was stopped goes on to the same weights, bit for bit.
+Methods are data and pure functions (`robustsim.training.methods`), recipes are YAML (`robustsim.training.recipes`), and
+a run that was stopped goes on to the same weights, bit for bit.
 """
 
 from typing import TYPE_CHECKING
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from robustsim.training.attention import complementary_attention, text_guided_attention
-    from robustsim.training.classes import image_classes, load_classes, save_classes, text_classes
-    from robustsim.training.interpolation import interpolate_encoders
-    from robustsim.training.methods import METHODS, Classes, Method, Views
-    from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
-    from robustsim.training.recipe_files import dump_recipe, list_recipes, load_recipe
+    from robustsim.encoders.attention import complementary_attention, text_guided_attention
+    from robustsim.encoders.interpolation import interpolate_encoders
+    from robustsim.training.loop.signals import Stopped
+    from robustsim.training.methods.table import METHODS, Classes, Method, Views
+    from robustsim.training.recipes.files import dump_recipe, list_recipes, load_recipe
+    from robustsim.training.recipes.recipe import FinetuneRecipe, TrainRecipe
     from robustsim.training.run import finetune, train
-    from robustsim.training.signals import Stopped
-    from robustsim.training.sources import Sample, Source, open_source
+    from robustsim.training.sources.base import Sample, Source
+    from robustsim.training.sources.open import open_source
+    from robustsim.training.tasks.classes import image_classes, load_classes, save_classes, text_classes
 
 __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "Classes",
@@ -52,27 +53,27 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Classes": "methods",
-        "FinetuneRecipe": "recipe",
-        "METHODS": "methods",
-        "Method": "methods",
-        "Sample": "sources",
-        "Source": "sources",
-        "Stopped": "signals",
-        "TrainRecipe": "recipe",
-        "Views": "methods",
-        "complementary_attention": "attention",
-        "dump_recipe": "recipe_files",
+        "Classes": "methods.table",
+        "FinetuneRecipe": "recipes.recipe",
+        "METHODS": "methods.table",
+        "Method": "methods.table",
+        "Sample": "sources.base",
+        "Source": "sources.base",
+        "Stopped": "loop.signals",
+        "TrainRecipe": "recipes.recipe",
+        "Views": "methods.table",
+        "complementary_attention": ".encoders.attention",
+        "dump_recipe": "recipes.files",
         "finetune": "run",
-        "image_classes": "classes",
-        "interpolate_encoders": "interpolation",
-        "list_recipes": "recipe_files",
-        "load_classes": "classes",
-        "load_recipe": "recipe_files",
-        "open_source": "sources",
-        "save_classes": "classes",
-        "text_classes": "classes",
-        "text_guided_attention": "attention",
+        "image_classes": "tasks.classes",
+        "interpolate_encoders": ".encoders.interpolation",
+        "list_recipes": "recipes.files",
+        "load_classes": "tasks.classes",
+        "load_recipe": "recipes.files",
+        "open_source": "sources.open",
+        "save_classes": "tasks.classes",
+        "text_classes": "tasks.classes",
+        "text_guided_attention": ".encoders.attention",
         "train": "run",
     },
 )

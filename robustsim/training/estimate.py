@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from robustsim.errors import InputError
-from robustsim.training.prepare import prepare_adversarial, prepare_perceptual, read_judgements
-from robustsim.training.processes import Processes
-from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
-from robustsim.training.recipe_files import Recipe, dump_recipe, load_recipe
-from robustsim.training.sources import open_source
+from robustsim.training.loop.processes import Processes
+from robustsim.training.recipes.files import Recipe, dump_recipe, load_recipe
+from robustsim.training.recipes.recipe import FinetuneRecipe, TrainRecipe
+from robustsim.training.sources.open import open_source
+from robustsim.training.tasks.prepare import prepare_adversarial, prepare_perceptual, read_judgements
 
 # Images of a step that is measured: the smaller number tells what the memory needs whatever the batch.
 _FEW, _MORE = 2, 8
@@ -103,7 +103,7 @@ def measure(recipe: Recipe, task: Any, held_out: int, processes: Processes) -> E
 
     Args:
         recipe: the task's.
-        task: such as :class:`~robustsim.training.adversarial.Adversarial`; its gradients are gone afterwards.
+        task: such as :class:`~robustsim.training.tasks.adversarial.Adversarial`; its gradients are gone afterwards.
         held_out: how many samples are kept to judge on.
         processes: who would share the run.
     """

@@ -14,13 +14,13 @@ from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.load import save_encoder
 from robustsim.encoders.weights import sha256, whole_file
 from robustsim.errors import DataError, InputError
-from robustsim.training.loop import Loop, Task
-from robustsim.training.output import README, held
-from robustsim.training.prepare import prepare_adversarial, prepare_perceptual, read_judgements
-from robustsim.training.processes import Processes
-from robustsim.training.recipe import FinetuneRecipe, TrainRecipe
-from robustsim.training.recipe_files import Recipe, load_recipe
-from robustsim.training.sources import open_source
+from robustsim.training.loop.loop import Loop, Task
+from robustsim.training.loop.output import README, held
+from robustsim.training.loop.processes import Processes
+from robustsim.training.recipes.files import Recipe, load_recipe
+from robustsim.training.recipes.recipe import FinetuneRecipe, TrainRecipe
+from robustsim.training.sources.open import open_source
+from robustsim.training.tasks.prepare import prepare_adversarial, prepare_perceptual, read_judgements
 
 PathLike: TypeAlias = Union[str, "os.PathLike[str]"]
 
@@ -46,7 +46,7 @@ def train(
 
     Args:
         recipe: a bundled recipe's name, a YAML file, or a recipe.
-        data: images to train on: a folder, tar shards, or ``hf:NAME``; see :mod:`robustsim.training.sources`.
+        data: images to train on: a folder, tar shards, or ``hf:NAME``; see :mod:`robustsim.training.sources.open`.
         output: the run's folder, and the result's.
         changes: ``key=value`` for recipes from files.
         validation: images to judge on meanwhile; without them some of ``data`` are held out.

@@ -1,0 +1,229 @@
+"""What every attack has in common: its options, its call form, and the promises around its loop."""
+
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from robustsim.attacks.engine.judging import ask, judge, refuse_nan
+from robustsim.attacks.engine.modules import undisturbed
+from robustsim.attacks.engine.region import Norm, Region
+from robustsim.attacks.engine.result import AttackResult
+from robustsim.attacks.engine.run import Callback, Over, Run, Seen
+from robustsim.attacks.engine.threat import ThreatModel
+from robustsim.errors import InputError
+
+Goal = Callable[[Tensor], Tensor]
+AnyAttack = TypeVar("AnyAttack", bound="Attack")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attack(ABC):
+    """An attack with its options; call it with an objective and images.
+
+    Subclasses write :meth:`attack`; everything promised here is kept around it. Inputs stay untouched, the modules that
+    the objective visibly holds are in eval mode and frozen meanwhile and as before afterwards, no gradient of a weight
+    is computed, and what is returned is inside the budget to 1e-6 whatever happened before.
+
+    Attributes:
+        norm: ``linf``, ``l2`` or ``l1``.
+        eps: the radius in units of pixels; (N,) for one for each image.
+        bounds: least and greatest value of a pixel.
+        generator: of all random numbers, on any device; torch's default generator if not given.
+        progress: show a progress bar on standard error.
+        callback: called with an :class:`AttackStep` after each step; a true value stops the attack, which returns what
+            it has.
+    """
+
+    norm: Norm = "linf"
+    eps: float | Tensor
+    bounds: tuple[float, float] = (0.0, 1.0)
+    generator: torch.Generator | None = None
+    progress: bool = False
+    callback: Callback | None = None
+
+    #: Whether the search needs a ball that ends somewhere.
+    bounded: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.threat  # refuses what does not fit
+        if self.bounded and bool(torch.isinf(torch.as_tensor(self.eps)).any()):
+            raise InputError(f"{type(self).__name__} needs a finite radius: FAB and CarliniWagner do without")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Norm, radius and bounds."""
+        return ThreatModel(self.norm, self.eps, self.bounds)
+
+    @property
+    def judges(self) -> bool:
+        """Whether the points that are returned have been evaluated."""
+        return True
+
+    def __call__(self, objective: Goal, images: Tensor) -> AttackResult:
+        """Attack a batch.
+
+        Args:
+            objective: images -> (N,) loss, which is maximised; see :mod:`robustsim.attacks.objectives.embeddings`.
+            images: (N, C, H, W) float32 or float64 within the bounds.
+
+        Raises:
+            InputError: images, radii or options that do not fit.
+            ObjectiveError: a loss that is NaN, a gradient that is not finite or does not exist, an objective that
+                changes its input; where it can, it names the step and the images.
+        """
+        return eagerly(self.on, objective, images)
+
+    def on(self, objective: Goal, images: Tensor, places: Tensor | None = None) -> AttackResult:
+        """The attack, where the modules are taken care of already.
+
+        Args:
+            objective: as for the call.
+            images: likewise.
+            places: (N,) what messages and callbacks call the images, if not 0 to N - 1.
+        """
+        region = self.threat.around(images)
+        result = self.attack(objective, region, places)
+        # The last projection, which trusts nobody.
+        kept = region.tightened(result.images)
+        loss, success, queries = result.loss, result.success, result.queries
+        if bool(((kept - result.images).abs() > 1e-5 * (self.bounds[1] - self.bounds[0])).any()):
+            loss, success, passes = ask(objective, kept)
+            queries = queries + passes
+            refuse_nan(type(self).__name__, loss, places)
+        elif self.judges and success is None and hasattr(objective, "success") and not hasattr(objective, "evaluate"):
+            success, queries = judge(objective, kept), queries + 1
+        return AttackResult(kept, success, loss, region.distance(kept), queries, result.gradients)
+
+    @abstractmethod
+    def attack(self, objective: Goal, region: Region, places: Tensor | None) -> AttackResult:
+        """The attack without the promises around it."""
+
+    def for_images(self: AnyAttack, indices: Tensor) -> AnyAttack:
+        """The same attack for some of a batch: with their radii, where each image has its own."""
+        if isinstance(self.eps, Tensor) and self.eps.ndim and len(self.eps) > 1:
+            return replace(self, eps=self.eps[indices.to(self.eps.device)])
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IterativeAttack(Attack):
+    """An attack that looks at one point of each image after the other.
+
+    Subclasses write :meth:`search`.
+
+    Attributes:
+        stop_on_success: an image is done when it is broken; with an objective that offers ``select`` it leaves the
+            batch, so that attacking a model that is not robust costs little. Without this, the search goes on to the
+            end for a better point. A plain callable always sees the whole batch.
+    """
+
+    stop_on_success: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Draws of a randomised objective that each evaluation averages."""
+        return 1
+
+    def attack(self, objective: Goal, region: Region, places: Tensor | None) -> AttackResult:
+        run = Run(
+            objective,
+            region,
+            name=type(self).__name__,
+            places=places,
+            stop_on_success=self.stop_on_success,
+            samples=self.samples,
+            generator=self.generator,
+            callback=self.callback,
+            progress=self.progress,
+        )
+        try:
+            with suppress(Over):
+                self.search(run)
+            result = run.finish()
+        finally:
+            run.close()
+        if not run.foreign:
+            return result
+        # The points were found by other losses than the caller's.
+        loss, success, passes = ask(objective, result.images)
+        refuse_nan(type(self).__name__, loss, places)
+        known = result.success if success is None else success
+        return replace(result, loss=loss, success=known, queries=result.queries + passes)
+
+    @abstractmethod
+    def search(self, run: Run) -> None:
+        """Look for good points, by ``run.evaluate`` and ``run.tick``, to the end or until the latter raises Over."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MinimumNormAttack(IterativeAttack):
+    """An attack that looks for the nearest successful point, and needs to know where success begins.
+
+    Attributes:
+        eps: what is farther away does not count as success, and the image comes back as it was; infinity, the default,
+            for the nearest point at whatever distance.
+        stop_on_success: an image is done with the first success within the radius, which need not be the nearest.
+    """
+
+    eps: float | Tensor = math.inf
+
+    bounded = False
+
+    def boundary(self, run: Run) -> Any:
+        """The objective whose loss is above 0 exactly where the attacker has won.
+
+        Raises:
+            InputError: the objective has none.
+        """
+        if not hasattr(run.objective, "margin"):
+            raise InputError(
+                f"{type(self).__name__} needs an objective with a boundary: Classification, TwoAFC, or another one of "
+                "robustsim.attacks with threshold="
+            )
+        return run.objective.margin()
+
+    @staticmethod
+    def won(seen: Seen) -> Tensor:
+        """Success, (n,) bool; beyond the boundary, where the objective does not tell it at once."""
+        return seen.loss > 0 if seen.won is None else seen.won
+
+    def offer(self, run: Run, points: Tensor, seen: Seen) -> None:
+        """Enter the points that succeed within the radius, the nearest first.
+
+        The first points to be offered are the originals, which stay where nothing else is found.
+        """
+        distance = run.region.distance(points)
+        won = self.won(seen) & (distance <= run.region.eps)
+        run.offer(points, replace(seen, won=won), torch.where(won, -distance, -torch.inf))
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Refuse an option below its least value."""
+    if not value >= least:
+        raise InputError(f"{name} must be at least {least:g}, not {value!r}")
+
+
+def eagerly(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images: Tensor) -> AttackResult:
+    """Run an attack alone, and outside whatever torch.compile is compiling: its loops are not to be unrolled."""
+    if "torch._dynamo" in sys.modules:  # importing it takes a second, and without it nothing is compiled
+        return torch.compiler.disable(_alone)(on, objective, images)  # type: ignore[no-untyped-call,no-any-return]
+    return _alone(on, objective, images)
+
+
+def _alone(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images: Tensor) -> AttackResult:
+    with alone(objective):
+        return on(objective, images.detach().clone())  # a copy, whatever the objective may do to it
+
+
+@contextmanager
+def alone(objective: object) -> Iterator[None]:
+    """The modules of the objective undisturbed, and no part in whatever the caller is differentiating."""
+    with undisturbed(objective), torch.inference_mode(False), torch.no_grad():
+        yield

@@ -1,0 +1,1 @@
+"""What an attacker wants: to move an embedding, to turn a decision."""

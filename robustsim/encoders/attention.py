@@ -1,0 +1,54 @@
+"""Text-guided attention: which places of a picture look like a text (CTGA paper, Eq. 6 to 8)."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Cosines that differ by less than this do so by rounding: the map is flat, 0 everywhere and without a gradient.
+_FLAT = 1e-6
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """No mixed precision in this block: a logit of 25 would be one of the multiples of 1/8 that bfloat16 has there."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def text_guided_attention(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: int | None = None) -> Tensor:
+    """Similarity of each place to a text, brought to [0, 1] within each picture and to the picture's size (Eq. 6).
+
+    Args:
+        tokens: (N, h * w, D), places in the space of the texts (``Encoder.features(pixels, project=True)``).
+        text: (N, D), one for each picture, of any length but 0; or (D,), one for all.
+        grid: (h, w).
+        size: side of the maps that are wanted; as coarse as the tokens if not given.
+
+    Returns:
+        (N, size, size), or (N, h, w), float32 in [0, 1]. A picture whose places are all alike has a map of zeros.
+    """
+    with full_precision(tokens):
+        places = F.normalize(tokens.float(), dim=2)
+        similarity = (places @ F.normalize(text.float(), dim=-1).expand(len(tokens), -1)[..., None]).squeeze(2)
+    low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
+    flat = high - low < _FLAT
+    # Divided by 1 where it is flat, as the gradient of what is not taken must be finite too.
+    scaled = (similarity - low) / torch.where(flat, 1.0, high - low)
+    maps = torch.where(flat, 0.0, scaled).view(-1, *grid)
+    if size is not None:
+        maps = F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False).squeeze(1)
+    return maps
+
+
+def complementary_attention(of_class: Tensor, of_rest: Tensor) -> Tensor:
+    """``A_class * (1 - A_nonclass)``: what looks like the class and not like the rest (Eq. 8).
+
+    Args:
+        of_class: (N, H, W), the attention of "This is a photo of a {class}".
+        of_rest: (N, H, W), that of "This is not a photo of a {class}".
+
+    Returns:
+        (N, H, W) in [0, 1].
+    """
+    return of_class * (torch.ones_like(of_rest) - of_rest)

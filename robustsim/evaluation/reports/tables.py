@@ -1,0 +1,183 @@
+"""Reports as tables: for a terminal, in Markdown, in LaTeX."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustsim.evaluation.reports.report import Report, labels, percent
+
+#: How figures of each task that has no accuracy are headed.
+_STATISTICS = {
+    "average_precision": "average precision",
+    "spearman": "Spearman",
+    "pearson": "Pearson after logistic fit",
+    "kendall": "Kendall",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: what was asked of what.
+        header: names of the columns, the first for metrics.
+        rows: cells.
+        notes: what one must know to read it.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [
+            f"**{self.title}**",
+            "",
+            f"| {' | '.join(map(_bar, self.header))} |",
+            f"|---|{'---:|' * (len(self.header) - 1)}",
+            *(f"| {' | '.join(map(_bar, row))} |" for row in self.rows),
+            "",
+            *self.notes,
+        ]
+        return "\n".join(lines).rstrip()
+
+    def latex(self) -> str:
+        """As LaTeX, for the package booktabs."""
+        notes = " ".join(map(_tex, (f"{self.title}.", *self.notes)))
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{notes}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, self.header)) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(_tex, row)) + r" \\" for row in self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines)
+
+
+def report_table(reports: Sequence[Report], *, groups: bool = False, interval: bool = True) -> list[Table]:
+    """Tables of reports, one for each task and data set, a row for each metric.
+
+    Args:
+        reports: any; those of one metric on the same data share a row, where they do not contradict each other.
+        groups: a column for each group of the data, too.
+        interval: with the 95 % interval behind each figure.
+    """
+    sets: list[list[Report]] = []
+    for report in reports:
+        for part in sets:
+            if part[0].same_data(report):
+                part.append(report)
+                break
+        else:
+            sets.append([report])
+    return [_table(part, groups, interval) for part in sets]
+
+
+def _table(reports: list[Report], groups: bool, interval: bool) -> Table:
+    columns: dict[str, None] = {}
+    rows: list[tuple[str, dict[str, str]]] = []
+    notes: dict[str, None] = {}
+    for report, (metric, setting) in zip(reports, labels(reports), strict=True):
+        cells = _cells(report, setting, groups, interval)
+        columns.update(dict.fromkeys(cells))
+        fitting = (
+            row for name, row in rows if name == metric and all(row.get(key, cells[key]) == cells[key] for key in cells)
+        )
+        row = next(fitting, None)
+        if row is None:
+            row = {}
+            known = any(name == metric for name, _ in rows)
+            rows.append((f"{metric} ({report.path.stem[-8:]})" if known else metric, row))
+        row.update(cells)
+        notes.update(dict.fromkeys(_notes(report, setting, interval)))
+    about = reports[0].content["data"]
+    title = f"{reports[0].task}, {about['name']}" + (f": {about['description']}" if about.get("description") else "")
+    return Table(
+        title=title,
+        header=("metric", *columns),
+        rows=tuple((metric, *(row.get(name, "-") for name in columns)) for metric, row in rows),
+        notes=tuple(notes),
+    )
+
+
+def _cells(report: Report, setting: str, groups: bool, interval: bool) -> dict[str, str]:
+    results = report.results
+    found: dict[str, Any] = {}
+    if "accuracy" in results:
+        found["clean"] = results["accuracy"]
+        if "mean_of_groups" in results:
+            found["mean of groups"] = results["mean_of_groups"]
+        if groups:
+            found.update(results.get("groups", {}))
+    for name, label in _STATISTICS.items():
+        if name in results:
+            found[label] = results[name]
+            if groups:
+                parts = {"mean of groups": results[name].get("mean_of_groups"), **results[name].get("groups", {})}
+                found.update({f"{label}, {group}": one for group, one in parts.items()})
+    aside = f" ({setting})" if setting else ""
+    for place, threat in enumerate(report.threats):
+        if not place:
+            found[f"before attack{aside}"] = threat.get("clean")
+        label = f"{threat['norm']} {threat['eps']}{aside}"
+        found[label] = threat.get("accuracy")
+        if groups:
+            found.update({f"{label}, {name}": one for name, one in threat.get("groups", {}).items()})
+    return {name: percent(one, interval=interval) for name, one in found.items()}
+
+
+def _notes(report: Report, setting: str, interval: bool) -> list[str]:
+    content = report.content
+    what = {
+        "ladder": "Share of pairs of levels ordered rightly, in %",
+        "jnd": "Figures are times 100",
+        "quality": "Figures are times 100",
+    }.get(report.task, "Share of items answered rightly, in %")
+    if content["data"].get("scoring") == "share":
+        what = "Mean share of people who gave the metric's answer, in %"
+    bounds = ", with 95 % bootstrap intervals" if interval else ""
+    notes = [f"{what}{bounds}; {content['data']['items']} items."]
+    if report.setting:
+        decision = {"ladder": "one pair of levels each", "2afc": "the majority's choice"}.get(
+            report.task, "the odd one"
+        )
+        named = f", {setting}" if setting else ""
+        told = [text for name, text in report.setting.items() if name != "batches"]
+        notes.append(
+            f"Under attack{named}: {', '.join(told)}; share of them that is right ({decision}) "
+            "before the attack, and that is right and stays so under it."
+        )
+    for threat in report.threats:
+        if threat.get("no_gradient"):
+            notes.append(
+                f"{report.metric}, {threat['norm']} {threat['eps']}: {threat['no_gradient']} of the items that hold "
+                "gave the attack no gradient, so that they hold says little: add the attack square."
+            )
+    if content["skipped"]:
+        notes.append(f"{report.metric}: {len(content['skipped'])} items were skipped, as a picture could not be read.")
+    return notes
+
+
+def _bar(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+_SPECIAL = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_SPECIAL.get(sign, sign) for sign in text)

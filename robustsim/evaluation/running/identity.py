@@ -1,0 +1,105 @@
+"""What a run is: all that its figures depend on."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustsim import __version__
+from robustsim.evaluation.subjects import Subject
+from robustsim.evaluation.tasks.choices import Task
+from robustsim.evaluation.tasks.pictures import below
+
+# Characters of a name that go into that of a file.
+_LONGEST = 50
+# Libraries whose versions may change figures.
+_NAMED = (
+    "torchvision", "numpy", "scipy", "pillow", "timm", "open_clip_torch", "transformers", "lpips", "dreamsim", "piq",
+)  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {"robustsim": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for name in _NAMED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def identify(
+    metric: Subject, task: Task, attack: "dict[str, Any] | None", *, attacked: int, seed: int, batch_size: int
+) -> dict[str, Any]:
+    """What the figures of a run depend on, for JSON.
+
+    Args:
+        metric: what is judged.
+        task: what it is asked.
+        attack: the plan, None for no attack.
+        attacked: how many items are attacked.
+        seed: of draws, attacks and resampling.
+        batch_size: which moves the last digits.
+    """
+    questions = hashlib.sha256()
+    for question in task.questions:
+        shown = (f"{_name(task, picture.path)}\1{picture.variant}" for picture in question.pictures)
+        fields = (question.id, repr(question.answer), question.group, question.cluster, repr(question.duel), *shown)
+        questions.update("\0".join(fields).encode("utf-8", "surrogateescape") + b"\n")
+    sizes, stamps, count = _files(task)
+    return {
+        "task": task.name,
+        "metric": {"name": metric.name, **metric.about},
+        "data": {
+            **task.data,
+            "items": len(task.questions),
+            "items_sha256": questions.hexdigest(),
+            "files": count,
+            "files_sha256": sizes,
+            "stamps_sha256": stamps,
+        },
+        "attack": attack,
+        "attacked": attacked,
+        "seed": seed,
+        "batch_size": batch_size,
+        "versions": _versions(),
+        "device": _device(metric.device),
+    }
+
+
+def stem(identity: "dict[str, Any]") -> str:
+    """The name of the files of a run: what it is in words, and a hash of all of it."""
+    short = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    named = (identity["task"], str(identity["data"].get("name", "data")), identity["metric"]["name"])
+    readable = (re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:_LONGEST] for name in named)
+    return "-".join([*filter(None, readable), short])
+
+
+def _name(task: Task, path: Path) -> str:
+    return below(task.data.get("root", "."), path).as_posix()
+
+
+def _files(task: Task) -> tuple[str, str, int]:
+    """Hash of the files' names and sizes, hash of their times of change besides, and how many there are."""
+    paths = sorted({picture.path for question in task.questions for picture in question.pictures})
+    sizes, stamps = hashlib.sha256(), hashlib.sha256()
+    for path in paths:
+        try:
+            stat = path.stat()
+            size, changed = stat.st_size, stat.st_mtime_ns
+        except OSError:  # whoever reads it will tell why
+            size = changed = -1
+        name = os.fsencode(_name(task, path))
+        sizes.update(name + f"\0{size}\n".encode())
+        stamps.update(name + f"\0{size} {changed}\n".encode())
+    return sizes.hexdigest(), stamps.hexdigest(), len(paths)

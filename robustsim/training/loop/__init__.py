@@ -1,0 +1,1 @@
+"""What repeats and survives: the loop, its state, its log, what it writes."""

@@ -1,0 +1,1 @@
+"""What decides: recipes, and their files."""

@@ -1,0 +1,1 @@
+"""Where training images come from: folders, tar shards, Hugging Face data sets; and batches of them."""

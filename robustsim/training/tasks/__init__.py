@@ -1,0 +1,1 @@
+"""What is trained: encoders against tampering, adapters on human judgements."""
