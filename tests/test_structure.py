@@ -14,61 +14,109 @@ from tests.conftest import ROOT
 PACKAGE = Path(robustsim.__file__).parent
 
 # Each room, and the rooms it may import. Nothing imports the terminal.
-ALLOWED = {
+ANYBODY = {"errors", "lazy", "jsonl"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
     "lazy": set(),
     "jsonl": set(),
-    "errors": set(),
-    "images": {"errors"},
-    "encoders": {"errors", "images"},
-    "metric": {"errors", "images", "encoders"},
-    "default": {"errors", "images", "encoders", "metric"},
-    "search": {"errors", "images", "encoders", "metric"},
-    "attacks": {"errors"},
-    "data": {"errors", "images"},
-    "baselines": {"errors", "images", "encoders"},
-    "evaluation": {"errors", "images", "encoders", "metric", "attacks", "data", "baselines"},
-    "training": {"errors", "images", "encoders", "metric", "attacks", "data"},
-    "cli": {
-        "errors",
-        "images",
-        "encoders",
-        "metric",
-        "search",
-        "attacks",
-        "data",
-        "baselines",
-        "evaluation",
-        "training",
-    },
+    "images": set(),
+    "encoders": {"images"},
+    "metric": {"images", "encoders"},
+    "default": {"images", "encoders", "metric"},
+    "search": {"images", "encoders", "metric", "attacks"},
+    "attacks": set(),
+    "data": {"images"},
+    "baselines": {"images", "encoders", "metric"},
+    "evaluation": {"images", "encoders", "metric", "attacks", "data", "baselines"},
+    "training": {"images", "encoders", "metric", "attacks", "data"},
+    "cli": {"images", "encoders", "metric", "search", "attacks", "data", "baselines", "evaluation", "training"},
     "__main__": {"cli"},
+}
+# The rooms inside the wide ones, from the ground up: each imports those below it and none beside it.
+FLOORS = {
+    "attacks": [{"engine"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
+    "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"run"}],
+    "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
+}
+LONGEST = 400  # lines of a file
+
+
+def dotted(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {dotted(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def import_nodes(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+
+
+# Where a package's public names live: they are imported from it, and defined elsewhere.
+HOMES = {
+    f"{package}.{name}": home
+    for package, path in MODULES.items()
+    if path.name == "__init__.py"
+    for home, name in import_nodes(path)
+    if home != package
 }
 
 
-def room(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def imported_modules(module):
+    """The modules of the package that one imports, at its head or later; names of packages count where they live."""
+    for source, name in import_nodes(MODULES[module]):
+        whole = f"{source}.{name}"
+        while whole in HOMES:
+            whole = f"{HOMES[whole]}.{name}"
+        found = next((one for one in (whole, whole.rpartition(".")[0]) if one in MODULES), None)
+        if found and found != "robustsim":
+            yield found
 
 
-def imported_rooms(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
-        for name in names:
-            if name.startswith("robustsim."):
-                yield name.split(".")[1]
+def inside(module, depth):
+    parts = module.split(".")
+    return parts[depth] if len(parts) > depth else None
 
 
 def test_rooms_import_only_whom_they_may():
-    for path in PACKAGE.rglob("*.py"):
-        if path == PACKAGE / "__init__.py":
-            continue
-        own = room(path)
-        assert own in ALLOWED, f"{path}: a room that the plan does not know"
-        for other in imported_rooms(path):
-            assert other == own or other in ALLOWED[own] | {"lazy", "jsonl"}, f"{path}: {own} may not import {other}"
+    for module in MODULES.keys() - {"robustsim"}:
+        own = inside(module, 1)
+        assert own in ALLOWED, f"{module}: a room that the plan does not know"
+        for other in imported_modules(module):
+            assert inside(other, 1) in ALLOWED[own] | ANYBODY | {own}, f"{module} may not import {other}"
+
+
+def test_rooms_inside_rooms_import_downwards():
+    for house, floors in FLOORS.items():
+        level = {room: number for number, rooms in enumerate(floors) for room in rooms}
+        for module in MODULES:
+            if inside(module, 1) != house or inside(module, 2) is None:
+                continue
+            own = inside(module, 2)
+            assert own in level, f"{module}: a room that the plan does not know"
+            for other in imported_modules(module):
+                if inside(other, 1) == house:
+                    below = inside(other, 2)
+                    assert below == own or level[below] < level[own], f"{module} imports {other}, which is not below it"
+
+
+def test_no_file_imports_in_a_circle():
+    from graphlib import TopologicalSorter
+
+    # Packages import their public names when these are asked for, and are no part of an order.
+    files = {module for module, path in MODULES.items() if path.name != "__init__.py"}
+    graph = {module: (set(imported_modules(module)) & files) - {module} for module in files}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_file_is_too_long():
+    for module, path in MODULES.items():
+        assert len(path.read_text().splitlines()) <= LONGEST, module
 
 
 def test_only_hub_touches_the_network():
