@@ -4,6 +4,7 @@ RobustSimError
 ├── ImageError (ValueError)             a picture that cannot be read, or is not one
 ├── InputError (ValueError)             arguments that do not fit: shapes, counts, ranges, options
 ├── DataError (ValueError)              a data set whose files or rows are not what its format says
+├── EncodingError (ArithmeticError)     an encoder whose embeddings are not finite
 ├── ObjectiveError (ArithmeticError)    an attack's objective that gave NaN, or cannot be differentiated
 ├── RecipeError (ValueError)            a recipe with unknown keys, or values that do not fit
 ├── TrainingError (ArithmeticError)     a training whose loss or weights are no longer finite
@@ -35,6 +36,10 @@ class InputError(RobustSimError, ValueError):
 
 class DataError(RobustSimError, ValueError):
     """A data set whose files or rows are not what its format says; the message names the file and the row."""
+
+
+class EncodingError(RobustSimError, ArithmeticError):
+    """An encoder whose embeddings, or the distances made of them, are not finite."""
 
 
 class ObjectiveError(RobustSimError, ArithmeticError):

@@ -9,7 +9,8 @@ The root makes the triangle inequality hold. ``squared=True`` gives ``1 - <u, v>
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, Union
 
@@ -18,25 +19,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustsim.distances import (
+    check_counts,
+    finite,
+    identities,
+    joined,
+    matrix_distance,
+    pair_distance,
+    same_of_all,
+    same_pictures,
+)
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.load import load_encoder, save_encoder
+from robustsim.encoders.placement import find_device
 from robustsim.errors import InputError
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
+from robustsim.images.tracing import concrete
 
 #: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as :meth:`RobustSim.embed` returns, or a
 #: NumPy array of them, such as ``robustsim embed`` writes.
 ImagesOrEmbeddings: TypeAlias = Union[ImageInput, Tensor]
 Range: TypeAlias = tuple[float, float]
 
-# Unit embeddings (N, D), and fingerprints (N,) of the pixels they come from, where they come from pixels.
-_Encoded: TypeAlias = tuple[Tensor, "Tensor | None"]
+# Groups of images as unit embeddings, (N, D) or (1, D) each; and where two of them, by their places, show the same
+# pixels, (N,) or (1,) bool. Pixels are compared, and not embeddings: those of equal pixels, encoded in batches of other
+# sizes, differ by rounding.
+_Encoded: TypeAlias = tuple[list[Tensor], dict[tuple[int, int], Tensor]]
 
-_SQRT_HALF = 0.5**0.5
-# An embedding of that length within this counts as normalised, and is not touched again.
-_UNIT = 1e-5
-# Identical pixels, encoded in batches of other sizes, end this near to each other.
-_NEARLY_ZERO = 0.05
+# How far from 1 the length of an embedding may be to be left alone, and to be taken for an embedding at all.
+_UNIT, _NO_EMBEDDING = 1e-5, 1e-2
 
 
 class RobustSim(nn.Module):
@@ -54,22 +66,23 @@ class RobustSim(nn.Module):
 
     Args:
         encoder: what turns images into embeddings; :meth:`from_pretrained` makes one from a name.
-        persistent: whether the encoder's weights belong to the ``state_dict`` of modules that contain this one.
-            With False they are neither saved into nor expected in a checkpoint.
-        batch_size: images per encoding.
+        persistent: whether the encoder belongs to the modules that contain this one: its weights to their checkpoints,
+            its parameters to what they shard and synchronise. With False, no module sees it; it moves with them still.
+        batch_size: images per encoding; compiled or exported, what one call brings is encoded at once.
     """
-
-    _multipliers: Tensor
 
     def __init__(self, encoder: Encoder, *, persistent: bool = True, batch_size: int = 32) -> None:
         super().__init__()
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder: Encoder
+        encoder.eval().requires_grad_(False)
+        if persistent:
+            self.encoder = encoder
+        else:  # past nn.Module: whoever saves, shards or wraps the modules around this one finds nothing here
+            self.__dict__["encoder"] = encoder
         self.persistent = persistent
         self.batch_size = batch_size
-        size = encoder.card.preprocessing.size
-        self.register_buffer("_multipliers", _multipliers(3 * size * size), persistent=False)
         super().train(False)
 
     @classmethod
@@ -103,7 +116,7 @@ class RobustSim(nn.Module):
             WeightsError: the files are damaged, or contradict their card.
             InputError: this machine has no such device.
         """
-        place = _device(device)
+        place = find_device(device)
         # Tensors made in inference mode could never be part of a graph again, and a metric may live long.
         with torch.inference_mode(False):
             encoder = load_encoder(
@@ -162,14 +175,14 @@ class RobustSim(nn.Module):
 
     def embed(self, images: ImagesOrEmbeddings, *, input_range: Range = (0, 1)) -> Tensor:
         """Unit-length embeddings, (N, D) float32. Arguments and errors as for :meth:`preprocess`."""
-        return self._encode(images, input_range)[0]
+        return finite(self._encode(images, input_range))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Unit-length embeddings of images that :meth:`preprocess` returned: (N, 3, S, S) -> (N, D) float32.
 
         No checks and no resizing; for loops that work on the encoder's own pixels, such as attacks.
         """
-        if len(pixels) <= self.batch_size:
+        if torch.compiler.is_compiling() or pixels.shape[0] <= self.batch_size:
             features = self.encoder(pixels)
         else:
             features = torch.cat([self.encoder(batch) for batch in torch.split(pixels, self.batch_size)])
@@ -184,7 +197,7 @@ class RobustSim(nn.Module):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InputError("embed_text takes a text or a list of at least one")
-        return F.normalize(self.encoder.encode_text(texts).to(torch.float32), dim=1)
+        return finite(F.normalize(self.encoder.encode_text(texts).to(torch.float32), dim=1))
 
     def forward(
         self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, squared: bool = False, input_range: Range = (0, 1)
@@ -221,14 +234,12 @@ class RobustSim(nn.Module):
         input_range: Range = (0, 1),
     ) -> Tensor:
         """Distance of every a to every b, (N, M) float32, in N + M encodings; of every a to every a without b."""
-        u, seen_u = self._encode(a, input_range)
-        v, seen_v = (u, seen_u) if b is None else self._encode(b, input_range)
-        # Not by a matrix product: its rounding would show as 3e-4 where the distance is 0.
-        d = torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist").mul(_SQRT_HALF).clamp(max=2**0.5)
-        if seen_u is not None and seen_v is not None:
-            same = (seen_u[:, None] == seen_v[None, :]) & (d.detach() < _NEARLY_ZERO)
-            d = d.masked_fill(same, 0)
-        return d.square().clamp(max=2) if squared else d
+        pictures: list[Tensor] = []
+        u = self._encode(a, input_range, pictures)
+        v = u if b is None else self._encode(b, input_range, pictures)
+        only_pictures = len(pictures) == (1 if b is None else 2)
+        same = same_of_all(pictures[0], pictures[-1]) if only_pictures else None
+        return finite(matrix_distance(u, v, same, squared=squared))
 
     def two_afc(
         self,
@@ -243,132 +254,135 @@ class RobustSim(nn.Module):
         Returns:
             (N,) float32: 0 where left is nearer, 1 where right is, 0.5 where they tie exactly.
         """
-        z = self._encode(reference, input_range)
-        x, y = self._encode_both(left, right, input_range)
-        if len({len(x[0]), len(y[0]), 1}) > 2:
-            raise InputError(f"{len(x[0])} left images and {len(y[0])} right ones: they must be as many")
-        to_left, to_right = _distance(z, x, squared=True), _distance(z, y, squared=True)
+        z, same = self._encode_groups((reference, left, right), input_range)
+        to_left, to_right = (pair_distance(z[0], z[side], same.get((0, side)), squared=True) for side in (1, 2))
         tie = to_right == to_left
-        if x[1] is not None and y[1] is not None:
-            tie = tie | (x[1] == y[1])
-        return torch.where(tie, 0.5, (to_right < to_left).to(torch.float32))
+        if (1, 2) in same:
+            tie = tie | same[1, 2]
+        return torch.where(tie, 0.5, (finite(to_right) < finite(to_left)).to(torch.float32))
 
     def train(self, mode: bool = True) -> "RobustSim":
         """Stays in eval mode, whatever ``mode``: the metric must not change while something is trained with it."""
         return super().train(False)
 
     def _pairs(self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, squared: bool, input_range: Range) -> Tensor:
-        return _distance(*self._encode_both(a, b, input_range), squared=squared)
+        (u, v), same = self._encode_groups((a, b), input_range)
+        return finite(pair_distance(u, v, same.get((0, 1)), squared=squared))
 
-    def _encode_both(
-        self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, input_range: Range
-    ) -> "tuple[_Encoded, _Encoded]":
-        a, b = self._stand_in(a), self._stand_in(b)
-        if _is_embedding(a) or _is_embedding(b):
-            return self._encode(a, input_range), self._encode(b, input_range)
-        parts_a, parts_b = split_images(a), split_images(b)
-        if count_images(parts_a) + count_images(parts_b) > self.batch_size:
-            return self._encode_parts(parts_a, input_range), self._encode_parts(parts_b, input_range)
-        x, y = (next(self._stream(parts, input_range)) for parts in (parts_a, parts_b))
-        if x.requires_grad != y.requires_grad:  # in one batch, both would be differentiated
-            return self._encode_pixels(x), self._encode_pixels(y)
-        z, seen = self._encode_pixels(torch.cat((x, y)))
-        return (z[: len(x)], seen[: len(x)]), (z[len(x) :], seen[len(x) :])
+    def _encode_groups(self, groups: Sequence[ImagesOrEmbeddings], input_range: Range) -> _Encoded:
+        """Embed groups of N images, or of 1 that stands against all of them; pictures of one batch go together."""
+        z: list[Any] = [None] * len(groups)
+        parts: dict[int, list[Any]] = {}
+        for place, group in enumerate(map(self._stand_in, groups)):
+            if _is_embedding(group):
+                z[place] = self._embedding(group)
+            else:
+                parts[place] = split_images(group)
+        counts = [count_images(parts[i]) if z[i] is None else z[i].shape[0] for i in range(len(groups))]
+        check_counts(counts)
+        if torch.compiler.is_compiling() or sum(counts[i] for i in parts) <= self.batch_size:
+            streamed, size = list(parts), None
+        else:
+            streamed = [i for i in parts if counts[i] == max(counts)]
+            size = max(1, self.batch_size // max(1, len(streamed)))
+        seen = {i: next(self._stream(parts[i], input_range)) for i in parts if i not in streamed}
+        for i, pixels in seen.items():
+            z[i] = self.embed_pixels(pixels)
+        same = {(i, j): [same_pictures(seen[i], seen[j])] for i, j in combinations(seen, 2)}
+        encoded: dict[int, list[Tensor]] = {i: [] for i in streamed}
+        for batch in zip(*(self._stream(parts[i], input_range, size) for i in streamed), strict=True):
+            for i, embedded in zip(streamed, self._embed_together(batch), strict=True):
+                encoded[i].append(embedded)
+            seen.update(zip(streamed, batch, strict=True))
+            for i, j in combinations(parts, 2):
+                if i in streamed or j in streamed:
+                    same.setdefault((i, j), []).append(same_pictures(seen[i], seen[j]))
+        for i, batches in encoded.items():
+            z[i] = joined(batches)
+        return z, {pair: joined(rows) for pair, rows in same.items()}
 
-    def _encode(self, images: ImagesOrEmbeddings, input_range: Range) -> "_Encoded":
+    def _embed_together(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Embeddings of pixels of several groups, in one pass where it computes no gradient that nobody wants."""
+        if len(batch) == 1 or len({pixels.requires_grad for pixels in batch}) > 1:
+            return [self.embed_pixels(pixels) for pixels in batch]
+        return torch.split(self.embed_pixels(torch.cat(tuple(batch))), [pixels.shape[0] for pixels in batch])
+
+    def _encode(self, images: ImagesOrEmbeddings, input_range: Range, pictures: "list[Tensor] | None" = None) -> Tensor:
+        """Unit embeddings (N, D). To ``pictures``, what tells the pictures apart is added, where they are pictures."""
         images = self._stand_in(images)
-        if not _is_embedding(images):
-            return self._encode_parts(split_images(images), input_range)
-        if images.shape[-1] != self.card.embedding_dim or not images.is_floating_point() or 0 in images.shape:
+        if _is_embedding(images):
+            return self._embedding(images)
+        size = None if torch.compiler.is_compiling() else self.batch_size
+        encoded, known = [], []
+        for pixels in self._stream(split_images(images), input_range, size):
+            encoded.append(self.embed_pixels(pixels))
+            if pictures is not None:
+                known.append(identities(pixels))
+        if pictures is not None:
+            pictures.append(joined(known))
+        return joined(encoded)
+
+    def _embedding(self, z: Tensor) -> Tensor:
+        """Somebody's embeddings, (N, D) or (D,), as unit ones (N, D) on the metric's device."""
+        size = self.card.embedding_dim
+        if z.shape[-1] != size or not z.is_floating_point() or 0 in z.shape:
             raise InputError(
-                f"a {images.dtype} tensor of shape {tuple(images.shape)} is neither an image, (3, H, W) or "
-                f"(N, 3, H, W), nor an embedding of {self.card.name!r}, floating point (N, {self.card.embedding_dim})"
+                f"a {z.dtype} tensor of shape {tuple(z.shape)} is neither an image, (3, H, W) or "
+                f"(N, 3, H, W), nor an embedding of {self.card.name!r}, floating point (N, {size})"
             )
-        return _unit(images.to(self.device, torch.float32).reshape(-1, self.card.embedding_dim)), None
+        z = z.to(self.device, torch.float32).reshape(-1, size)
+        length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        if not torch.compiler.is_compiling():  # the check would break the graph
+            low, high = torch.stack(torch.aminmax(concrete(length))).tolist()
+            if not (low >= 1 - _NO_EMBEDDING and high <= 1 + _NO_EMBEDDING):
+                raise InputError(
+                    f"a tensor of shape {tuple(z.shape)} could be embeddings of {self.card.name!r}, but these have "
+                    f"length 1, and its rows {low:.4g} to {high:.4g}. If they are embeddings, divide them by their "
+                    "lengths (torch.nn.functional.normalize); if it is a grey image, give it three channels "
+                    "(tensor.expand(3, -1, -1))"
+                )
+        return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
 
     def _stand_in(self, images: ImagesOrEmbeddings) -> ImagesOrEmbeddings:
         """An array of embeddings, such as np.load gives, as a tensor; any other array (H, W) is a grey picture."""
         if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim in (1, 2):
             lengths = np.linalg.norm(images, axis=-1)
-            if images.shape[-1] == self.card.embedding_dim and np.allclose(lengths, 1, atol=1e-3):
+            if images.shape[-1] == self.card.embedding_dim and np.allclose(lengths, 1, atol=_NO_EMBEDDING):
                 return torch.from_numpy(np.array(images, dtype=np.float32))
         return images
-
-    def _encode_parts(self, parts: list[Any], input_range: Range) -> "tuple[Tensor, Tensor]":
-        encoded = [self._encode_pixels(pixels) for pixels in self._stream(parts, input_range, self.batch_size)]
-        if len(encoded) == 1:
-            return encoded[0]
-        return torch.cat([z for z, _ in encoded]), torch.cat([seen for _, seen in encoded])
 
     def _stream(self, parts: list[Any], input_range: Range, batch_size: int | None = None) -> Iterator[Tensor]:
         return stream_pixels(
             parts, self.card.preprocessing, device=self.device, input_range=input_range, batch_size=batch_size
         )
 
-    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.embed_pixels(pixels), _fingerprint(pixels, self._multipliers)
-
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As for any module; empty inside a bigger module's if ``persistent`` is False."""
-        if self.persistent or not (kwargs.get("prefix") or len(args) > 1):
+        if self.persistent or kwargs.get("prefix") or len(args) > 1:
             return super().state_dict(*args, **kwargs)
-        return kwargs["destination"] if "destination" in kwargs else args[0]
+        return self.encoder.state_dict(*args, **{**kwargs, "prefix": "encoder."})
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        if not self.persistent and isinstance(state_dict, dict):
-            for key, value in self.encoder.state_dict(prefix=f"{prefix}encoder.").items():
-                state_dict.setdefault(key, value)  # what is not in the checkpoint stays as it is
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
+    ) -> None:
+        """Checkpoints need not hold the encoder if ``persistent`` is False; one that does is read all the same."""
+        if not self.persistent:
+            inner = f"{prefix}encoder."
+            held = {key[len(inner) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(inner)}
+            try:
+                self.encoder.load_state_dict(
+                    held, strict=False, assign=local_metadata.get("assign_to_params_buffers", False)
+                )
+            except RuntimeError as error:  # shapes that differ
+                lists[-1].append(str(error))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
-
-def _distance(a: _Encoded, b: _Encoded, *, squared: bool) -> Tensor:
-    """Distances of pairs of encoded images, (N,)."""
-    (u, seen_u), (v, seen_v) = a, b
-    if len(u) != len(v) and 1 not in (len(u), len(v)):
-        raise InputError(f"{len(u)} images against {len(v)}: the counts must be equal, or one of them 1")
-    difference = u - v
-    if squared:
-        d = (0.5 * difference.square().sum(1)).clamp(max=2)
-    else:
-        # The norm's gradient at 0 is defined as 0; sqrt(1 - cos) would have none there.
-        d = (torch.linalg.vector_norm(difference, dim=1) * _SQRT_HALF).clamp(max=2**0.5)
-    if seen_u is not None and seen_v is not None:
-        d = d.masked_fill((seen_u == seen_v) & (d.detach() < _NEARLY_ZERO), 0)
-    return d
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RobustSim":
+        if not self.persistent:
+            self.encoder._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def _is_embedding(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim in (1, 2)
-
-
-def _unit(z: Tensor) -> Tensor:
-    """Rows of somebody's embeddings scaled to length 1; those that have it stay the same to the bit."""
-    length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
-
-
-def _fingerprint(pixels: Tensor, multipliers: Tensor) -> Tensor:
-    """(N,) integers, equal for equal pixels wherever they stand in a batch: integer sums know no rounding."""
-    bits = pixels.detach().contiguous().view(torch.int32).flatten(1)
-    return (bits * multipliers).sum(1, dtype=torch.int32)
-
-
-def _multipliers(count: int) -> Tensor:
-    """Fixed odd int32 numbers, one for each value of an image, with no pattern between them."""
-    mixed = torch.arange(1, count + 1) * 0x9E3779B97F4A7C1
-    return ((mixed ^ (mixed >> 29)) & 0x7FFFFFFF).to(torch.int32) | 1
-
-
-def _device(device: "str | torch.device | None") -> torch.device:
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"{device!r} is no device: use 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
-    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-    if missing.get(place.type):
-        raise InputError(f"this machine, or this build of torch, has no {place.type!r} device: use device='cpu'")
-    return place

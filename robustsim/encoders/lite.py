@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from robustsim.encoders.card import EncoderCard
 from robustsim.errors import CardError
+from robustsim.images.tracing import is_transformed
 
 # (blocks, kernel, stride, expansion, channels) of the seven stages
 _STAGES = (
@@ -97,8 +98,9 @@ class LiteTrunk(nn.Module):
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, 1280, H / 32, W / 32), before the mean."""
-        # Channels last is what the CPU's and the GPU's convolutions are fastest with.
-        x = x.contiguous(memory_format=torch.channels_last)
+        # Channels last is what the CPU's and the GPU's convolutions are fastest with; vmap knows no such thing.
+        if not is_transformed(x):
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.blocks(F.relu6(self.stem(x)))
         return F.relu6(self.head(x))
 

@@ -14,6 +14,7 @@ from robustsim.errors import ImageError, InputError
 from robustsim.images.decode import loaded, read_image
 from robustsim.images.files import prefetch
 from robustsim.images.preprocessing import RANGE_TOLERANCE, Preprocessing, clip
+from robustsim.images.tracing import concrete
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +111,7 @@ def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
         tensor = (tensor - low) / (high - low)
     if torch.compiler.is_compiling():
         return clip(tensor)  # the check would break the graph
-    seen_low, seen_high = (float(value) for value in torch.aminmax(tensor.detach()))
+    seen_low, seen_high = torch.stack(torch.aminmax(concrete(tensor))).tolist()  # one wait for the device, not two
     if not (seen_low >= -RANGE_TOLERANCE and seen_high <= 1 + RANGE_TOLERANCE):
         raise InputError(_range_message(seen_low, seen_high, input_range))
     return clip(tensor) if seen_low < 0 or seen_high > 1 else tensor
@@ -167,8 +168,8 @@ def stream_pixels(
     """The parts of :func:`split_images` as batches of float32 (N, 3, size, size) in [0, 1] on ``device``, in order.
 
     Files, bytes, PIL images and uint8 arrays go through Pillow, decoded by threads ahead of the batch they belong to;
-    tensors and float arrays go through the differentiable path. A tensor is not cut: a batch may be larger than
-    ``batch_size``; without one, there is a single batch.
+    tensors and float arrays go through the differentiable path. All batches but the last are of ``batch_size``, tensors
+    are cut for that; without one, there is a single batch.
 
     Raises:
         ImageError: a file that cannot be read.
@@ -195,14 +196,23 @@ def stream_pixels(
 
 def count_images(parts: Sequence[Any]) -> int:
     """How many images the parts of :func:`split_images` are."""
-    return sum(len(part) if isinstance(part, Tensor) else 1 for part in parts)
+    return sum(part.shape[0] if isinstance(part, Tensor) else 1 for part in parts)
 
 
 def _batches(parts: Sequence[Any], size: int | None) -> Iterator[list[Any]]:
+    if size is None:
+        yield list(parts)
+        return
     batch: list[Any] = []
     for part in parts:
-        batch.append(part)
-        if size is not None and count_images(batch) >= size:
+        rest = part
+        while isinstance(rest, Tensor) and len(rest) > (room := size - count_images(batch)):
+            batch.append(rest[:room])
+            rest = rest[room:]
+            yield batch
+            batch = []
+        batch.append(rest)
+        if count_images(batch) == size:
             yield batch
             batch = []
     if batch:

@@ -133,19 +133,13 @@ class Preprocessing:
         Raises:
             ImageError: as for :meth:`apply`.
         """
-        import torch.nn.functional as F
+        from robustsim.images.resize import resize_window
 
         width, height = self._check(pixels.shape[-1], pixels.shape[-2])
-        if pixels.shape[-2:] != (height, width):
-            pixels = F.interpolate(
-                pixels, size=(height, width), mode=self.interpolation, antialias=True, align_corners=False
-            )
-            pixels = clip(pixels)
-        if self.mode == "longest" and (width, height) != (self.size, self.size):
-            left, top = (self.size - width) // 2, (self.size - height) // 2
-            border = (left, self.size - width - left, top, self.size - height - top)
-            return F.pad(pixels, border, value=self.fill / 255)
-        if self.mode != "longest" and (width, height) != (self.size, self.size):
-            left, top = self._offset(width), self._offset(height)
-            return pixels[..., top : top + self.size, left : left + self.size]
-        return pixels
+        if pixels.shape[-2:] == (self.size, self.size) == (height, width):
+            return pixels
+        if self.mode == "longest":
+            top, left = -((self.size - height) // 2), -((self.size - width) // 2)
+        else:
+            top, left = self._offset(height), self._offset(width)
+        return clip(resize_window(pixels, (height, width), (top, left), self.size, self.interpolation, self.fill / 255))
