@@ -25,6 +25,7 @@ app = typer.Typer(
 
 Norm = Literal["linf", "l2", "l1"]
 Scoring = Literal["majority", "share"]
+Preprocess = Literal["card", "squash"]
 Style = Literal["terminal", "markdown", "latex"]
 
 # Items that were skipped and are named; the reports hold them all.
@@ -55,6 +56,13 @@ class Run:
     device: output.DeviceOption = None
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per encoding, and items per attack.")] = 32
     seed: Annotated[int, typer.Option(min=0, help="Of draws, attacks and resampling.")] = 0
+    preprocess: Annotated[
+        Preprocess | None,
+        typer.Option(
+            help="How a picture becomes the metric's square: as its card says, or squash, whole and bilinear. If not "
+            "given, what the data state: squash for BAPPS, card for all else."
+        ),
+    ] = None
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever earlier runs have left.")] = False
     groups: GroupsOption = False
     strict: output.StrictOption = False
@@ -302,6 +310,7 @@ def _judge(task: "Task", plan: "AttackPlan | None", options: Run) -> None:
                     attack=plan,
                     seed=options.seed,
                     batch_size=options.batch_size,
+                    preprocess=options.preprocess,
                     restart=options.restart,
                     progress=sys.stderr.isatty(),
                 )

@@ -23,7 +23,8 @@ def read_bapps(
     """The 2AFC part of BAPPS: ``val/{split}/{ref,p0,p1}/000003.png`` and ``val/{split}/judge/000003.npy``.
 
     ``p0`` is left and ``p1`` right; ``judge`` holds the share of people who preferred ``p1``. Scored by share. Groups
-    are the splits, ids are like ``cnn/000003``.
+    are the splits, ids are like ``cnn/000003``. The set states `squash`: published figures are of whole patches,
+    upsampled (R-CLIP paper, appendix: 64 to 224), and a card that crops would show a metric 77 % of each.
 
     Args:
         root: the folder that holds ``val``, or ``val`` itself, or the one that holds ``2afc/val``.
@@ -42,7 +43,7 @@ def read_bapps(
         for number, images, share in numbered(folder / split, ("ref", "p0", "p1"), ANSWERS, on_error)
     )
     require_items(items, folder)
-    return DataSet("bapps", folder, items, "share", description=f"splits {', '.join(splits)}")
+    return DataSet("bapps", folder, items, "share", description=f"splits {', '.join(splits)}", preprocess="squash")
 
 
 def checked_splits(splits: Sequence[str]) -> tuple[str, ...]:

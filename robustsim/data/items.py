@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 Scoring: TypeAlias = Literal["majority", "share"]
+Preprocess: TypeAlias = Literal["card", "squash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,8 @@ class DataSet(Generic[Item]):
             other, ``share`` the share of people who agree (BAPPS).
         left_out: rows that are valid but not used: too few votes, or a tie where the majority counts.
         description: one line on what was taken, for reports.
+        preprocess: how a picture becomes the square that a metric looks at: `card` as the metric's card says, `squash`
+            whole and bilinear, whatever the card crops, as BAPPS's patches are shown to every metric.
     """
 
     name: str
@@ -130,6 +133,7 @@ class DataSet(Generic[Item]):
     scoring: Scoring = "majority"
     left_out: int = 0
     description: str = ""
+    preprocess: Preprocess = "card"
 
     def __len__(self) -> int:
         return len(self.items)

@@ -35,7 +35,8 @@ def read_jnd(
     """The JND part of BAPPS, ``jnd/val/{cnn,traditional}/{p0,p1,same}``, or a CSV with the columns ``a, b, same``.
 
     ``same`` is the share of people who said that the two are the same: one number in each ``.npy`` file, or the cell
-    of the CSV, where ``group`` and ``id`` may be there too and paths are as in ``read_triplets``.
+    of the CSV, where ``group`` and ``id`` may be there too and paths are as in ``read_triplets``. BAPPS states
+    `squash`, as in `read_bapps`.
 
     Args:
         root: the folder that holds ``val`` or ``jnd/val``, or ``val`` itself, or the CSV.
@@ -61,7 +62,7 @@ def read_jnd(
         for number, images, share in numbered(folder / split, ("p0", "p1"), ANSWERS, on_error)
     )
     require_items(items, folder)
-    return DataSet("bapps-jnd", folder, items, description=f"splits {', '.join(names)}")
+    return DataSet("bapps-jnd", folder, items, description=f"splits {', '.join(names)}", preprocess="squash")
 
 
 def _read_table(path: Path, on_error: OnError | None) -> DataSet[Pair]:

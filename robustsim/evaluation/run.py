@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from robustsim.data.items import Preprocess
 from robustsim.errors import InputError
 from robustsim.evaluation.reports.report import Report, load_report, parquet, write_report
 from robustsim.evaluation.running.identity import identify, stem
@@ -24,6 +25,7 @@ def evaluate(
     attack: AttackPlan | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    preprocess: Preprocess | None = None,
     restart: bool = False,
     progress: bool = False,
 ) -> Report:
@@ -40,6 +42,9 @@ def evaluate(
         attack: also attack the metric's right decisions.
         seed: of the draw of attacked items, of the attacks and of the resampling.
         batch_size: pictures per encoding, and items per attack.
+        preprocess: how a file becomes the metric's square, which attacks change too: `card` as the metric's card (or
+            the baseline) says, `squash` whole and bilinear; what the task states if not given. Another one is another
+            run.
         restart: forget what an earlier run has done.
         progress: show progress on standard error.
 
@@ -47,7 +52,8 @@ def evaluate(
         The report.
 
     Raises:
-        InputError: a task that cannot be attacked in that way; a metric that does not give one distance for each pair.
+        InputError: a task that cannot be attacked in that way; an unknown `preprocess`; a metric that does not give one
+            distance for each pair.
         ObjectiveError: a metric that gives NaN or infinity.
         ImageError: not a single item could be read.
         OutputError: the folder cannot be written, or another process is at work on the same run.
@@ -62,10 +68,11 @@ def evaluate(
         raise InputError(
             f"perturb={attack.perturb!r} is none of {', '.join(task.perturbable)}, as {task.name} has them"
         )
-    one, workers = subject(metric), Workers()
+    how = task.preprocess if preprocess is None else preprocess
+    one, workers = subject(metric).seeing(how), Workers()
     work = Work(one, task, attack, seed, batch_size)
     plan = None if attack is None else {**attack.to_dict(), "perturb": work.perturb}
-    identity = identify(one, task, plan, attacked=len(work.attacked), seed=seed, batch_size=batch_size)
+    identity = identify(one, task, plan, preprocess=how, attacked=len(work.attacked), seed=seed, batch_size=batch_size)
     path = Path(output) / f"{stem(identity)}.json"
     folder = path.with_suffix(".partial")
     if restart and workers.is_main:

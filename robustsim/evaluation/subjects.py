@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from robustsim.attacks.engine.modules import modules_behind, undisturbed
 from robustsim.baselines import Baseline
+from robustsim.data.items import Preprocess
 from robustsim.encoders.weights import state_sha256
 from robustsim.errors import InputError, ModelNotFoundError
 from robustsim.images import Preprocessing
@@ -47,6 +48,23 @@ class Subject:
     def objective_options(self) -> dict[str, Any]:
         """``embed=`` and ``distance=`` of the objectives in :mod:`robustsim.attacks`."""
         return {"embed": self.embed, "distance": None if self.cosine else self.distance}
+
+    def seeing(self, preprocess: Preprocess) -> "Subject":
+        """The same metric, shown pictures in another way.
+
+        Args:
+            preprocess: `card` for its own; `squash` for the whole picture, resized to its square by bilinear
+                interpolation (antialiased where it gets smaller), whatever the card crops.
+
+        Raises:
+            InputError: neither of these.
+        """
+        if preprocess not in get_args(Preprocess):
+            raise InputError(f"preprocess={preprocess!r} is none of {', '.join(get_args(Preprocess))}")
+        if preprocess == "card":
+            return self
+        whole = Preprocessing(size=self.preprocessing.size, mode="squash", interpolation="bilinear")
+        return replace(self, preprocessing=whole)
 
     def in_units_of(self, scale: float) -> "Subject":
         """The same metric with distances divided by ``scale``.

@@ -10,7 +10,7 @@ import numpy as np
 
 from robustsim.errors import InputError
 from robustsim.evaluation import statistics
-from robustsim.evaluation.reports.report import Report
+from robustsim.evaluation.reports.report import Report, metric_names
 from robustsim.evaluation.statistics import Array, Interval
 
 _STATISTICS: dict[str, dict[str, statistics.Statistic]] = {
@@ -80,7 +80,7 @@ def compare_reports(reports: Sequence[Report], *, seed: int = 0) -> list[Compari
 
 def _names(reports: Sequence[Report]) -> list[str]:
     """The metrics' names, or those of the files where two are alike."""
-    names = [report.metric for report in reports]
+    names = metric_names(reports)
     return [name if names.count(name) == 1 else report.path.stem for name, report in zip(names, reports, strict=True)]
 
 

@@ -53,6 +53,11 @@ class Report:
         return hashlib.sha256(json.dumps(self.content["metric"], sort_keys=True).encode()).hexdigest()
 
     @property
+    def preprocess(self) -> str:
+        """How pictures became the metric's square: `card` or `squash`; reports of older versions know only the card."""
+        return str(self.content.get("preprocessing", {}).get("rule", "card"))
+
+    @property
     def setting(self) -> dict[str, str]:
         """How decisions were attacked, but for norm and radius; nothing where they were not."""
         plan = self.content["attack"]
@@ -105,16 +110,23 @@ def _array(name: str, values: list[Any]) -> Array:
 
 def labels(reports: Sequence[Report]) -> list[tuple[str, str]]:
     """What tells the reports of one table or plot apart: the metric, and of the attack's setting what is not alike."""
-    ids: dict[str, set[str]] = {}
-    for report in reports:
-        ids.setdefault(report.metric, set()).add(report.metric_id)
     settings = [report.setting for report in reports if report.setting]
     unlike = [name for name in _SETTINGS if len({setting.get(name) for setting in settings}) > 1]
     return [
-        (
-            report.metric if len(ids[report.metric]) == 1 else f"{report.metric} ({report.metric_id[:6]})",
-            ", ".join(report.setting[name] for name in unlike if name in report.setting),
-        )
+        (name, ", ".join(report.setting[key] for key in unlike if key in report.setting))
+        for name, report in zip(metric_names(reports), reports, strict=True)
+    ]
+
+
+def metric_names(reports: Sequence[Report]) -> list[str]:
+    """The metrics' names; behind them what tells namesakes apart, and how pictures were shown where that is unlike."""
+    ids: dict[str, set[str]] = {}
+    for report in reports:
+        ids.setdefault(report.metric, set()).add(report.metric_id)
+    unlike = len({report.preprocess for report in reports}) > 1
+    return [
+        (report.metric if len(ids[report.metric]) == 1 else f"{report.metric} ({report.metric_id[:6]})")
+        + (f", {report.preprocess}" if unlike else "")
         for report in reports
     ]
 

@@ -146,6 +146,10 @@ def _notes(report: Report, setting: str, interval: bool) -> list[str]:
         what = "Mean share of people who gave the metric's answer, in %"
     bounds = ", with 95 % bootstrap intervals" if interval else ""
     notes = [f"{what}{bounds}; {content['data']['items']} items."]
+    if report.preprocess == "squash":
+        notes.append(
+            "Pictures were resized whole to the metric's square, bilinear (squash), whatever its card says otherwise."
+        )
     if report.setting:
         decision = {"ladder": "one pair of levels each", "2afc": "the majority's choice"}.get(
             report.task, "the odd one"

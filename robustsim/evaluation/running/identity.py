@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from robustsim import __version__
+from robustsim.data.items import Preprocess
 from robustsim.evaluation.subjects import Subject
 from robustsim.evaluation.tasks.choices import Task
 from robustsim.evaluation.tasks.pictures import below
@@ -39,7 +41,14 @@ def _device(device: torch.device) -> str:
 
 
 def identify(
-    metric: Subject, task: Task, attack: "dict[str, Any] | None", *, attacked: int, seed: int, batch_size: int
+    metric: Subject,
+    task: Task,
+    attack: "dict[str, Any] | None",
+    *,
+    preprocess: Preprocess,
+    attacked: int,
+    seed: int,
+    batch_size: int,
 ) -> dict[str, Any]:
     """What the figures of a run depend on, for JSON.
 
@@ -47,6 +56,7 @@ def identify(
         metric: what is judged.
         task: what it is asked.
         attack: the plan, None for no attack.
+        preprocess: by which rule pictures have become the metric's square.
         attacked: how many items are attacked.
         seed: of draws, attacks and resampling.
         batch_size: which moves the last digits.
@@ -68,6 +78,7 @@ def identify(
             "files_sha256": sizes,
             "stamps_sha256": stamps,
         },
+        "preprocessing": {"rule": preprocess, **asdict(metric.preprocessing)},
         "attack": attack,
         "attacked": attacked,
         "seed": seed,

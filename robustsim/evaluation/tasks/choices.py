@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.objectives.decisions import OddOneOut, TwoAFC
+from robustsim.data.items import Preprocess
 from robustsim.errors import InputError
 from robustsim.evaluation import statistics
 from robustsim.evaluation.statistics import Array
@@ -52,10 +53,13 @@ class Task(ABC):
     Attributes:
         questions: at least one.
         data: what they were made of, for reports.
+        preprocess: how pictures become the metric's square, where `evaluate` is told nothing else: `card`, or
+            `squash` for whole and bilinear.
     """
 
     questions: tuple[Question, ...]
     data: dict[str, Any] = field(default_factory=dict)
+    preprocess: Preprocess = "card"
 
     #: What reports and the terminal call it.
     name: ClassVar[str]

@@ -26,6 +26,7 @@ def two_afc(data: DataSet[Any]) -> ForcedChoice:
             for item in data
         ),
         data=_about(data),
+        preprocess=data.preprocess,
     )
 
 
@@ -36,6 +37,7 @@ def odd_one_out(data: DataSet[Any]) -> OddOneOutTask:
             Question(item.id, tuple(map(Photo, item.images)), float(item.odd), item.group) for item in data
         ),
         data=_about(data),
+        preprocess=data.preprocess,
     )
 
 
@@ -47,6 +49,7 @@ def just_noticeable(data: DataSet[Any]) -> JustNoticeable:
             for item in data
         ),
         data=_about(data),
+        preprocess=data.preprocess,
     )
 
 
@@ -69,6 +72,7 @@ def quality(data: DataSet[Any]) -> Quality:
             for item in data
         ),
         data=_about(data),
+        preprocess=data.preprocess,
     )
 
 
