@@ -162,6 +162,17 @@ def attention_maps(tokens, texts):
     return maps
 
 
+def published_maps(tokens, first, texts):
+    """Of the authors' code: each channel divided by its length over all tokens of the picture, the class token too."""
+    maps = []
+    for places, one, label in zip(tokens, first, LABELS, strict=True):
+        lengths = [norm(torch.stack([one[d], *places[:, d]])) for d in range(DIM)]
+        rows = [sum(place[d] / lengths[d] * texts[label][d] for d in range(DIM)) for place in places]
+        similarity = torch.stack(rows).view(GRID)
+        maps.append(bilinear((similarity - similarity.min()) / (similarity.max() - similarity.min()), SIDE))
+    return maps
+
+
 def map_distances(maps, others):
     return [norm(a - b) for a, b in zip(maps, others, strict=True)]
 
@@ -221,17 +232,28 @@ def pmg_aft(c, o):
 
 def guided(attention):
     def formula(c, o):
-        wanted = attention(c, c.phi_orig.places(c.x))
-        refinement = mean(map_distances(attention(c, c.phi.places(c.x_adv)), wanted))
-        constraint = mean(map_distances(attention(c, c.phi.places(c.x)), wanted))
+        wanted = attention(c, c.phi_orig, c.x)
+        refinement = mean(map_distances(attention(c, c.phi, c.x_adv), wanted))
+        constraint = mean(map_distances(attention(c, c.phi, c.x), wanted))
         return tecoa(c, o) + o["alpha"] * refinement + o["beta"] * constraint
 
     return formula
 
 
-def complementary(c, tokens):
-    pairs = zip(attention_maps(tokens, c.texts), attention_maps(tokens, c.not_texts), strict=True)
-    return [of_class * (1 - of_rest) for of_class, of_rest in pairs]
+def of_cosines(c, phi, x, texts=None):
+    return attention_maps(phi.places(x), c.texts if texts is None else texts)
+
+
+def of_channels(c, phi, x, texts=None):
+    return published_maps(phi.places(x), phi.embed(x), c.texts if texts is None else texts)
+
+
+def complementary(maps):
+    def attention(c, phi, x):
+        pairs = zip(maps(c, phi, x), maps(c, phi, x, c.not_texts), strict=True)
+        return [of_class * (1 - of_rest) for of_class, of_rest in pairs]
+
+    return attention
 
 
 def caw(c, o):
@@ -264,8 +286,10 @@ LOSSES = {
     "ft-adv": ("ft-adv", {}, tecoa, "S(a)"),
     "pmg-aft": ("pmg-aft", {}, pmg_aft, "S(a) S(x) O(a)"),
     "pmg-aft, other weights": ("pmg-aft", {"alpha": 0.3, "beta": 2.0}, pmg_aft, "S(a) S(x) O(a)"),
-    "tga-zsr": ("tga-zsr", {}, guided(lambda c, tokens: attention_maps(tokens, c.texts)), "S(a) S(x) O(x)"),
-    "comp-tga": ("comp-tga", {}, guided(complementary), "S(a) S(x) O(x)"),
+    "tga-zsr": ("tga-zsr", {}, guided(of_cosines), "S(a) S(x) O(x)"),
+    "tga-zsr, as run": ("tga-zsr", {"attention": "published"}, guided(of_channels), "S(a) S(x) O(x)"),
+    "comp-tga": ("comp-tga", {}, guided(complementary(of_cosines)), "S(a) S(x) O(x)"),
+    "comp-tga, as run": ("comp-tga", {"attention": "published"}, guided(complementary(of_channels)), "S(a) S(x) O(x)"),
     "caw": ("caw", {}, caw, "S(a) O(x) O(a)"),
     "caw, other weights": ("caw", {"alpha": 4.0, "beta": 0.2}, caw, "S(a) O(x) O(a)"),
 }
@@ -444,6 +468,43 @@ def test_attention_does_not_depend_on_lengths_or_on_neighbours_in_the_batch(case
     torch.testing.assert_close(longer, maps, rtol=0, atol=1e-5)
     alone = text_guided_attention(tokens[1:2], text[1], GRID, SIDE)
     torch.testing.assert_close(alone[0], maps[1], rtol=0, atol=1e-6)
+
+
+def test_the_published_attention_is_that_of_the_authors_code():
+    """Their steps on made-up tokens, written anew: one norm for each channel, over the class token and all places."""
+    generator = torch.Generator().manual_seed(3)
+    everything = torch.randn(2, 7, DIM, generator=generator) * torch.linspace(4, 0.1, 7)[None, :, None]
+    text = nn.functional.normalize(torch.randn(2, DIM, generator=generator), dim=1)
+    wanted = everything / everything.square().sum(1, keepdim=True).sqrt()
+    wanted = torch.einsum("npd,nd->np", wanted[:, 1:], text)
+    wanted = (wanted - wanted.amin(1, keepdim=True)) / (wanted.amax(1, keepdim=True) - wanted.amin(1, keepdim=True))
+    first, tokens = everything[:, 0], everything[:, 1:]
+    maps = text_guided_attention(tokens, 3 * text, GRID, form="published", class_token=first)
+    torch.testing.assert_close(maps.flatten(1), wanted, rtol=0, atol=1e-6)
+    # Neither the paper's, nor the same without the class token.
+    for other in (
+        text_guided_attention(tokens, text, GRID),
+        text_guided_attention(tokens, text, GRID, form="published"),
+    ):
+        assert float((maps - other).abs().max()) > 0.01
+    with pytest.raises(InputError, match="form='cosine' is none of paper, published"):
+        text_guided_attention(tokens, text, GRID, form="cosine")
+    with pytest.raises(InputError, match="class_token= goes with form='published'"):
+        text_guided_attention(tokens, text, GRID, class_token=first)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_channel_that_is_0_everywhere_gives_no_nan(kind):
+    tokens = torch.randn(2, 6, DIM, generator=torch.Generator().manual_seed(0)).to(kind)
+    tokens[..., 2] = 0
+    tokens[1] = 0
+    tokens.requires_grad_()
+    maps = text_guided_attention(tokens, torch.ones(DIM), GRID, form="published", class_token=torch.zeros(2, DIM))
+    assert bool(maps.isfinite().all())
+    assert maps[0].max() > 0.5
+    assert not maps[1].any()
+    maps.square().sum().backward()
+    assert bool(tokens.grad.isfinite().all())
 
 
 def test_a_flat_map_is_0_and_has_no_gradient():

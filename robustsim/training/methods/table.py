@@ -135,8 +135,11 @@ class Views:
         return complementary_attention(self.attention(seen), self._attention(seen, negatives))
 
     def _attention(self, seen: "Seen", texts: Tensor) -> Tensor:
-        places = given(seen.features, "places")
-        return text_guided_attention(places.tokens, texts[self.labels], places.grid, self.clean.shape[-1])
+        places, form = given(seen.features, "places"), self.options.get("attention", "paper")
+        # In a CLIP transformer the embedding is the class token.
+        first = None if form == "paper" else seen.z
+        text, side = texts[self.labels], self.clean.shape[-1]
+        return text_guided_attention(places.tokens, text, places.grid, side, form=form, class_token=first)
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,8 @@ def _caw(views: Views) -> dict[str, Tensor]:
 
 
 _PROMPT = {"prompt": "This is a photo of a {}", "scale": 100.0}
+# The published tables were made with attention="published".
+_ATTENTION = {"attention": "paper"}
 _VARIANTS = {"clean_weight": 0.0, "trades": 0.0}
 
 #: All methods by the name that a recipe gives them.
@@ -307,7 +312,7 @@ METHODS: dict[str, Method] = {
         lambda v: _guided(v, v.attention),
         labels=True,
         tokens=True,
-        options={**_PROMPT, "alpha": 0.08, "beta": 0.05},
+        options={**_PROMPT, **_ATTENTION, "alpha": 0.08, "beta": 0.05},
     ),
     "comp-tga": Method(
         "Comp-TGA",
@@ -315,7 +320,13 @@ METHODS: dict[str, Method] = {
         lambda v: _guided(v, v.complementary),
         labels=True,
         tokens=True,
-        options={**_PROMPT, "negative_prompt": "This is not a photo of a {}", "alpha": 0.10, "beta": 0.10},
+        options={
+            **_PROMPT,
+            **_ATTENTION,
+            "negative_prompt": "This is not a photo of a {}",
+            "alpha": 0.10,
+            "beta": 0.10,
+        },
     ),
     "caw": Method("CAW", _away_from_class, _caw, labels=True, options={**_PROMPT, "alpha": 1.0, "beta": 1.0}),
 }

@@ -49,6 +49,9 @@ def prepare_adversarial(
         if one is not None:
             one.text = None
     base.card = dataclasses.replace(base.card, text=False)
+    if recipe.preprocessing is not None:
+        pre = recipe.preprocessing.of(base.card.preprocessing.size)
+        base.card = dataclasses.replace(base.card, preprocessing=pre)
     _check_sizes(base, recipe)
     if method.tokens and base.card.architecture.options.get("grid", 1) > 1:
         raise InputError(
