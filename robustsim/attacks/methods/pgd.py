@@ -25,7 +25,8 @@ class PGD(IterativeAttack):
         steps: gradients.
         step_size: length of a step in the attack's norm; ``2.5 * eps / steps`` if not given.
         step_rule: ``constant``, or the length falls to 0 along a line or half a cosine.
-        momentum: in [0, 1); FARE's inner attack has 0.9.
+        momentum: in [0, 1). In linf, one of 0.5 or less does nothing: what is left of earlier signs never outweighs the
+            new one. Nor does the 0.9 of FARE's code, which keeps of its velocity the signs alone: that is 0 here.
         random_start: begin at a random point of the ball instead of the image.
         start: points to begin at instead, like the images; what lies outside the ball is brought into it.
         restarts: goes, each from a new random point.
