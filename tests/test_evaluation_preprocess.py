@@ -24,6 +24,8 @@ from robustsim.evaluation import (
 from robustsim.evaluation.subjects import subject
 from robustsim.images import Preprocessing
 from robustsim.images.inputs import load_square, stack_squares
+from robustsim.metric import RobustSim
+from tests import trainings
 from tests.conftest import EXAMPLES
 from tests.judges import SIZE, Small, pictures, triplets
 
@@ -108,6 +110,22 @@ def test_bapps_is_shown_whole_to_a_metric_whose_card_crops(tmp_path):
     }  # fmt: skip
     assert cropped.content["preprocessing"]["rule"] == "card"
     assert cropped.content["preprocessing"]["resize"] == CROPS.resize
+
+
+def test_bapps_is_shown_whole_to_an_encoder_whose_card_crops_under_attack_too(tmp_path):
+    data = read_dataset(bapps(tmp_path / "b", 1), "2afc")
+    encoder = trainings.encoder()
+    encoder.card = replace(encoder.card, preprocessing=CROPS)
+    metric = RobustSim(encoder)
+    plan = AttackPlan(attacks="noise", eps="1/255")
+    whole, cropped = (
+        evaluate(metric, two_afc(data), output=tmp_path / "r", attack=plan, preprocess=how) for how in (None, "card")
+    )
+    assert min(whole.items["distance_left"]) > 0
+    assert max(cropped.items["distance_left"]) == 0
+    # A tie is no right decision, and there is nothing to attack.
+    assert cropped.threats[0]["clean"]["value"] == 0
+    assert whole.content["metric"] == cropped.content["metric"]
 
 
 def test_each_data_set_states_how_it_is_shown(tmp_path):
