@@ -105,9 +105,8 @@ def test_bapps_is_shown_whole_to_a_metric_whose_card_crops(tmp_path):
     # What differs lies at the edge: in the crop there is nothing to tell the two apart by.
     assert whole.results["accuracy"]["value"] == pytest.approx(0.8)
     assert cropped.results["accuracy"]["value"] == pytest.approx(0.5)
-    assert whole.content["preprocessing"] == {
-        "rule": "squash", "size": SIZE, "mode": "squash", "resize": None, "interpolation": "bilinear", "fill": 0,
-    }  # fmt: skip
+    told = {"rule": "squash", "size": SIZE, "mode": "squash", "resize": None, "interpolation": "bilinear"}
+    assert whole.content["preprocessing"].items() >= told.items()
     assert cropped.content["preprocessing"]["rule"] == "card"
     assert cropped.content["preprocessing"]["resize"] == CROPS.resize
 
