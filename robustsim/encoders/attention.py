@@ -1,6 +1,5 @@
 """Text-guided attention: which places of a picture look like a text (CTGA paper, Eq. 6 to 8)."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -8,18 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustsim.errors import InputError
+from robustsim.images.resize import full_precision
 
 #: Which formula: the paper's, or that of the code behind its tables.
 AttentionForm = Literal["paper", "published"]
 
 # Cosines that differ by less than this do so by rounding: the map is flat, 0 everywhere and without a gradient.
 _FLAT = 1e-6
-
-
-def full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """No mixed precision in this block: a logit of 25 would be one of the multiples of 1/8 that bfloat16 has there."""
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def text_guided_attention(

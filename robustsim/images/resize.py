@@ -62,9 +62,9 @@ def _weights(source: int, target: int, first: int, size: int, mode: str, like: T
     stretch = torch.sym_max(scale, 1.0)  # the kernel covers at least one value
     places = torch.arange(size, device=like.device) + first
     inside = (places >= 0) & (places < target)
-    centres: Tensor = (places.to(like.dtype) + 0.5) * scale
+    centres = (places.to(like.dtype) + 0.5) * scale
     lines = torch.arange(source, device=like.device, dtype=like.dtype)
-    x: Tensor = ((lines[None] - centres[:, None] + 0.5) / stretch).abs()
+    x = (lines[None] - centres[:, None] + 0.5).abs() / stretch
     if mode == "bicubic":
         near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
         far = (((x - 5) * x + 8) * x - 4) * _CUBIC

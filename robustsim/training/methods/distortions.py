@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustsim.encoders.attention import full_precision
+from robustsim.images.resize import full_precision
 
 # (N, 3, H, W) images; on the CPU, (N,) amounts and (N, 64) random numbers that give the shape.
 _Distort: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustsim.encoders.attention import full_precision
+from robustsim.images.resize import full_precision
 
 
 def embedding_distance(z: Tensor, original: Tensor) -> Tensor:
