@@ -108,10 +108,7 @@ def test_sixteen_bits_give_their_high_byte():
     np.testing.assert_array_equal(array(encoded(Image.fromarray(values), "TIFF")), got)
 
 
-def test_integer_and_float_images_need_a_range_with_a_meaning():
-    np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(np.full((2, 2), 0x1234, np.int32))))[..., 0], 0x12)
-    with pytest.raises(ImageError, match=r"values from 0 to 70000.*0..65535"):
-        read_image(Image.fromarray(np.array([[0, 70000]], np.int32)))
+def test_float_images_need_a_range_with_a_meaning():
     assert np.asarray(to_rgb(Image.fromarray(np.full((2, 2), 0.5, np.float32))))[0, 0, 0] == 128
     for bad in (2.0, np.nan):
         with pytest.raises(ImageError, match=r"float image with values from .* scale it to"):

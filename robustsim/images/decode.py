@@ -1,38 +1,52 @@
-"""Decode a picture and turn it into RGB, one rule for each kind of file.
+"""Decode a picture and turn it into RGB, one rule for each kind of file; modes are known by their names.
 
 =====================  ==================================================================================
 what the file holds    what becomes of it
 =====================  ==================================================================================
 several frames         the first one
 EXIF orientation       applied, so that up is up
-alpha, or a            composited on white
+alpha, or a            composited on white, premultiplied or not
 transparent colour
 palette, grey, 1 bit   expanded to RGB
 16 bits a channel      the high byte, as Pillow itself does for 16-bit RGB; a transparent colour likewise
+12 bits, in a TIFF     the upper eight of them
+32-bit integers        refused: they have no agreed range
 float grey             values in [0, 1] scaled to 0..255; other ranges are refused
-CMYK, YCbCr            Pillow's conversion; colour profiles are not applied, as in the reference pipelines
+CMYK, YCbCr, HSV       Pillow's conversion; colour profiles are not applied, as in the reference pipelines
+LAB                    CIELAB under D50 to sRGB, by LittleCMS
 =====================  ==================================================================================
 """
 
 import io
 import os
 import re
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from robustsim.errors import ImageError
 
 # One slash is what pathlib leaves of two.
 _URL = re.compile(r"(?i)^(?:[a-z][a-z0-9+.-]+:/|data:)")
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+# What comes through a pipe is held in memory, and need not have an end.
+_MOST_BYTES, _BLOCK = 2**30, 2**20
+
+_SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_PREMULTIPLIED = frozenset({"La", "RGBa"})
+_BY_PILLOW = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "RGBA"})
+# Formats of at most 16 bits, whose grey values Pillow gives as 32-bit integers all the same: PNG did so before 11.3.
+_SIXTEEN_BIT_FORMATS = frozenset({"PNG", "PPM"})
 # EXIF's orientation tag, and its values that ask for a turn or a flip.
 _ORIENTATION, _TURNED, _SIDEWAYS = 0x0112, range(2, 9), range(5, 9)
-_WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF's tags
+_WIDTH, _HEIGHT, _BITS = 0x0100, 0x0101, 0x0102  # TIFF's tags
 
 
 def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.Image:
     """The picture behind a path, encoded ``bytes`` or a PIL image, as a PIL image in mode RGB.
+
+    A path may be that of a pipe, which can be read once.
 
     Raises:
         ImageError: the file is missing, empty, truncated, too large (Pillow's ``MAX_IMAGE_PIXELS``, at twice which
@@ -53,7 +67,10 @@ def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.
     path = Path(name)
     try:
         with path.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
+            opened = os.fstat(stream.fileno())
+            if not stat.S_ISREG(opened.st_mode):
+                return read_stream(stream, repr(name))
+            if opened.st_size == 0:
                 raise ImageError(f"cannot read {name!r}: the file is empty")
             return _decode(stream, repr(name))
     except IsADirectoryError:
@@ -66,6 +83,27 @@ def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"cannot read {name!r}: {error}") from None
+
+
+def read_stream(stream: BinaryIO, what: str) -> Image.Image:
+    """The picture that comes out of a pipe or another stream, read to its end, as a PIL image in mode RGB.
+
+    Args:
+        stream: of bytes; it need not be seekable.
+        what: what messages call it.
+
+    Raises:
+        ImageError: nothing comes, more than 1 GiB comes, or it is no picture.
+    """
+    held = io.BytesIO()
+    while block := stream.read(_BLOCK):
+        held.write(block)
+        if held.tell() > _MOST_BYTES:
+            raise ImageError(f"cannot read {what}: more than {_MOST_BYTES:,} bytes came; save them to a file first")
+    if not held.tell():
+        raise ImageError(f"cannot read {what}: nothing came out of it; what comes through a pipe can be read once")
+    held.seek(0)
+    return _decode(held, what)
 
 
 def loaded(image: Image.Image) -> Image.Image:
@@ -87,7 +125,7 @@ def image_size(path: "str | os.PathLike[str]") -> tuple[int, int]:
         return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
-def _decode(stream: "io.BufferedReader | io.BytesIO", what: str) -> Image.Image:
+def _decode(stream: BinaryIO, what: str) -> Image.Image:
     # Decoders answer damage with a dozen kinds of exception, from SyntaxError to struct.error, and a
     # new format brings new ones; all of them mean that this picture cannot be read.
     try:
@@ -129,15 +167,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A PIL image of any mode as RGB, by the rules in the head of this module; an RGB image may come back itself.
 
     Raises:
-        ImageError: the mode has no such rule, or a float image leaves [0, 1].
+        ImageError: the mode has no such rule, its values have no agreed range, or a float image leaves [0, 1].
     """
+    mode, bits = image.mode, _grey_bits(image)  # the file's facts are lost with the first operation
     if _orientation(image) in _TURNED:
         image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT or image.mode == "I":
-        image = _high_byte(image)
-    elif image.mode == "F":
+    if bits:
+        image = _high_byte(image, bits)
+    elif mode == "F":
         image = _from_float(image)
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+    elif mode == "LAB":
+        return _from_lab(image)
+    elif mode in _PREMULTIPLIED:
+        return _from_premultiplied(image)
+    elif mode == "I":
+        raise ImageError(_no_range(image))
+    elif mode not in _BY_PILLOW:
+        raise ImageError(f"pictures of mode {mode!r} have no rule: convert it to RGB first, or to RGBA")
+    if image.has_transparency_data:
         colour = image.info.get("transparency")
         if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 0xFF:
             image = image.copy()  # the caller's stays as it is
@@ -148,19 +195,48 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _high_byte(image: Image.Image) -> Image.Image:
+def _grey_bits(image: Image.Image) -> int:
+    """How many bits a value of an integer image has, of more than 8; 0 if it is none, or nobody knows."""
+    if image.mode in _SIXTEEN_BIT:
+        tags = getattr(image, "tag_v2", None)
+        return 12 if tags and tags.get(_BITS) == (12,) else 16
+    return 16 if image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS else 0
+
+
+def _high_byte(image: Image.Image, bits: int) -> Image.Image:
     import numpy as np
 
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ImageError(
-            f"a 32-bit integer image with values from {values.min()} to {values.max()}: "
-            "only 0..65535 has an agreed meaning, so scale it to 8 or 16 bits first"
-        )
-    grey = (values >> 8).astype(np.uint8)
+    grey = (values >> (bits - 8)).astype(np.uint8)
     if isinstance(colour := image.info.get("transparency"), int):
         grey[values == colour] = 255
     return Image.fromarray(grey)
+
+
+def _no_range(image: Image.Image) -> str:
+    low, high = (int(value) for value in image.getextrema())  # type: ignore[arg-type]
+    return (
+        f"a 32-bit integer image (mode 'I') with values from {low} to {high} has no agreed range: "
+        "scale it to 8 bits (mode 'L') or 16 bits (mode 'I;16') first"
+    )
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except ImportError:
+        raise ImageError(
+            "a picture in CIELAB, for which this Pillow lacks LittleCMS: install Pillow from its wheel, or convert the "
+            "picture to RGB first"
+        ) from None
+
+
+def _from_premultiplied(image: Image.Image) -> Image.Image:
+    """Colours that are multiplied by alpha already: on white, what alpha leaves free is added."""
+    *colours, alpha = image.split()
+    white = ImageChops.invert(alpha)
+    parts = [ImageChops.add(colour, white) for colour in colours]
+    return Image.merge("RGB", parts * 3 if len(parts) == 1 else parts)
 
 
 def _from_float(image: Image.Image) -> Image.Image:
