@@ -587,7 +587,7 @@ def test_nothing_to_open(tmp_path):
     with pytest.raises(DataError, match=r"folder holds neither images nor tar files: it is empty"):
         open_source(folder)
     for name, text in (
-        ("a.csv", r"seen: 'a.csv' \(links"),
+        ("a.csv", r"seen: 'a.csv'; passed over: 1 \.csv"),
         ("b.parquet", r"seen: 'a.csv', 'b.parquet' .*'hf:' and the folder's path"),
         ("c.tar.gz", "unpack what is compressed"),
     ):

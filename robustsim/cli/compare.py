@@ -1,18 +1,40 @@
 """``robustsim compare``: distances of pairs, of one image to many, or of two folders."""
 
 import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustsim.cli import output
+from robustsim.cli import output, pictures
 from robustsim.errors import ImageError
 
 if TYPE_CHECKING:
+    from robustsim.cli.pictures import Picture
     from robustsim.metric import RobustSim
 
-_CHUNK = 256
+_CHUNK, _MOST_TOLD = 256, 5
+
+
+@dataclass
+class _Job:
+    """What is compared with what.
+
+    Attributes:
+        pairs: of names.
+        opened: what the names stand for that were given; these must not be bad, and those of folders may.
+        passed_over: what the walks through folders left out.
+        alone: files of two folders that have no partner.
+    """
+
+    pairs: list[tuple[str, str]]
+    opened: "dict[str, Picture]" = field(default_factory=dict)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    alone: list[str] = field(default_factory=list)
 
 
 def compare(
@@ -21,36 +43,39 @@ def compare(
         typer.Argument(
             metavar="A B [B2 ...]",
             help="Two files; one file and several, or a folder, to compare it with; or two folders, whose files "
-            "are paired by their names.",
+            "are paired by their names. - is standard input.",
         ),
     ],
     model: output.ModelOption = output.DEFAULT_MODEL,
     device: output.DeviceOption = None,
     squared: output.SquaredOption = False,
+    follow_links: output.FollowLinksOption = False,
     as_json: output.JsonOption = False,
     as_csv: output.CsvOption = False,
     strict: output.StrictOption = False,
 ) -> None:
     """How different do images look? 0 is identical."""
     output.check_format(as_json, as_csv)
-    pairs, named = _pairs(images)
+    job = _job(images, follow_links)
+    output.tell_passed_over(job.passed_over)
+    _tell_alone(job.alone)
     metric = output.load_metric(model, device)
     rows, bad = [], 0
-    for start in range(0, len(pairs), _CHUNK):
-        chunk = pairs[start : start + _CHUNK]
+    for start in range(0, len(job.pairs), _CHUNK):
+        chunk = job.pairs[start : start + _CHUNK]
         try:
-            rows += _distances(metric, chunk, squared)
+            rows += _distances(metric, chunk, job, squared)
         except ImageError:
-            broken = _broken(metric, chunk)
+            broken = _broken(metric, chunk, job)
             for path, error in broken.items():
-                if path in named:
+                if path in job.opened:
                     raise error from None
                 output.report_bad(error)
             bad += len(broken)
-            rows += _distances(metric, [pair for pair in chunk if not broken.keys() & set(pair)], squared)
-    parts = output.unseen(metric.card, dict.fromkeys(path for a, b, *_ in rows for path in (a, b)))
+            rows += _distances(metric, [pair for pair in chunk if not broken.keys() & set(pair)], job, squared)
+    parts = output.unseen(metric.card, dict.fromkeys(path for a, b, *_ in rows for path in (a, b)), job.opened)
     if as_json:
-        output.print_json(_document(metric, rows, parts, squared))
+        output.print_json(_document(metric, rows, parts, job, squared))
     elif as_csv:
         output.print_csv(("a", "b", "distance", "similarity"), rows)
     else:
@@ -62,7 +87,7 @@ def compare(
     output.finish(bad, len(rows), strict)
 
 
-def _document(metric: "RobustSim", rows: list[Any], parts: list[Any], squared: bool) -> dict[str, Any]:
+def _document(metric: "RobustSim", rows: list[Any], parts: list[Any], job: _Job, squared: bool) -> dict[str, Any]:
     return {
         "model": metric.card.name,
         "squared": squared,
@@ -70,74 +95,104 @@ def _document(metric: "RobustSim", rows: list[Any], parts: list[Any], squared: b
             {"a": a, "b": b, "distance": distance, "similarity": similarity} for a, b, distance, similarity in rows
         ],
         "not_looked_at": parts,
+        "passed_over": dict(job.passed_over),
+        "without_partner": job.alone,
     }
 
 
-def _pairs(images: list[str]) -> tuple[list[tuple[str, str]], set[str]]:
-    """What is compared with what, and the files that were named, which must not be bad; those of folders may."""
+def _job(images: list[str], follow_links: bool) -> _Job:
     if len(images) < 2:
         raise typer.BadParameter("compare takes at least two files, or two folders")
     first, rest = images[0], images[1:]
-    if os.path.isdir(first):
-        if len(rest) != 1 or not os.path.isdir(rest[0]):
+    if _is_folder(first):
+        if len(rest) != 1 or not _is_folder(rest[0]):
             raise typer.BadParameter("a folder is compared with one other folder")
-        return _matched(Path(first), Path(rest[0])), set()
-    if len(rest) == 1 and os.path.isdir(rest[0]):
-        from robustsim.images import find_images
+        return _matched(Path(first), Path(rest[0]), follow_links)
+    if len(rest) == 1 and _is_folder(rest[0]):
+        from robustsim.images.files import find_images, what_is_there
 
-        many = [os.path.join(rest[0], found) for found in find_images(rest[0])]
+        walk = find_images(rest[0], follow_links=follow_links)
+        many = [os.path.join(rest[0], found) for found in walk]
         if not many:
-            raise ImageError(f"the folder {rest[0]!r} holds no images")
-        return [(first, path) for path in many], {first}
-    if any(os.path.isdir(path) for path in rest):
+            raise ImageError(f"the folder {rest[0]!r} holds no images: {what_is_there(walk.passed_over)}")
+        return _Job([(first, path) for path in many], pictures.open_pictures([first]), walk.passed_over)
+    if any(map(_is_folder, rest)):
         raise typer.BadParameter("a folder cannot stand among several files")
-    return [(first, path) for path in rest], set(images)
+    return _Job([(first, path) for path in rest], pictures.open_pictures(images))
 
 
-def _matched(left: Path, right: Path) -> list[tuple[str, str]]:
-    """Files of two folders with the same name; without its suffix, where that leaves no doubt."""
-    from robustsim.images import find_images
+def _is_folder(name: str) -> bool:
+    return name != pictures.STANDARD_INPUT and os.path.isdir(name)
 
-    ours, theirs = list(find_images(left)), list(find_images(right))
-    same = set(ours) & set(theirs)
-    pairs = [(name, name) for name in same]
-    stems = [_by_stem(names, same) for names in (ours, theirs)]
-    pairs += [(stems[0][stem], stems[1][stem]) for stem in stems[0].keys() & stems[1].keys()]
-    alone = len(ours) + len(theirs) - 2 * len(pairs)
-    if alone:
-        output.note(f"{alone} files have no partner of the same name in the other folder")
+
+def _matched(left: Path, right: Path, follow_links: bool) -> _Job:
+    """Files of two folders with the same name: letter by letter, else to the eye, else without the suffix."""
+    from robustsim.images.files import find_images, tell_passed_over
+
+    walks = [find_images(folder, follow_links=follow_links) for folder in (left, right)]
+    ours, theirs = (list(walk) for walk in walks)
+    pairs: list[tuple[Path, Path]] = []
+    for key in (Path.as_posix, _composed, lambda path: _composed(path.with_suffix(""))):
+        found = [_single(names, key) for names in (ours, theirs)]
+        pairs += [(found[0][name], found[1][name]) for name in found[0].keys() & found[1].keys()]
+        taken = [{pair[side] for pair in pairs} for side in (0, 1)]
+        ours, theirs = ([path for path in names if path not in taken[side]] for side, names in ((0, ours), (1, theirs)))
+    passed_over = walks[0].passed_over + walks[1].passed_over
     if not pairs:
-        raise ImageError(f"no image in {str(left)!r} has the name of one in {str(right)!r}")
-    return [(str(left / a), str(right / b)) for a, b in sorted(pairs)]
+        passed = tell_passed_over(passed_over)
+        seen = (f"{str(folder)!r} ({len(names)} images)" for folder, names in ((left, ours), (right, theirs)))
+        raise ImageError("; ".join(filter(None, (f"no image in {' has the name of one in '.join(seen)}", passed))))
+    alone = [str(folder / path) for folder, names in ((left, ours), (right, theirs)) for path in names]
+    named = [(str(left / a), str(right / b)) for a, b in sorted(pairs)]
+    return _Job(named, passed_over=passed_over, alone=alone)
 
 
-def _by_stem(names: list[Path], taken: set[Path]) -> dict[Path, Path]:
-    found: dict[Path, list[Path]] = {}
-    for name in names:
-        if name not in taken:
-            found.setdefault(name.with_suffix(""), []).append(name)
-    return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
+def _composed(path: Path) -> str:
+    """A name with its accents composed (NFC): macOS writes "e" and an accent (NFD) where others write one letter."""
+    return unicodedata.normalize("NFC", path.as_posix())
 
 
-def _distances(metric: "RobustSim", pairs: list[tuple[str, str]], squared: bool) -> list[tuple[str, str, float, float]]:
+def _single(names: list[Path], key: Callable[[Path], Hashable]) -> dict[Hashable, Path]:
+    """Files by their keys; where two have the same one, neither: it leaves a doubt."""
+    counts = Counter(map(key, names))
+    return {key(name): name for name in names if counts[key(name)] == 1}
+
+
+def _tell_alone(alone: list[str]) -> None:
+    if not alone:
+        return
+    more = f" and {len(alone) - _MOST_TOLD:,} more" if len(alone) > _MOST_TOLD else ""
+    have = "file has" if len(alone) == 1 else "files have"
+    output.note(
+        f"{len(alone):,} {have} no partner of the same name in the other folder: "
+        f"{', '.join(map(repr, alone[:_MOST_TOLD]))}{more}"
+    )
+
+
+def _distances(
+    metric: "RobustSim", pairs: list[tuple[str, str]], job: _Job, squared: bool
+) -> list[tuple[str, str, float, float]]:
     """(a, b, distance, similarity) of each pair; what is the same in all of them is encoded once."""
     if not pairs:
         return []
-    left = [a for a, _ in pairs]
-    squares = metric.distance(left[0] if len(set(left)) == 1 else left, [b for _, b in pairs], squared=True)
-    distances = squares if squared else squares.sqrt()
-    values = zip(pairs, distances.tolist(), (1 - squares).tolist(), strict=True)
+    left = [job.opened.get(a, a) for a, _ in pairs]
+    right = [job.opened.get(b, b) for _, b in pairs]
+    is_one = len({a for a, _ in pairs}) == 1
+    squares = metric.distance(left[0] if is_one else left, right, squared=True)
+    distances = (squares if squared else squares.sqrt()).tolist()
+    output.check_finite(distances, metric.card.name, f"the distance of {pairs[0][0]!r} and others")
+    values = zip(pairs, distances, (1 - squares).tolist(), strict=True)
     return [(a, b, distance, similarity) for (a, b), distance, similarity in values]
 
 
-def _broken(metric: "RobustSim", pairs: list[tuple[str, str]]) -> dict[str, ImageError]:
+def _broken(metric: "RobustSim", pairs: list[tuple[str, str]], job: _Job) -> dict[str, ImageError]:
     """Which files cannot be read, and why."""
     from robustsim.images.files import prefetch
     from robustsim.images.inputs import load_square
 
     def check(path: str) -> ImageError | None:
         try:
-            load_square(path, metric.card.preprocessing)
+            load_square(job.opened.get(path, path), metric.card.preprocessing)
         except ImageError as error:
             return ImageError(str(error))
         return None

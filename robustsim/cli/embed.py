@@ -19,6 +19,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per encoding.")] = 32,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an earlier run has left.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    follow_links: output.FollowLinksOption = False,
     strict: output.StrictOption = False,
 ) -> None:
     """Embed every image below a folder; an interrupted run is continued by the same command."""
@@ -28,7 +29,7 @@ def embed(
 
     if out.suffix not in FORMATS:
         raise typer.BadParameter(f"{out.name!r} ends in none of {', '.join(FORMATS)}", param_hint="--output")
-    total = sum(1 for _ in find_images(folder))
+    total = sum(1 for _ in find_images(folder, follow_links=follow_links))
     metric = output.load_metric(model, device)
     metric.batch_size = batch_size
     output.tell_cropping(metric.card)
@@ -42,9 +43,11 @@ def embed(
             out,
             restart=restart,
             overwrite=overwrite,
+            follow_links=follow_links,
             progress=bar.update,
             on_error=lambda error: bar.write(f"skipped: {error}", file=sys.stderr),
         )
     resumed = f", {report.resumed} of them from an interrupted run" if report.resumed else ""
+    output.tell_passed_over(report.passed_over)
     output.note(f"{report.embedded} embeddings of {metric.card.embedding_dim} values in {out}{resumed}")
     output.finish(report.failed, report.embedded, strict)

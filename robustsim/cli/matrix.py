@@ -16,6 +16,7 @@ def matrix(
     model: output.ModelOption = output.DEFAULT_MODEL,
     device: output.DeviceOption = None,
     squared: output.SquaredOption = False,
+    follow_links: output.FollowLinksOption = False,
     as_json: output.JsonOption = False,
     as_csv: output.CsvOption = False,
     strict: output.StrictOption = False,
@@ -23,16 +24,20 @@ def matrix(
     """The distance of every image in a folder to every other; each is encoded once."""
     import torch
 
-    from robustsim.images import find_images
+    from robustsim.images.files import find_images, what_is_there
     from robustsim.search import embed_images
 
     output.check_format(as_json, as_csv)
-    count = sum(1 for _ in find_images(folder))
+    walk = find_images(folder, follow_links=follow_links)
+    count = sum(1 for _ in walk)
     if count > _MOST_SHOWN and not (as_json or as_csv):
         raise typer.BadParameter(f"{count} images make a table too wide to read: use --csv or --json")
+    if not count:
+        raise ImageError(f"the folder {str(folder)!r} holds no readable images: {what_is_there(walk.passed_over)}")
+    output.tell_passed_over(walk.passed_over)
     metric = output.load_metric(model, device)
     names, rows, bad = [], [], 0
-    for found, result in embed_images(metric, folder):
+    for found, result in embed_images(metric, folder, follow_links=follow_links):
         if isinstance(result, ImageError):
             bad += 1
             output.report_bad(result)
@@ -40,9 +45,11 @@ def matrix(
             names.append(str(found))
             rows.append(result)
     if not rows:
-        raise ImageError(f"the folder {str(folder)!r} holds no readable images ({bad} could not be read)")
+        held = what_is_there(walk.passed_over, unreadable=bad)
+        raise ImageError(f"the folder {str(folder)!r} holds no readable images: {held}")
     parts = output.unseen(metric.card, (folder / name for name in names))
     distances = metric.distance_matrix(torch.stack(rows), squared=squared).tolist()
+    output.check_finite((value for row in distances for value in row), metric.card.name, f"distances in {folder}")
     if as_json:
         output.print_json(
             {
@@ -51,6 +58,7 @@ def matrix(
                 "files": names,
                 "distances": distances,
                 "not_looked_at": parts,
+                "passed_over": dict(walk.passed_over),
             }
         )
     elif as_csv:

@@ -3,17 +3,19 @@
 import csv
 import gc
 import json
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
-from robustsim.errors import ImageError
+from robustsim.errors import ImageError, OutputError
 
 if TYPE_CHECKING:
+    from robustsim.cli.pictures import Picture
     from robustsim.metric import RobustSim
 
 ModelOption = Annotated[
@@ -28,15 +30,18 @@ SquaredOption = Annotated[
     bool, typer.Option("--squared", help="Give 1 - similarity, DreamSim's distance, instead of its root.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any file could not be read.")]
+FollowLinksOption = Annotated[bool, typer.Option("--follow-links", help="Walk folders that are linked, too.")]
 
 __all__ = [
     "DEFAULT_MODEL",
     "CsvOption",
     "DeviceOption",
+    "FollowLinksOption",
     "JsonOption",
     "ModelOption",
     "SquaredOption",
     "StrictOption",
+    "check_finite",
     "check_format",
     "explain",
     "finish",
@@ -47,6 +52,7 @@ __all__ = [
     "print_table",
     "report_bad",
     "tell_cropping",
+    "tell_passed_over",
     "tell_unseen",
     "unseen",
 ]
@@ -76,9 +82,44 @@ def load_metric(model: str, device: str | None) -> "RobustSim":
     return metric
 
 
+def check_finite(values: Iterable[float], model: str, what: str) -> None:
+    """Refuse NaN and infinity, which say nothing and look as if they did.
+
+    Raises:
+        WeightsError: one of the values is not finite.
+    """
+    if not all(map(math.isfinite, values)):
+        from robustsim.search.embedding import not_finite
+
+        raise not_finite(model, what)
+
+
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """One JSON document on standard output: the only door for it, as JSON has neither NaN nor infinity.
+
+    Raises:
+        OutputError: a value is one of these; nothing is printed.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise OutputError(
+            f"no JSON can be printed, as it holds {_where(value)}, which is not finite: the weights or the data that "
+            "it comes of are damaged"
+        ) from error
+    sys.stdout.write(text + "\n")
+
+
+def _where(value: Any, place: str = "") -> str:
+    """The first value that is not finite, and its place; "" if there is none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{place} = {value}"
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    return next(filter(None, (_where(part, f"{place}.{key}".lstrip(".")) for key, part in parts)), "")
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -121,15 +162,24 @@ def explain(card: EncoderCard, squared: bool) -> str:
     return "\n".join(lines)
 
 
-def unseen(card: EncoderCard, paths: Iterable["str | Path"]) -> list[dict[str, Any]]:
-    """Which part of each picture the model's preprocessing leaves out: box and share; nothing where it sees all."""
+def unseen(
+    card: EncoderCard, paths: Iterable["str | Path"], opened: "Mapping[str, Picture] | None" = None
+) -> list[dict[str, Any]]:
+    """Which part of each picture the model's preprocessing leaves out: box and share; nothing where it sees all.
+
+    Args:
+        card: the model's.
+        paths: names of the pictures.
+        opened: what the names stand for, where that is no file.
+    """
     if card.preprocessing.seen(3, 2) == (0, 0, 3, 2):
         return []
     from robustsim.images.decode import image_size
 
     parts = []
     for path in paths:
-        width, height = image_size(path)
+        picture = (opened or {}).get(str(path), path)
+        width, height = image_size(picture) if isinstance(picture, (str, Path)) else picture.size
         left, top, right, bottom = card.preprocessing.seen(width, height)
         share = 1 - (right - left) * (bottom - top) / (width * height)
         if share > 1e-9:
@@ -163,6 +213,14 @@ def tell_cropping(card: EncoderCard) -> None:
             f"{card.name!r} resizes the {side} to {pre.resize or pre.size} and looks at the {pre.size} x {pre.size} "
             "pixels in the middle: what lies outside them is in no embedding"
         )
+
+
+def tell_passed_over(kinds: Mapping[str, int]) -> None:
+    """What a walk through a folder has left out; nothing where it left out nothing."""
+    from robustsim.images import tell_passed_over as tell
+
+    if kinds:
+        note(tell(kinds))
 
 
 def report_bad(error: ImageError) -> None:

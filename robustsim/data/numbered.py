@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robustsim.data.tables import OnError, report
 from robustsim.errors import DataError
-from robustsim.images.files import SUFFIXES
+from robustsim.images.files import picture_suffixes
 
 
 def find_splits(root: Path, below: Sequence[str], splits: Sequence[str], answers: str) -> Path | None:
@@ -54,7 +54,7 @@ def numbered(
     """
     parts: dict[str, dict[str, str]] = {}
     for part in (*images, answers):
-        suffixes = {".npy"} if part == answers else SUFFIXES
+        suffixes = {".npy"} if part == answers else picture_suffixes()
         try:
             with os.scandir(folder / part) as entries:
                 names = [entry.name for entry in entries if not entry.name.startswith(".")]

@@ -25,7 +25,7 @@ from robustsim.data.tables import (
     require_items,
 )
 from robustsim.errors import DataError, InputError
-from robustsim.images.files import SUFFIXES
+from robustsim.images.files import picture_suffixes, suffix_of
 
 COLUMNS = ("image1", "image2", "image3", "choice")
 # Names that lists of the 1,854 concept images go by; any other list is found by what it holds.
@@ -124,7 +124,7 @@ def _only_list(folder: Path) -> Path:
 
 def _lists_images(path: Path) -> bool:
     with suppress(DataError):
-        return os.path.splitext(next(read_lines(path), (0, ""))[1])[1].lower() in SUFFIXES
+        return suffix_of(next(read_lines(path), (0, ""))[1]) in picture_suffixes()
     return False
 
 

@@ -10,19 +10,22 @@ from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.images.decode import read_image, to_rgb
-    from robustsim.images.files import find_images, prefetch
+    from robustsim.images.files import FoundImages, find_images, picture_suffixes, prefetch, tell_passed_over
     from robustsim.images.inputs import ImageInput, ImageSource, split_images, stream_pixels
     from robustsim.images.preprocessing import Preprocessing
 
 __all__ = [
+    "FoundImages",
     "ImageInput",
     "ImageSource",
     "Preprocessing",
     "find_images",
+    "picture_suffixes",
     "prefetch",
     "read_image",
     "split_images",
     "stream_pixels",
+    "tell_passed_over",
     "to_rgb",
 ]
 
@@ -30,14 +33,17 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "FoundImages": "files",
         "ImageInput": "inputs",
         "ImageSource": "inputs",
         "Preprocessing": "preprocessing",
         "find_images": "files",
+        "picture_suffixes": "files",
         "prefetch": "files",
         "read_image": "decode",
         "split_images": "inputs",
         "stream_pixels": "inputs",
+        "tell_passed_over": "files",
         "to_rgb": "decode",
     },
 )

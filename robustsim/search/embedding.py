@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from robustsim.encoders.weights import state_sha256, whole_file
-from robustsim.errors import ImageError, InputError, OutputError, RobustSimError
-from robustsim.images.files import find_images, prefetch, printable
+from robustsim.errors import ImageError, InputError, OutputError, RobustSimError, WeightsError
+from robustsim.images.files import FoundImages, find_images, prefetch, printable, what_is_there
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.jsonl import parse_line
@@ -28,15 +28,23 @@ _LOCK = "lock"
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What :func:`embed_folder` did: images embedded, files skipped, and how many of both an earlier run had done."""
+    """What `embed_folder` did.
+
+    Attributes:
+        embedded: images whose embeddings are in the file.
+        failed: images that could not be read.
+        resumed: how many of both an earlier run had done.
+        passed_over: how many files of each kind were left out; see `robustsim.images.FoundImages`.
+    """
 
     embedded: int
     failed: int
     resumed: int
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 def embed_images(
-    metric: RobustSim, folder: "str | os.PathLike[str]", *, skip: int = 0
+    metric: RobustSim, folder: "str | os.PathLike[str]", *, skip: int = 0, follow_links: bool = False
 ) -> "Iterator[tuple[Path, Tensor | ImageError]]":
     """(path below the folder, embedding (D,) or what is wrong with the file), in the order of ``find_images``.
 
@@ -46,8 +54,13 @@ def embed_images(
         metric: embeds, ``metric.batch_size`` images at a time.
         folder: the images.
         skip: files to leave out at the beginning.
+        follow_links: whether to walk linked folders too.
+
+    Raises:
+        ImageError: there is no such folder, or it may not be read.
+        WeightsError: an embedding is not finite.
     """
-    for path, _, result in _embed_stamped(metric, Path(folder), skip):
+    for path, _, result in _embed_stamped(metric, Path(folder), find_images(folder, follow_links=follow_links), skip):
         yield path, result
 
 
@@ -55,14 +68,32 @@ def embed_images(
 _Stamp: TypeAlias = dict[str, Any]
 
 
-def _embed_stamped(metric: RobustSim, root: Path, skip: int) -> "Iterator[tuple[Path, _Stamp, Tensor | ImageError]]":
+def _embed_stamped(
+    metric: RobustSim, root: Path, walk: FoundImages, skip: int
+) -> "Iterator[tuple[Path, _Stamp, Tensor | ImageError]]":
     decode = partial(_decode, root, metric.card.preprocessing)
-    decoded = prefetch(decode, islice(find_images(root), skip, None), ahead=2 * metric.batch_size)
+    decoded = prefetch(decode, islice(walk, skip, None), ahead=2 * metric.batch_size)
     while batch := list(islice(decoded, metric.batch_size)):
         squares = [found for *_, found in batch if isinstance(found, Tensor)]
         rows = iter(metric.embed_pixels(stack_squares(squares, metric.device)).cpu() if squares else ())
-        for path, stamp, found in batch:
-            yield path, stamp, next(rows) if isinstance(found, Tensor) else found
+        results = [(path, stamp, next(rows) if isinstance(found, Tensor) else found) for path, stamp, found in batch]
+        for path, _, result in results:
+            if isinstance(result, Tensor) and not result.isfinite().all():
+                raise not_finite(metric.card.name, f"the embedding of {printable(root / path)!r}")
+        yield from results
+
+
+def not_finite(model: str, what: str) -> WeightsError:
+    """The error for values of a model that are NaN or infinite, and help nobody.
+
+    Args:
+        model: its name.
+        what: which values.
+    """
+    return WeightsError(
+        f"{model!r} gives values that are not finite (NaN or infinity): {what}. Its weights are damaged, or they "
+        "overflow in a type of few bits: get them anew, or load the model in float32"
+    )
 
 
 def _decode(root: Path, preprocessing: Preprocessing, path: Path) -> "tuple[Path, _Stamp, Tensor | ImageError]":
@@ -80,6 +111,7 @@ def embed_folder(
     *,
     restart: bool = False,
     overwrite: bool = False,
+    follow_links: bool = False,
     progress: Callable[[int], object] = lambda count: None,
     on_error: Callable[[ImageError], object] = lambda error: None,
 ) -> EmbedReport:
@@ -95,6 +127,7 @@ def embed_folder(
         output: a file ending in ``.npz``, ``.parquet`` or ``.safetensors``.
         restart: forget what an interrupted run has done.
         overwrite: replace ``output`` if it is there.
+        follow_links: walk linked folders too.
         progress: called with the number of files done since the last call.
         on_error: called for each file that is skipped.
 
@@ -103,6 +136,7 @@ def embed_folder(
         ImageError: there is no such folder, or no image in it.
         OutputError: the output is there already, cannot be written, or is being written by another run; or the
             folder or the model is not the one that the interrupted run saw.
+        WeightsError: an embedding is not finite. The output is not written.
     """
     out = Path(output)
     if out.suffix not in FORMATS:
@@ -115,7 +149,7 @@ def embed_folder(
     try:
         partial_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(partial_dir / _LOCK, timeout=0):
-            report = _run(metric, Path(folder), out, partial_dir, restart, progress, on_error)
+            report = _run(metric, Path(folder), out, partial_dir, restart, follow_links, progress, on_error)
     except Timeout:
         raise OutputError(f"another run is writing {os.fspath(out)!r} at this moment") from None
     except OSError as error:
@@ -160,6 +194,7 @@ def _run(
     out: Path,
     partial_dir: Path,
     restart: bool,
+    follow_links: bool,
     progress: Callable[[int], object],
     on_error: Callable[[ImageError], object],
 ) -> EmbedReport:
@@ -168,21 +203,22 @@ def _run(
         "folder": os.fspath(folder.resolve()),
         "model": json.loads(metric.card.to_json()),
         "weights": state_sha256(metric.encoder),
+        **({"follow_links": True} if follow_links else {}),
     }
-    resumed = 0
+    walk, resumed = find_images(folder, follow_links=follow_links), 0
     if restart:
         journal.clear()
     elif journal.identity() not in (None, identity):
         raise OutputError(
-            f"{os.fspath(partial_dir)!r} was begun with another folder or model: pass restart (--restart), or "
-            "choose another output"
+            f"{os.fspath(partial_dir)!r} was begun with another folder or model, or without its links or with them: "
+            "pass restart (--restart), or choose another output"
         )
     else:
-        resumed = journal.resume(folder)
+        resumed = journal.resume(folder, follow_links)
         progress(resumed)
     journal.begin(identity)
     with journal:
-        for _, stamp, result in _embed_stamped(metric, folder, resumed):
+        for _, stamp, result in _embed_stamped(metric, folder, walk, resumed):
             if isinstance(result, ImageError):
                 on_error(result)
                 journal.add(stamp, error=str(result))
@@ -191,12 +227,15 @@ def _run(
             progress(1)
     if not journal.good:
         journal.remove()
-        raise ImageError(f"the folder {os.fspath(folder)!r} holds no readable images ({journal.bad} could not be read)")
+        raise ImageError(
+            f"the folder {os.fspath(folder)!r} holds no readable images: "
+            f"{what_is_there(walk.passed_over, unreadable=journal.bad)}"
+        )
     _remove_leftovers(out.parent, out.name)  # nobody else writes this file: the lock is ours
     with FORMATS[out.suffix](out, journal.good, metric.card.embedding_dim, metric.card.name) as writer:
         journal.copy_to(writer)
     journal.remove()
-    return EmbedReport(embedded=journal.good, failed=journal.bad, resumed=resumed)
+    return EmbedReport(journal.good, journal.bad, resumed, dict(walk.passed_over))
 
 
 class _Journal:
@@ -233,13 +272,13 @@ class _Journal:
             with whole_file(self._identity) as temporary:
                 temporary.write_text(json.dumps(identity), encoding="utf-8")
 
-    def resume(self, folder: Path) -> int:
+    def resume(self, folder: Path, follow_links: bool) -> int:
         """Check what is done against the folder, cut off what was half-written; the number of files done."""
         if self.identity() is None:
             self.clear()
             return 0
         rows = self._rows.stat().st_size // (4 * self.dim) if self._rows.exists() else 0
-        walk, end, done = find_images(folder), 0, 0
+        walk, end, done = find_images(folder, follow_links=follow_links), 0, 0
         with suppress(FileNotFoundError), self._lines.open("rb") as lines:
             for line in lines:
                 entry = parse_line(line)
@@ -281,7 +320,12 @@ class _Journal:
         writer.names(lambda: self._names())
         with self._rows.open("rb") as file:
             while block := file.read(4 * self.dim * 4096):
-                writer.rows(np.frombuffer(block, dtype="<f4").reshape(-1, self.dim))
+                rows = np.frombuffer(block, dtype="<f4").reshape(-1, self.dim)
+                if not np.isfinite(rows).all():  # of an earlier version, which did not look
+                    raise not_finite(
+                        writer.model, "what an interrupted run has left; begin anew by restart (--restart)"
+                    )
+                writer.rows(rows)
 
     def _names(self) -> Iterator[str]:
         with self._lines.open("rb") as lines:

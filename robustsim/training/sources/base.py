@@ -4,7 +4,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,19 @@ class Source(ABC):
         name: short, for logs and model cards: the folder's own name.
         classes: names of the classes in the order of their labels; None where not every image has a label.
         problems: what could not be read when the source was opened, one message each.
+        passed_over: how many files of each kind do not count as images; see `robustsim.images.FoundImages`.
     """
 
     def __init__(
-        self, name: str, classes: Sequence[str] | None, labels: Sequence[int] = (), problems: Iterable[str] = ()
+        self,
+        name: str,
+        classes: Sequence[str] | None,
+        labels: Sequence[int] = (),
+        problems: Iterable[str] = (),
+        passed_over: Mapping[str, int] | None = None,
     ) -> None:
         self.name, self.classes, self.problems = name, None if classes is None else tuple(classes), tuple(problems)
+        self.passed_over = dict(passed_over or {})
         self._labels = array("i", labels)
 
     @abstractmethod

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from robustsim.images.decode import read_image
-from robustsim.images.files import SUFFIXES, find_images, printable
+from robustsim.images.files import find_images, picture_suffixes, printable, suffix_of
 from robustsim.training.sources.base import Names, Source
 
 
@@ -18,25 +18,28 @@ class FolderSource(Source):
 
     Args:
         root: the folder.
-        name: see :class:`Source`.
+        name: see `Source`.
+        follow_links: whether to walk folders that are linked.
 
     Raises:
         ImageError: there is no such folder, or it may not be read.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, *, follow_links: bool = False) -> None:
         self._root, self._names = root, Names()
         classes: dict[str, int] = {}
         labels, problems = array("i"), []
-        for path in find_images(root):
-            if path.suffix.lower() not in SUFFIXES:  # a folder that may not be listed stands for what it holds
+        found, suffixes = find_images(root, follow_links=follow_links), picture_suffixes()
+        for path in found:
+            if suffix_of(path.name) not in suffixes:  # a folder that may not be listed stands for what it holds
                 problems.append(f"cannot list the folder {printable(root / path)!r}")
                 continue
             self._names.append(path.as_posix())
             # "" for an image in the root itself.
             labels.append(classes.setdefault(path.parts[0] if len(path.parts) > 1 else "", len(classes)))
         labelled = len(classes) > 1 and "" not in classes
-        super().__init__(name, [printable(Path(one)) for one in classes] if labelled else None, labels, problems)
+        named = [printable(Path(one)) for one in classes] if labelled else None
+        super().__init__(name, named, labels, problems, found.passed_over)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustsim.errors import DataError, InputError
-from robustsim.images.files import SUFFIXES, find_images, printable
+from robustsim.images.files import find_images, picture_suffixes, printable, tell_passed_over
 from robustsim.training.sources import folders, hf, shards
 from robustsim.training.sources.base import SPLITS, Source, folder_name, listing, read_classes
 
@@ -24,7 +24,11 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
 def open_source(
-    path: "str | os.PathLike[str]", *, split: str | None = None, classes: "str | os.PathLike[str] | None" = None
+    path: "str | os.PathLike[str]",
+    *,
+    split: str | None = None,
+    classes: "str | os.PathLike[str] | None" = None,
+    follow_links: bool = False,
 ) -> Source:
     """Open images to train on.
 
@@ -43,6 +47,7 @@ def open_source(
         split: ``train`` if not given and there are splits. It is a subfolder's name, a word in the names of the shards
             (``train-0000.tar``), or a split of the Hugging Face data set.
         classes: a file with other names for the classes, in the order of their labels: one a line, or a list in JSON.
+        follow_links: whether to walk linked folders too, in a folder of images.
 
     Raises:
         DataError: there is nothing at the path, or nothing that can be read; or ``classes`` has not one name for each
@@ -52,7 +57,7 @@ def open_source(
             expanded, or has no name after ``hf:``.
         MissingDependencyError: a Hugging Face data set, and the package ``datasets`` is not installed.
     """
-    source = _open(os.fspath(path), split)
+    source = _open(os.fspath(path), split, follow_links)
     if classes is not None:
         file = Path(classes)
         names = read_classes(file)
@@ -64,12 +69,12 @@ def open_source(
     return source
 
 
-def _open(name: str, split: str | None) -> Source:
+def _open(name: str, split: str | None, follow_links: bool) -> Source:
     if name.startswith(_HUB):
         return hf.load(name[len(_HUB) :], split)
     path = Path(name)
     if path.is_dir():
-        return _open_folder(path, split, folder_name(path))
+        return _open_folder(path, split, folder_name(path), follow_links)
     is_pattern = "{" in name and not path.exists()
     paths = [Path(one) for one in shards.expand(name)] if is_pattern else [_one_shard(path)]
     return shards.open_shards(paths, f"{folder_name(path.parent)}/{printable(Path(path.stem))}", split)
@@ -81,14 +86,14 @@ def _one_shard(path: Path) -> Path:
     name = path.name.lower()
     if name.endswith(_COMPRESSED):
         raise DataError(f"{path} is compressed, and images are read from uncompressed tar files: unpack it")
-    if name.endswith(tuple(SUFFIXES)):
+    if name.endswith(tuple(picture_suffixes())):
         raise DataError(f"{path} is one image: pass the folder that holds the images")
     if not name.endswith(".tar"):
         raise DataError(f"{path} is no tar file: pass a folder of images, or tar files that hold them")
     return path
 
 
-def _open_folder(path: Path, split: str | None, name: str) -> Source:
+def _open_folder(path: Path, split: str | None, name: str, follow_links: bool) -> Source:
     try:
         found = sorted(one.name for one in path.iterdir() if not one.name.startswith("."))
     except OSError as error:
@@ -97,10 +102,10 @@ def _open_folder(path: Path, split: str | None, name: str) -> Source:
         return hf.open_folder(path, split, name)
     subfolders = [one for one in found if (path / one).is_dir()]
     if split in subfolders:
-        return _open_folder(path / split, None, f"{name}/{split}")
+        return _open_folder(path / split, None, f"{name}/{split}", follow_links)
     tars = [path / one for one in found if one.lower().endswith(".tar") and (path / one).is_file()]
     if tars:
-        if (image := next(find_images(path), None)) is not None:
+        if (image := next(find_images(path, follow_links=follow_links), None)) is not None:
             raise DataError(
                 f"{path} holds tar files ({tars[0].name}) and images ({printable(image)}): pass the subfolder of the "
                 f"images, or the tar files by a pattern such as '{path.name}/train-{{000..127}}.tar'"
@@ -112,10 +117,10 @@ def _open_folder(path: Path, split: str | None, name: str) -> Source:
     if _are_splits(subfolders):
         if "train" not in subfolders:
             raise InputError(f"{path} holds the splits {listing(subfolders)} and no 'train': say which one (split=)")
-        return _open_folder(path / "train", None, f"{name}/train")
-    source = folders.FolderSource(path, name)
+        return _open_folder(path / "train", None, f"{name}/train", follow_links)
+    source = folders.FolderSource(path, name, follow_links=follow_links)
     if not len(source):
-        raise DataError(f"{path} holds neither images nor tar files: {_seen(found, source.problems)}")
+        raise DataError(f"{path} holds neither images nor tar files: {_seen(found, source)}")
     return source
 
 
@@ -125,7 +130,7 @@ def _are_splits(subfolders: Sequence[str]) -> bool:
     return len(known) >= 2 or (len(known) == 1 and known == subfolders)
 
 
-def _seen(found: Sequence[str], problems: Sequence[str]) -> str:
+def _seen(found: Sequence[str], source: Source) -> str:
     if not found:
         return "it is empty"
     advice = ""
@@ -133,6 +138,8 @@ def _seen(found: Sequence[str], problems: Sequence[str]) -> str:
         advice = "; unpack what is compressed"
     elif any(one.endswith(".parquet") for one in found):
         advice = "; parquet files are read by 'hf:' and the folder's path"
-    elif problems:
-        advice = f"; {problems[0]}"
-    return f"seen: {listing(found)} (links to folders are not followed){advice}"
+    elif source.problems:
+        advice = f"; {source.problems[0]}"
+    elif source.passed_over:
+        advice = f"; {tell_passed_over(source.passed_over)}"
+    return f"seen: {listing(found)}{advice}"

@@ -14,6 +14,7 @@ import tarfile
 import time
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, product
@@ -24,7 +25,7 @@ from PIL import Image
 
 from robustsim.errors import DataError, ImageError, InputError
 from robustsim.images.decode import read_image
-from robustsim.images.files import SUFFIXES, prefetch, printable
+from robustsim.images.files import picture_suffixes, prefetch, printable, suffix_of, what_is_there
 from robustsim.training.sources.base import SPLITS, Names, Source, listing, read_classes
 
 CLASSES = "classes.json"
@@ -35,7 +36,6 @@ _MOST_SHARDS = 1_000_000
 _UNLABELLED = -1
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
-_EXTENSIONS = frozenset(suffix[1:] for suffix in SUFFIXES)
 # Zeros follow the last member: two blocks, and what fills up the writer's last record.
 _PADDING = 2**20
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -49,6 +49,7 @@ class _Shard:
         problem: what is wrong with the file; None where it is whole.
         damaged: whether there is more in it that cannot be read.
         left_out: what is wrong with samples, for people.
+        passed_over: how many keys have no image, by the suffix of what they have.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,6 +58,7 @@ class _Shard:
         self.problem: str | None = None
         self.damaged = False
         self.left_out: list[str] = []
+        self.passed_over: Counter[str] = Counter()
 
     def add(self, key: str, offset: int, size: int, label: int) -> None:
         self.keys.append(key)
@@ -68,6 +70,7 @@ class _Shard:
         """The same without the samples that have no label."""
         other = _Shard(self.path)
         other.problem, other.damaged, other.left_out = self.problem, self.damaged, self.left_out
+        other.passed_over = self.passed_over
         for place, label in enumerate(self.labels):
             if label != _UNLABELLED:
                 other.add(self.keys[place], self.offsets[place], self.sizes[place], label)
@@ -119,7 +122,10 @@ class ShardSource(Source):
         self._firsts = list(accumulate((len(shard.keys) for shard in shards), initial=0))
         self._shards = shards
         if not len(self):
-            what = "; ".join(messages[:3]) or f"{printable(paths[0])} holds no member KEY.jpg, KEY.png or the like"
+            passed_over = sum((shard.passed_over for shard in shards), Counter[str]())
+            what = "; ".join(messages[:3]) or (
+                f"{printable(paths[0])} holds no member KEY.jpg, KEY.png or the like; {what_is_there(passed_over)}"
+            )
             raise DataError(f"{name} has no sample: {what}")
         labels = array("i")
         for shard in shards:
@@ -131,7 +137,8 @@ class ShardSource(Source):
         elif without < len(labels):
             first = self.place(labels.index(_UNLABELLED))
             messages.append(f"labels are ignored: {without} of {len(labels)} samples have none, the first is {first}")
-        super().__init__(name, classes, labels, messages)
+        passed_over = sum((shard.passed_over for shard in shards), Counter[str]())
+        super().__init__(name, classes, labels, messages, passed_over)
         self._open = lru_cache(maxsize=_MOST_OPEN)(_Descriptor)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -266,6 +273,8 @@ def _index(path: Path) -> _Shard:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     wrong: dict[str, bytes] = {}
+    others: dict[str, str] = {}
+    extensions = {suffix[1:] for suffix in picture_suffixes()}
     # tarfile answers damage with many kinds of exception, all of which mean that there is no way on from here.
     try:
         with path.open("rb") as file:
@@ -274,7 +283,7 @@ def _index(path: Path) -> _Shard:
                 if parts is None:
                     continue
                 key, extension = parts[1], parts[2].lower()
-                if extension in _EXTENSIONS:
+                if extension in extensions:
                     images.setdefault(key, (offset, size))
                 elif extension == "cls":
                     file.seek(offset)
@@ -283,6 +292,8 @@ def _index(path: Path) -> _Shard:
                         labels[key] = int(text)
                     else:
                         wrong[key] = text
+                else:
+                    others.setdefault(key, suffix_of(name))
     except _NoEndError as error:
         shard.problem = str(error)
     except OSError as error:
@@ -292,6 +303,7 @@ def _index(path: Path) -> _Shard:
     for key, (offset, size) in images.items():
         if key not in wrong:
             shard.add(key, offset, size, labels.get(key, _UNLABELLED))
+    shard.passed_over.update(suffix for key, suffix in others.items() if key not in images)
     if bad := [key for key in wrong if key in images]:
         shard.left_out.append(
             f"left out, because their .cls is no whole number below {_MOST_CLASSES:,}: {len(bad)} samples, the first "
