@@ -167,6 +167,7 @@ def ladder(
     *,
     data: DataOption,
     photographs: Annotated[int | None, typer.Option(min=1, help="So many, drawn at random; all if not given.")] = None,
+    follow_links: output.FollowLinksOption = False,
     attacks: Attacks,
     run: Run,
 ) -> None:
@@ -174,7 +175,10 @@ def ladder(
     plan = _plan(attacks)
     from robustsim.evaluation import distortion_ladder
 
-    _judge(distortion_ladder(data, photographs=photographs, seed=run.seed), plan, run)
+    options: dict[str, Any] = {"photographs": photographs, "follow_links": follow_links}
+    if os.environ.get("RANK", "0") == "0":  # of several processes one tells it
+        options["tell"] = output.note
+    _judge(distortion_ladder(data, seed=run.seed, **options), plan, run)
 
 
 ReportsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Reports of `robustsim evaluate`.")]

@@ -55,6 +55,7 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="Names of the classes in the order of labels, .json or .txt.")
     ] = None,
     split: SplitOption = None,
+    follow_links: output.FollowLinksOption = False,
     dry_run: DryRunOption = False,
     restart: RestartOption = False,
     cpu: CpuOption = False,
@@ -70,7 +71,9 @@ def train(
         "prototypes": prototypes,
         "class_names": class_names,
         "split": split,
+        "follow_links": follow_links,
         "cpu": cpu,
+        "tell": output.note,
     }
     if dry_run:
         _show(*estimate.rehearse_train(recipe, data, **options))

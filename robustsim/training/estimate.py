@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from robustsim.errors import InputError
 from robustsim.training.loop.processes import Processes
 from robustsim.training.recipes.files import Recipe, dump_recipe, load_recipe
 from robustsim.training.recipes.recipe import FinetuneRecipe, TrainRecipe
-from robustsim.training.sources.open import open_source
+from robustsim.training.sources.open import open_source, tell_left_out
 from robustsim.training.tasks.prepare import prepare_adversarial, prepare_perceptual, read_judgements
 
 # Images of a step that is measured: the smaller number tells what the memory needs whatever the batch.
@@ -55,7 +55,9 @@ def rehearse_train(
     prototypes: Path | None = None,
     class_names: Path | None = None,
     split: str | None = None,
+    follow_links: bool = False,
     cpu: bool = False,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> tuple[str, Estimate]:
     """The resolved recipe as YAML, and what ``train`` with these arguments would take.
 
@@ -65,9 +67,11 @@ def rehearse_train(
     chosen = load_recipe(recipe, changes)
     if not isinstance(chosen, TrainRecipe):
         raise InputError(f"the recipe {chosen.name!r} is of kind {chosen.kind!r}: it goes with `finetune`")
-    source = open_source(data, split=split, classes=class_names)
-    judged = None if validation is None else open_source(validation, classes=class_names)
+    source = open_source(data, split=split, classes=class_names, follow_links=follow_links)
+    judged = None if validation is None else open_source(validation, classes=class_names, follow_links=follow_links)
     processes = Processes(cpu=cpu)
+    if processes.is_main:
+        tell_left_out((source, judged), tell)
     task, _ = prepare_adversarial(
         chosen, source, judged, prototypes=prototypes, processes=processes, report=lambda message: None
     )

@@ -19,7 +19,7 @@ from robustsim.training.loop.output import README, held
 from robustsim.training.loop.processes import Processes
 from robustsim.training.recipes.files import Recipe, load_recipe
 from robustsim.training.recipes.recipe import FinetuneRecipe, TrainRecipe
-from robustsim.training.sources.open import open_source
+from robustsim.training.sources.open import open_source, tell_left_out
 from robustsim.training.tasks.prepare import prepare_adversarial, prepare_perceptual, read_judgements
 
 PathLike: TypeAlias = Union[str, "os.PathLike[str]"]
@@ -35,10 +35,12 @@ def train(
     prototypes: PathLike | None = None,
     class_names: PathLike | None = None,
     split: str | None = None,
+    follow_links: bool = False,
     restart: bool = False,
     cpu: bool = False,
     tensorboard: bool = True,
     progress: bool = True,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> Path:
     """Fine-tune an encoder adversarially; the same call goes on with a run that was stopped.
 
@@ -53,10 +55,12 @@ def train(
         prototypes: a safetensors file with a row for each class, for encoders without a text tower.
         class_names: a file with the classes' names in the order of labels.
         split: of a Hugging Face data set.
+        follow_links: walk linked folders too, where images lie in folders.
         restart: begin anew, whatever an earlier run has left in the folder.
         cpu: work on the CPU even where there is a GPU.
         tensorboard: write event files.
         progress: show a bar.
+        tell: called, in the first process, with lines for people: which files of the folders are passed over.
 
     Returns:
         The output folder.
@@ -69,8 +73,8 @@ def train(
         Stopped: a signal; the state is saved.
     """
     chosen = _recipe(recipe, changes, TrainRecipe)
-    source = open_source(data, split=split, classes=None if class_names is None else Path(class_names))
-    judged = None if validation is None else open_source(validation, classes=class_names)
+    source = open_source(data, split=split, classes=class_names, follow_links=follow_links)
+    judged = None if validation is None else open_source(validation, classes=class_names, follow_links=follow_links)
     if chosen.method.method.labels and judged is not None and judged.classes != source.classes:
         raise DataError(
             f"the images to judge on, {judged.name}, have {_named(judged.classes)}, and those to train on, "
@@ -79,6 +83,8 @@ def train(
     skipped: dict[str, None] = dict.fromkeys([*source.problems, *(() if judged is None else judged.problems)])
 
     def make(processes: Processes) -> tuple[Task, EncoderMaker]:
+        if processes.is_main:
+            tell_left_out((source, judged), tell)
         task, base = prepare_adversarial(
             chosen, source, judged, prototypes=prototypes, processes=processes, report=_reporter(skipped)
         )

@@ -6,7 +6,7 @@ distortion than from the weaker one of the same kind, with and without somebody 
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from robustsim.evaluation.subjects import Subject
 from robustsim.evaluation.tasks.choices import THREE, Choice, Loss, Question, choice_between
 from robustsim.evaluation.tasks.distortions import DISTORTIONS, LEVELS, Distorted, LadderPhoto, seed_of
 from robustsim.evaluation.tasks.pictures import Seen
-from robustsim.images.files import find_images, printable
+from robustsim.images.files import find_images, printable, tell_passed_over, what_is_there
 
 _STEPS = tuple(combinations(range(LEVELS), 2))
 
@@ -68,14 +68,18 @@ def distortion_ladder(
     photographs: int | None = None,
     distortions: Sequence[str] = DISTORTIONS,
     seed: int = 0,
+    follow_links: bool = False,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> Ladder:
     """The ladder over the images below a folder.
 
     Args:
-        folder: photographs; see :func:`robustsim.images.find_images` for what counts.
+        folder: photographs; see `robustsim.images.find_images` for what counts.
         photographs: how many of them, drawn at random; all if not given or if there are fewer.
         distortions: which kinds.
         seed: of that draw, of the distortions, and of the pairs of levels that are attacked.
+        follow_links: walk linked folders too.
+        tell: called with a line for people if files of the folder are passed over.
 
     Raises:
         ImageError: there is no such folder, or no image in it.
@@ -85,9 +89,12 @@ def distortion_ladder(
         if kind not in DISTORTIONS:
             raise InputError(f"{kind!r} is none of the distortions {', '.join(DISTORTIONS)}")
     root = Path(folder)
-    files = list(find_images(root))
+    walk = find_images(root, follow_links=follow_links)
+    files = list(walk)
     if not files:
-        raise ImageError(f"the folder {os.fspath(folder)!r} holds no images")
+        raise ImageError(f"the folder {os.fspath(folder)!r} holds no images: {what_is_there(walk.passed_over)}")
+    if walk.passed_over:
+        tell(tell_passed_over(walk.passed_over))
     if photographs is not None and photographs < len(files):
         files = sorted(random.Random(seed).sample(files, photographs))
     questions = []

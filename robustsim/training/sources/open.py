@@ -9,7 +9,7 @@ Where no split is asked for, ``train`` is taken, so that nobody trains on the im
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from robustsim.errors import DataError, InputError
@@ -67,6 +67,13 @@ def open_source(
             raise DataError(f"{file} names {len(names)} classes, but {source.name} has {len(source.classes)}")
         source.classes = names
     return source
+
+
+def tell_left_out(sources: "Iterable[Source | None]", tell: Callable[[str], object]) -> None:
+    """Call ``tell`` with what each source has passed over, a line for one that has."""
+    for source in sources:
+        if source is not None and source.passed_over:
+            tell(f"{source.name}: {tell_passed_over(source.passed_over)}")
 
 
 def _open(name: str, split: str | None, follow_links: bool) -> Source:
