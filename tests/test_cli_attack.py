@@ -1,9 +1,12 @@
 """``robustsim attack``: what is in the file, what is said of it, and what is refused before any work."""
 
 import errno
+import io
 import json
 import math
+import os
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +18,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from robustsim import RobustSim
-from robustsim.cli.attack import change_size, to_8_bits
 from robustsim.cli.drawing import magnified, three_panels
+from robustsim.cli.rounding import change_size, to_8_bits
+from robustsim.errors import InputError
 from robustsim.images import Preprocessing, read_image
 from tests.conftest import EXAMPLES
 from tests.test_structure import modules_after
@@ -163,8 +167,8 @@ def test_json_is_one_document(run, small, tmp_path, metric):
     document = json.loads(told)
     assert (code, err) == (0, "")
     assert list(document) == [
-        "model", "image", "output", "norm", "eps", "steps", "seed", "size", "distances", "queries", "gradients",
-        "not_looked_at",
+        "model", "image", "output", "norm", "eps", "steps", "seed", "image_size", "attacked_size", "size", "distances",
+        "queries", "gradients", "not_looked_at",
     ]  # fmt: skip
     assert document["model"] == metric.card.name
     assert (document["image"], document["output"]) == (str(image), str(out))
@@ -278,6 +282,127 @@ def test_what_the_model_does_not_look_at_stays_and_is_told(run, small, tmp_path,
     touched = np.flatnonzero(change.any(axis=(0, 2)))
     assert 8 <= touched[0] <= 10
     assert 53 <= touched[-1] <= 55
+
+
+# -- large pictures, and pipes
+
+
+@pytest.mark.parametrize(("most", "size"), [(32, (32, 22)), (1, (1, 1)), (64, (64, 43)), (1000, (64, 43))])
+def test_a_smaller_copy_is_attacked_on_demand(run, small, tmp_path, quick, most, size):
+    image, out, model = small / "chelsea.png", tmp_path / "out.png", quick / "squash"
+    command = (
+        "attack",
+        image,
+        "-o",
+        out,
+        "-m",
+        model,
+        "--steps",
+        5,
+        "--max-side",
+        most,
+        "--target",
+        small / "rocket.jpg",
+    )
+    document = json.loads(run(*command, "--json")[1])
+    assert (document["image_size"], document["attacked_size"]) == ([64, 43], list(size))
+    with Image.open(image) as whole:
+        copy = (
+            whole.convert("RGB") if size == whole.size else whole.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        )
+    written = read_image(out)
+    assert written.size == size
+    change = np.asarray(written).astype(int) - np.asarray(copy)
+    assert 0 < abs(change).max() <= 4
+    assert document["size"] == pytest.approx(abs(change).max() / 255)
+    # All distances are from the files that were named; before, they are those of the copy.
+    metric = RobustSim.from_pretrained(model, device="cpu")
+    for row in document["distances"]:
+        assert row["before"] == pytest.approx(metric.distance(copy, row["to"]).item(), abs=1e-5)
+        pairs = json.loads(run("compare", "--json", "-m", model, out, row["to"])[1])["pairs"]
+        assert row["after"] == pairs[0]["distance"]
+        assert row["before_rounding"] == pytest.approx(row["after"], abs=0.2)
+    assert (document["distances"][0]["before"] == 0) == (size == (64, 43))
+    _, told, _ = run(*command)
+    smaller = f"{image} has 64 x 43 pixels; its copy of {size[0]} x {size[1]} was attacked, and written."
+    assert (as_line(smaller) in as_line(told)) == (size != (64, 43))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_what_a_large_picture_takes_is_said_before(run, tmp_path, quick, monkeypatch, norm):
+    """2.1 megapixels; of smaller ones nothing is said."""
+    from robustsim.cli import attack
+
+    image, notes, said = tmp_path / "large.png", [], []
+    Image.new("RGB", (2100, 1000), (90, 100, 110)).save(image)
+
+    def stop(*args, **options):
+        said.append(list(notes))
+        raise InputError("stopped")
+
+    monkeypatch.setattr(attack.output, "note", notes.append)
+    monkeypatch.setattr(attack, "_attacked", stop)
+    command = ("attack", image, "-o", tmp_path / "out.png", "-m", quick / "squash", "--norm", norm, "--eps", "1")
+    assert run(*command)[0] == 1
+    memory = {"linf": "0.4", "l1": "0.5"}[norm]
+    assert said[0] == [
+        f"{image}: 2100 x 1000 is 2.1 megapixels; attacking them takes about {memory} GiB of memory besides the "
+        "model's own. --max-side 1024 attacks a smaller copy."
+    ]
+    notes.clear()
+    assert run(*command, "--max-side", "1024")[0] == 1
+    assert notes == []
+
+
+def test_how_long_a_large_picture_takes_is_said_after_two_steps(run, tmp_path, quick, monkeypatch):
+    from types import SimpleNamespace
+
+    from robustsim.cli import attack
+
+    image, out = tmp_path / "a.png", tmp_path / "out.png"
+    Image.new("RGB", (60, 50), (90, 100, 110)).save(image)
+    seconds = iter(range(0, 10_000, 7))
+    monkeypatch.setattr(attack, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    command = ("attack", image, "-o", out, "-m", quick / "squash", "--steps", 100)
+    assert run(*command)[2] == ""
+    monkeypatch.setattr(attack, "_LARGE", 3000)
+    assert "a step takes 7.0 s: the attack goes on for about 11 min\n" in run(*command)[2]
+    assert "a step takes" not in run(*command[:-1], 4)[2]
+
+
+def test_rounding_in_parts_is_rounding(monkeypatch):
+    from robustsim.cli import rounding
+
+    random = np.random.default_rng(0)
+    original = random.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    attacked = (original / 255 + random.normal(size=original.shape) / 100).clip(0, 1)
+    for norm, eps in (("l2", 0.2), ("l1", 20.0)):
+        whole = to_8_bits(original, attacked, norm, eps)
+        monkeypatch.setattr(rounding, "_BLOCK", 7)
+        np.testing.assert_array_equal(to_8_bits(original, attacked, norm, eps), whole)
+        monkeypatch.undo()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.timeout(60)
+def test_pictures_come_through_pipes(run, small, tmp_path, quick, monkeypatch):
+    model = quick / "squash"
+    command = ("--target", "-", "-m", model, "--steps", 3, "--json", "-o")
+    expected = run("attack", small / "chelsea.png", "--target", small / "rocket.jpg", *command[2:], tmp_path / "a.png")[
+        1
+    ]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((small / "rocket.jpg").read_bytes())))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=((small / "chelsea.png").read_bytes(),), daemon=True)
+    writer.start()
+    code, told, err = run("attack", fifo, *command, tmp_path / "b.png")
+    writer.join(10)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+    names = {"-": str(small / "rocket.jpg"), str(fifo): str(small / "chelsea.png")}
+    got, known = json.loads(told), json.loads(expected)
+    assert [{**row, "to": names[row["to"]]} for row in got["distances"]] == known["distances"]
 
 
 def test_a_progress_bar_is_for_terminals(run, small, tmp_path, quick, monkeypatch):

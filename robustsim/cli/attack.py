@@ -1,15 +1,15 @@
 """``robustsim attack``: change an image a little, so that a model sees another one."""
 
-import math
 import os
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustsim.cli import output
+from robustsim.cli import output, pictures
+from robustsim.cli.rounding import Norm, change_size, to_8_bits, whole_levels
 from robustsim.errors import ImageError, InputError, OutputError
 
 if TYPE_CHECKING:
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from robustsim.attacks import AttackResult
+    from robustsim.attacks import AttackResult, AttackStep
+    from robustsim.cli.pictures import Picture
     from robustsim.metric import RobustSim
 
-Norm = Literal["linf", "l2", "l1"]
 _USUAL = {"linf": "4/255", "l2": "3"}
 
-# In grey levels: what a radius may lack by its own rounding. 4/255 means 4 levels.
-_SLACK = 1e-6
-# How much a change may grow to make up for what rounding takes, and how closely that is solved for.
-_MOST_SCALE, _CLOSE = 8.0, 1e-7
+# From how many pixels on it is said what they will take, and the bytes that each takes, as measured with APGD: images,
+# gradients and steps of the attack, and those of the resize. A model's own memory does not depend on them.
+_LARGE = 2_000_000
+_BYTES = {"linf": 210, "l2": 210, "l1": 250}
+_SHORT = 20  # seconds of which nothing is said
 # By how much distances must differ before and after rounding to be mentioned.
 _NOTABLE = 0.01
 
@@ -46,6 +47,15 @@ def attack(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the attack.")] = 100,
+    max_side: Annotated[
+        int | None,
+        typer.Option(
+            "--max-side",
+            min=1,
+            metavar="PIXELS",
+            help="Attack a copy whose longer side is no more than this, and write it at that size.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the original, the change and the result into this PNG.")
     ] = None,
@@ -65,31 +75,44 @@ def attack(
 
     from robustsim.images import read_image
 
-    original = np.array(read_image(image))
+    opened = pictures.open_pictures([image, *targets])
+    whole = read_image(opened[image])
+    start = _downsized(whole, max_side)
+    original = np.array(start)
+    _tell_memory(image, start.size, norm)
     metric = output.load_metric(model, device)
-    anchors = _embed(metric, targets) if targets else None
-    result, reached = _attacked(metric, original, anchors, norm=norm, eps=radius, steps=steps, seed=seed)
+    anchors = _embed(metric, [opened[one] for one in targets]) if targets else None
+    origin = None if start is whole else metric.embed([opened[image]])
+    result, reached = _attacked(metric, original, anchors, origin=origin, norm=norm, eps=radius, steps=steps, seed=seed)
     pixels = result.images[0].permute(1, 2, 0).double().cpu().numpy()
     _write(to_8_bits(original, pixels, norm, radius), out)
 
     # From here on all is measured on the file.
     written = np.array(read_image(str(out)))
     size = change_size(original, written, norm)
-    rows = _rows(metric, image, str(out), targets, reached)
+    rows = _rows(metric, opened[image] if start is whole else start, str(out), opened, [image, *targets], reached)
+    for row in rows:
+        output.check_finite((row["before"], row["after"]), metric.card.name, f"the distances to {row['to']}")
     if plot is not None:
         from robustsim.cli.drawing import three_panels
 
         _write(three_panels(original, written, f"distance {rows[0]['after']:.4f} from the original"), plot)
-    parts = output.unseen(metric.card, dict.fromkeys([image, *targets]))
+    parts = output.unseen(metric.card, dict.fromkeys([image, *targets]), opened)
     if as_json:
         facts = {"model": metric.card.name, "image": image, "output": str(out), "norm": norm, "eps": radius}
         costs = {"queries": int(result.queries[0]), "gradients": int(result.gradients[0])}
         found = {"size": size, "distances": rows, **costs, "not_looked_at": parts}
-        output.print_json({**facts, "steps": steps, "seed": seed, **found})
+        sizes = {"image_size": list(whole.size), "attacked_size": list(start.size)}
+        output.print_json({**facts, "steps": steps, "seed": seed, **sizes, **found})
         return
     cells = [(row["to"], f"{row['before']:.4f}", f"{row['after']:.4f}") for row in rows]
     output.print_table(("distance to", "before", "after"), cells, numbers=(1, 2))
     typer.echo(f"{out}: changed by {norm} {_text(size, norm)}; the budget is {_text(radius, norm)}.")
+    if start is not whole:
+        typer.echo(
+            f"{image} has {_by(whole.size)} pixels; its copy of {_by(start.size)} was attacked, and written. What the "
+            "smaller size alone has changed is told as the distance before."
+        )
     if size == 0:
         typer.echo("Rounding to 8 bits left no change at all.")
     for row in rows:
@@ -97,71 +120,6 @@ def attack(
             typer.echo(f"Before rounding to 8 bits the distance to {row['to']} was {row['before_rounding']:.4f}.")
     typer.echo(output.explain(metric.card, squared=False))
     output.tell_unseen(parts, aside=False)
-
-
-def to_8_bits(original: "NDArray[Any]", attacked: "NDArray[Any]", norm: Norm, eps: float) -> "NDArray[Any]":
-    """Attacked pixels as those of an 8-bit file, within the budget whatever rounding does.
-
-    In linf each change is rounded to the nearest grey level and clamped. In l2 and l1 the change is scaled by the
-    largest factor in [0, 8] for which, rounded, it is within the budget and not larger than it was: where the attack
-    stopped short of the budget, it had found its best point there.
-
-    Args:
-        original: uint8, of any shape.
-        attacked: floating point in [0, 1], of the same shape.
-        norm: of the budget.
-        eps: the radius for pixels in [0, 1].
-
-    Returns:
-        uint8. A change that is in whole levels and within the budget stays as it is.
-    """
-    import numpy as np
-
-    base = original.astype(np.int16)
-    change = 255 * attacked.astype(np.float64) - base
-
-    def levels(factor: float) -> "NDArray[Any]":
-        return np.rint(base + factor * change).clip(0, 255).astype(np.int16) - base
-
-    if norm == "linf":
-        kept = levels(1).clip(-_levels(eps), _levels(eps))
-    else:
-        budget = min(255 * eps + _SLACK, max(_length(change, norm), _length(levels(1), norm)))
-        kept = levels(_largest_scale(lambda factor: _length(levels(factor), norm) <= budget))
-    pixels: NDArray[Any] = (base + kept).astype(np.uint8)
-    return pixels
-
-
-def _largest_scale(fits: Callable[[float], bool]) -> float:
-    """The largest factor that fits, of a change that grows with it; 0 always does."""
-    low, high = (1.0, _MOST_SCALE) if fits(1) else (0.0, 1.0)
-    if fits(high):
-        return high
-    while high - low > _CLOSE:
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def change_size(original: "NDArray[Any]", changed: "NDArray[Any]", norm: Norm) -> float:
-    """The norm of the difference of two 8-bit pictures, for pixels in [0, 1]."""
-    import numpy as np
-
-    return _length(changed.astype(np.int16) - original, norm) / 255
-
-
-def _length(change: "NDArray[Any]", norm: Norm) -> float:
-    import numpy as np
-
-    if norm == "linf":
-        return float(np.abs(change).max())
-    exact = change.astype(np.float64)  # whole numbers have whole sums
-    return float(np.abs(exact).sum()) if norm == "l1" else math.sqrt(float(np.square(exact).sum()))
-
-
-def _levels(eps: float) -> int:
-    """How many grey levels of 8 bits a radius is."""
-    return math.floor(min(255.0, 255 * eps + _SLACK))
 
 
 def _text(size: float, norm: Norm) -> str:
@@ -177,7 +135,7 @@ def _radius(text: str | None, norm: Norm) -> float:
         radius = parse_eps(_USUAL[norm] if text is None else text, norm)
     except InputError as error:
         raise typer.BadParameter(str(error), param_hint="--eps") from None
-    if _levels(radius) < 1:
+    if whole_levels(radius) < 1:
         raise typer.BadParameter(
             f"{text} is less than 1/255, the smallest change that an 8-bit file can hold", param_hint="--eps"
         )
@@ -202,19 +160,67 @@ def _check_output(path: Path, option: str, others: list[str]) -> None:
             raise typer.BadParameter(f"{str(path)!r} is {other!r} and would be overwritten", param_hint=option)
 
 
-def _embed(metric: "RobustSim", paths: list[str]) -> "Tensor":
+def _embed(metric: "RobustSim", targets: "list[Picture]") -> "Tensor":
     """Embeddings of the targets, (M, D); the error names all that are bad."""
     from robustsim.images import read_image
 
-    bad = []
-    for path in dict.fromkeys(paths):
+    bad: dict[str, None] = {}
+    for target in targets:
         try:
-            read_image(path)
+            read_image(target)
         except ImageError as error:
-            bad.append(str(error))
+            bad[str(error)] = None
     if bad:
         raise ImageError("\nrobustsim: ".join(bad))
-    return metric.embed(paths)
+    return metric.embed(targets)
+
+
+def _downsized(image: "Image.Image", most: int | None) -> "Image.Image":
+    """The picture, or a copy whose longer side has ``most`` pixels."""
+    from PIL import Image
+
+    longer = max(image.size)
+    if most is None or longer <= most:
+        return image
+    width, height = (max(1, round(side * most / longer)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _tell_memory(name: str, size: tuple[int, int], norm: Norm) -> None:
+    """What a large picture will take, before it is attacked."""
+    count = size[0] * size[1]
+    if count >= _LARGE:
+        output.note(
+            f"{name}: {_by(size)} is {count / 1e6:.1f} megapixels; attacking them takes about "
+            f"{count * _BYTES[norm] / 2**30:.1f} GiB of memory besides the model's own. --max-side 1024 attacks a "
+            "smaller copy."
+        )
+
+
+class _Clock:
+    """Tells how long an attack will take, from what its second step took; the first has more to do."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._began = steps, 0.0
+
+    def __call__(self, done: "AttackStep") -> bool:
+        if done.step == 1:
+            self._began = time.monotonic()
+        elif done.step == 2:
+            took = time.monotonic() - self._began
+            if (rest := took * (self._steps - 2)) >= _SHORT:
+                from tqdm import tqdm
+
+                tqdm.write(f"a step takes {took:.1f} s: the attack goes on for about {_duration(rest)}", sys.stderr)
+        return False
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _attacked(
@@ -222,12 +228,24 @@ def _attacked(
     original: "NDArray[Any]",
     anchors: "Tensor | None",
     *,
+    origin: "Tensor | None",
     norm: Norm,
     eps: float,
     steps: int,
     seed: int,
 ) -> "tuple[AttackResult, list[float]]":
-    """What the attack finds, in floating point, and its distances to the original and to the targets."""
+    """What the attack finds, in floating point, and its distances to the original and to the targets.
+
+    Args:
+        metric: attacked.
+        original: uint8 (H, W, 3), to start from.
+        anchors: embeddings of the targets, if any.
+        origin: embedding (1, D) of what distances to the original are from, if that is not ``original``.
+        norm: of the budget.
+        eps: the budget.
+        steps: of the attack.
+        seed: of its start.
+    """
     from dataclasses import replace
 
     import torch
@@ -241,28 +259,39 @@ def _attacked(
 
     images = torch.from_numpy(original).permute(2, 0, 1)[None].to(metric.device).float().div(255)
     objective = Untargeted(embed, images) if anchors is None else Targeted(embed, anchors)
-    reachable = min(eps, _levels(eps) / 255) if norm == "linf" else eps
+    reachable = min(eps, whole_levels(eps) / 255) if norm == "linf" else eps
     generator = torch.Generator().manual_seed(seed)
-    apgd = APGD(norm=norm, eps=reachable, steps=steps, generator=generator, progress=sys.stderr.isatty())
+    clock = _Clock(steps) if images[0, 0].numel() >= _LARGE else None
+    options: dict[str, Any] = {"progress": sys.stderr.isatty(), "callback": clock}
+    apgd = APGD(norm=norm, eps=reachable, steps=steps, generator=generator, **options)
     result = apgd(objective, images)
     # The random start has changed what the model does not look at, too. A grey picture tells: nothing is clipped there.
     grey = torch.full_like(images, 0.5, requires_grad=True)
     slope = torch.autograd.grad(preprocessing.apply_tensor(grey).sum(), grey)[0]
     result = replace(result, images=torch.where(slope != 0, result.images, images))
     with torch.no_grad():
-        known = embed(images) if anchors is None else torch.cat((embed(images), anchors))
+        known = embed(images) if origin is None else origin
+        known = known if anchors is None else torch.cat((known, anchors))
         return result, metric.distance(embed(result.images), known).tolist()
 
 
-def _rows(metric: "RobustSim", image: str, out: str, targets: list[str], reached: list[float]) -> list[dict[str, Any]]:
-    """Distances of both files to the image and to each target, and those that the attack had reached."""
+def _rows(
+    metric: "RobustSim",
+    start: "Picture",
+    out: str,
+    opened: "dict[str, Picture]",
+    names: list[str],
+    reached: list[float],
+) -> list[dict[str, Any]]:
+    """Distances of the start and of the file to the image and each target, and those that the attack had reached."""
 
-    def distance(a: str, b: str) -> float:
-        return float(metric.distance(a, [b], squared=True).sqrt())  # as `robustsim compare` has it, to the last bit
+    def distance(a: "Picture", b: str) -> float:
+        # As `robustsim compare` has it, to the last bit.
+        return float(metric.distance(a, [opened[b]], squared=True).sqrt())
 
     return [
-        {"to": path, "before": distance(image, path), "after": distance(out, path), "before_rounding": value}
-        for path, value in zip([image, *targets], reached, strict=True)
+        {"to": name, "before": distance(start, name), "after": distance(out, name), "before_rounding": value}
+        for name, value in zip(names, reached, strict=True)
     ]
 
 
