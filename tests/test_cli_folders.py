@@ -234,9 +234,10 @@ def test_training_and_ladder_count_what_they_pass_over(run, mixed, tmp_path):
         assert f"{images} to train on" in out
         assert told in err.splitlines()
     code, out, err = run(
-        "evaluate", "ladder", "--data", mixed, "-o", tmp_path / "reports", "-m", "ssim", "--follow-links"
+        "evaluate", "ladder", "--data", mixed, "-o", tmp_path / "reports", "-m", "ssim", "--follow-links", "--json"
     )
     assert code == 0
+    assert json.loads(out)[0]["passed_over"] == {".txt": 1, ".mp4": 1}
     assert "passed over: 1 .mp4, 1 .txt" in err.splitlines()
 
 

@@ -63,6 +63,7 @@ def summary(work: Work, journal: Journal, *, seed: int) -> tuple[dict[str, Any],
     content = {
         "results": results,
         "skipped": bad,
+        "passed_over": task.passed_over,
         "times": {**{f"{name}_seconds": round(value, 3) for name, value in seconds.items()}, "written": _now()},
     }
     return content, columns

@@ -55,11 +55,13 @@ class Task(ABC):
         data: what they were made of, for reports.
         preprocess: how pictures become the metric's square, where `evaluate` is told nothing else: `card`, or
             `squash` for whole and bilinear.
+        passed_over: how many files of each kind a folder of pictures holds besides, which no figure depends on.
     """
 
     questions: tuple[Question, ...]
     data: dict[str, Any] = field(default_factory=dict)
     preprocess: Preprocess = "card"
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     #: What reports and the terminal call it.
     name: ClassVar[str]

@@ -123,4 +123,4 @@ def distortion_ladder(
         "distortions": list(distortions),
         "seed": seed,
     }
-    return Ladder(questions=tuple(questions), data=about)
+    return Ladder(questions=tuple(questions), data=about, passed_over=dict(walk.passed_over))
