@@ -241,6 +241,14 @@ def test_training_and_ladder_count_what_they_pass_over(run, mixed, tmp_path):
     assert "passed over: 1 .mp4, 1 .txt" in err.splitlines()
 
 
+def test_a_training_tells_what_it_passes_over(run, mixed, tmp_path):
+    small = ["--cpu", "--no-tensorboard", "--set", "batch_size=2", "--set", "stages=[{at: 0, size: 32}]"]
+    small += ["--set", "attack.steps=1", "--set", "steps=1", "--set", "validation.images=0"]
+    code, _, err = run("train", "fare-lite", "--data", mixed, "-o", tmp_path / "out", *small)
+    assert code == 0
+    assert err.splitlines().count(f"photos: {TOLD}") == 1
+
+
 # -- names of files
 
 

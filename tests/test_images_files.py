@@ -12,7 +12,7 @@ from PIL import Image
 from robustsim.errors import ImageError
 from robustsim.images import decode as decode_module
 from robustsim.images import find_images, picture_suffixes, read_image, tell_passed_over
-from robustsim.images.decode import read_stream
+from robustsim.images.decode import image_size, read_stream
 from robustsim.images.files import what_is_there
 
 Image.init()
@@ -59,6 +59,7 @@ def test_a_file_of_each_format_that_pillow_writes_is_found_and_read(tmp_path, su
     assert not walk.passed_over
     image = read_image(path)
     assert image.mode == "RGB"
+    assert image_size(path) == image.size  # which the head alone has told
     assert abs(np.asarray(image).astype(int) - 200).max() <= 60 or EXTENSIONS[suffix] in ("XBM", "MSP")  # 1 bit
 
 

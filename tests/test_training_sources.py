@@ -133,6 +133,28 @@ def test_no_such_index(tmp_path, index):
             open_source(tmp_path / name).read(index)
 
 
+def test_folders_count_what_they_pass_over_and_follow_links_on_demand(tmp_path):
+    root = tmp_path / "pets"
+    for name in ("cat/a.png", "dog/b.ppm"):
+        picture(root / name)
+    picture(tmp_path / "elsewhere" / "c.png")
+    (root / "cat" / "notes.txt").touch()
+    (root / "ant").symlink_to(tmp_path / "elsewhere")
+    source = open_source(root)
+    assert (source.classes, len(source)) == (("cat", "dog"), 2)
+    assert (source.passed_over, source.problems) == ({".txt": 1, "linked folder": 1}, ())
+    source = open_source(root, follow_links=True)
+    assert (source.classes, len(source), source.passed_over) == (("ant", "cat", "dog"), 3, {".txt": 1})
+    assert source.read(0).label == 0
+
+
+def test_shards_count_keys_without_an_image(tmp_path):
+    named = dict.fromkeys(("a.png", "a.txt", "a.cls", "b.heix", "b.txt", "c.seg.pdf", "d.ppm", "d.cls"), b"1")
+    write_tar(tmp_path / "x.tar", {**named, "a.png": encoded(1), "d.ppm": encoded(2, "ppm")}.items())
+    source = open_source(tmp_path / "x.tar")
+    assert (len(source), source.passed_over, source.problems) == (2, {".heix": 1, ".pdf": 1}, ())
+
+
 def test_indices_may_be_numpys(tmp_path):
     picture(tmp_path / "one" / "a.png", 7)
     shard(tmp_path / "two" / "x.tar", [7])
