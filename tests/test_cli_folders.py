@@ -123,6 +123,13 @@ def test_bad_standard_input_is_named(run, stdin, data, terminal, message):
     assert message in err
 
 
+def test_standard_input_that_is_closed(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, out, err = run("compare", CHELSEA, "-")
+    assert (code, out) == (1, "")
+    assert "'-' stands for standard input, which is closed here" in err
+
+
 # -- folders
 
 

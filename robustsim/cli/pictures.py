@@ -32,7 +32,9 @@ def _opened(name: str) -> Picture:
     from robustsim.images.decode import read_image, read_stream
 
     if name == STANDARD_INPUT:
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin is None:
+            raise ImageError("'-' stands for standard input, which is closed here")
+        if sys.stdin.isatty():
             raise ImageError("'-' stands for standard input, which is the terminal here: send a picture through a pipe")
         return read_stream(sys.stdin.buffer, "standard input")
     return read_image(name) if _is_pipe(name) else name
