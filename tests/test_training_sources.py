@@ -610,7 +610,7 @@ def test_nothing_to_open(tmp_path):
         open_source(folder)
     for name, text in (
         ("a.csv", r"seen: 'a.csv'; passed over: 1 \.csv"),
-        ("b.parquet", r"seen: 'a.csv', 'b.parquet' .*'hf:' and the folder's path"),
+        ("b.parquet", r"seen: 'a.csv', 'b.parquet'; .*'hf:' and the folder's path"),
         ("c.tar.gz", "unpack what is compressed"),
     ):
         (folder / name).write_bytes(b"x")
