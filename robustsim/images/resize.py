@@ -1,6 +1,7 @@
 """The differentiable resize: antialiased, as Pillow's, for tensors of any size."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def resize_window(
 def _weights(source: int, target: int, first: int, size: int, mode: str, like: Tensor) -> Tensor:
     """(size, source): how much each value of a line is part of those after the resize, from the place ``first`` on."""
     scale = source / target
-    stretch = torch.sym_max(scale, 1.0)  # the kernel covers at least one value
+    stretch = cast(float, torch.sym_max(scale, 1.0))  # the kernel covers at least one value
     places = torch.arange(size, device=like.device) + first
     inside = (places >= 0) & (places < target)
     centres = (places.to(like.dtype) + 0.5) * scale
