@@ -7,10 +7,10 @@ if TYPE_CHECKING:
 
 
 def is_transformed(tensor: "Tensor") -> bool:
-    """Whether a transform of `torch.func` (vmap, grad) is at work on the tensor."""
+    """Whether a transform of `torch.func` (vmap, grad) is at work on the tensor, and not the compiler."""
     import torch
 
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def is_traced(tensor: "Tensor") -> bool:
