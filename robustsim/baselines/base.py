@@ -1,11 +1,13 @@
 """The interface that every baseline has."""
 
 import math
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustsim.encoders.finite import refuse_non_finite
 from robustsim.encoders.weights import state_sha256
 from robustsim.errors import InputError
 from robustsim.images.inputs import ImageInput, split_images, stream_pixels, unit_range
@@ -107,7 +109,14 @@ class Baseline(nn.Module):
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         return self._compare(self._embed(a), self._embed(b))
 
-    def _freeze(self) -> None:
+    def _freeze(self, *, weights: bool = True) -> None:
+        """Parameters without gradients, eval mode; `weights` says whether they must be finite, as what is loaded must.
+
+        Raises:
+            WeightsError: they hold NaN or an infinity.
+        """
+        if weights:
+            refuse_non_finite(dict(chain(self.named_parameters(), self.named_buffers())), f"the weights of {self.name}")
         self.requires_grad_(False)
         super().train(False)
 

@@ -101,7 +101,7 @@ class _Wrapped(Baseline):
     ) -> None:
         super().__init__(name, f"given as {name}{_code(module or function)}", preprocessing)
         self.module = module
-        self._freeze()
+        self._freeze(weights=False)  # what is somebody's own is theirs to judge: masks hold infinities
 
     def _distances(self, result: Any, count: int) -> Tensor:
         """What a metric returned, as (N,) float32."""

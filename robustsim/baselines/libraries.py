@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustsim.encoders.weights import read_pickle, read_weights, unwrap
+from robustsim.encoders.containers import strip_wrappers
+from robustsim.encoders.finite import refuse_non_finite, some
+from robustsim.encoders.weights import read_weights
 from robustsim.errors import HubError, MissingDependencyError, RobustSimError, WeightsError
 
 INSTALL = 'pip install "robustsim[baselines]"'
@@ -83,25 +85,18 @@ def downloading(name: str) -> Iterator[None]:
 
 
 def read_state(weights: "str | os.PathLike[str]") -> dict[str, Tensor]:
-    """The tensors of a weights file, float32, by their names without the ``module.`` that DataParallel adds.
+    """The tensors of a weights file, float32, by their names without the `module.` and its like before them.
 
     Raises:
-        WeightsError: there is no such file, or it holds no tensors.
+        WeightsError: there is no such file, it holds no tensors or several state dicts, or values that are not finite.
         CorruptFileError: it cannot be parsed, or holds more than tensors and plain data.
     """
-    path = Path(weights)
-    if not path.is_file():
-        raise WeightsError(f"there is no file {os.fspath(path)!r}")
-    if path.suffix == ".safetensors":
-        tensors = read_weights(path)
-    else:
-        loaded = read_pickle(path)
-        if isinstance(loaded, Mapping) and isinstance(loaded.get("model_state_dict"), Mapping):
-            loaded = loaded["model_state_dict"]
-        tensors = unwrap(loaded)
-    if not tensors:
-        raise WeightsError(f"{os.fspath(path)!r} holds no tensors")
-    return {key.removeprefix("module."): value.detach().float() for key, value in tensors.items()}
+    path = Path(weights).expanduser()
+    where = repr(os.fspath(path))
+    tensors = strip_wrappers(read_weights(path), where)
+    state = {key: value.detach().float() for key, value in tensors.items()}
+    refuse_non_finite(state, f"the weights in {where}")
+    return state
 
 
 def check_state(
@@ -119,16 +114,16 @@ def check_state(
     """
     faults = []
     if missing := [key for key in wanted if key not in found]:
-        faults.append(f"lacks {_some(missing)}")
+        faults.append(f"lacks {some(missing)}")
     if left := sorted({*unknown, *(key for key in found if key not in wanted)}):
-        faults.append(f"holds {_some(left)}, which do not belong there")
+        faults.append(f"holds {some(left)}, which do not belong there")
     shapes = [
         f"{key} {tuple(found[key].shape)} instead of {shape}"
         for key, shape in wanted.items()
         if key in found and tuple(found[key].shape) != shape
     ]
     if shapes:
-        faults.append(f"has {_some(shapes)}")
+        faults.append(f"has {some(shapes)}")
     if faults:
         raise WeightsError(f"{os.fspath(where)!r} does not fit {name}: it {'; it '.join(faults)}")
 
@@ -142,7 +137,3 @@ def to_buffer(module: nn.Module, name: str, value: Tensor, *, persistent: bool =
     """Make a plain attribute a buffer, which moves with its module."""
     vars(module).pop(name, None)
     module.register_buffer(name, value, persistent=persistent)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -101,8 +101,9 @@ def load_baseline(
             f"{name} needs its published checkpoint, which no library brings: take it from {entry.origin} and pass "
             f"weights=FILE ({name}=FILE on the command line)"
         )
-    # Tensors made in inference mode could never be part of a graph again, and a metric may live long.
-    with torch.inference_mode(False):
+    # Tensors made in inference mode could never be part of a graph again, and a metric may live long. What the caller
+    # has set as the device of new tensors is not where weights are read.
+    with torch.inference_mode(False), torch.device("cpu"):
         metric: Baseline = getattr(import_module(f"{__package__}.{entry.home}"), entry.maker)(**options)
         if device is not None:
             try:

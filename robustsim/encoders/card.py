@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from math import isfinite
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -76,6 +77,8 @@ class Head:
     def __post_init__(self) -> None:
         if self.kind not in get_args(HeadKind):
             raise CardError(f"head {self.kind!r} is none of {', '.join(get_args(HeadKind))}")
+        if not isfinite(self.scale):
+            raise CardError(f"head: scale must be a finite number, not {self.scale}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,12 @@ class EncoderCard:
     origin: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not all(map(isfinite, self.mean)) or not all(isfinite(value) and value > 0 for value in self.std):
+            raise CardError(
+                f"{self.name!r}: mean must be finite and std finite and positive, not {self.mean} and {self.std}"
+            )
 
     @property
     def weights_files(self) -> tuple[str, ...]:

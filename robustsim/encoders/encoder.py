@@ -128,7 +128,7 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def build_encoder(card: EncoderCard, *, text: bool = False, **options: Any) -> Encoder:
-    """The card's architecture with undefined weights; no random numbers are drawn.
+    """The card's architecture with undefined weights, on the CPU; no random numbers are drawn.
 
     Args:
         card: what to build.
@@ -136,8 +136,9 @@ def build_encoder(card: EncoderCard, *, text: bool = False, **options: Any) -> E
         options: for the library's own builder (see ``timm_models.build``).
     """
     library = card.architecture.library
-    # The fork catches what a constructor may draw in a way the mode does not see.
-    with torch.random.fork_rng(devices=[]), _Uninitialised():
+    # The fork catches what a constructor may draw in a way the mode does not see. New tensors are on the CPU, whatever
+    # device the caller has set for theirs.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _Uninitialised():
         tower: nn.Module | None = None
         trunk: nn.Module
         if library == "open_clip":

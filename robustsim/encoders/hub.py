@@ -160,7 +160,7 @@ class HubRepository:
                 f"{what} is not in {place}, and the network is off (local_files_only or HF_HUB_OFFLINE): "
                 "load it once with the network, or use the bundled 'lite'"
             ) from error
-        reason = str(error.__cause__ or "no connection").splitlines()[0]
+        reason = " ".join(str(error.__cause__ or "no connection").split())
         raise HubError(
             f"{_endpoint() or 'the Hub'} cannot be reached ({reason}), and {what} is not in {place}: check the "
             "connection and HF_ENDPOINT, or use the bundled 'lite', which needs no network"

@@ -15,6 +15,7 @@ from torch import Tensor
 from robustsim.encoders import timm_models
 from robustsim.encoders.card import FORMAT, EncoderCard, Head, card_of_repository, list_models, load_card
 from robustsim.encoders.encoder import Encoder, build_encoder
+from robustsim.encoders.finite import refuse_non_finite
 from robustsim.encoders.heads import LORA_PREFIX, merge_lora
 from robustsim.encoders.hub import Folder, HubRepository, Repository
 from robustsim.encoders.weights import read_weights, sha256, whole_file, write_weights
@@ -37,8 +38,9 @@ def load_encoder(
     """An encoder with its weights, on the CPU, in eval mode and float32.
 
     Args:
-        name: a catalogue name, a Hub id ``org/repo`` or ``org/repo@revision``, or a folder. A folder wins over a
-            Hub id, a catalogue name over both (write ``./name`` for a folder of that name).
+        name: a catalogue name, a Hub id ``org/repo`` or ``org/repo@revision``, or a folder, ``~`` for one's own
+            included. A folder wins over a Hub id, a catalogue name over both (write ``./name`` for a folder of that
+            name).
         revision: branch, tag or commit on the Hub; not together with ``@revision``.
         cache_dir: where downloads are kept; huggingface_hub's cache if not given.
         local_files_only: use the cache alone.
@@ -48,8 +50,24 @@ def load_encoder(
         ModelNotFoundError: no such name; the message has the nearest spellings.
         HubError: the Hub could not be used, see :mod:`robustsim.encoders.hub`.
         CardError, WeightsError: the files are not what they should be.
+        InputError: the name is that of a file, or a revision is given for what has none.
     """
-    name = os.fspath(name)
+    # What the caller has set as the device of new tensors, meta perhaps, is not where weights are read.
+    with torch.device("cpu"):
+        return _load(os.fspath(name), revision, cache_dir, local_files_only, text)
+
+
+def _load(
+    name: str,
+    revision: str | None,
+    cache_dir: "str | os.PathLike[str] | None",
+    local_files_only: bool,
+    text: bool,
+) -> Encoder:
+    if name not in list_models():
+        name = os.path.expanduser(name)
+        if os.path.isfile(name):
+            raise InputError(_about_file(Path(name)))
     here = os.path.isdir(name) and name not in list_models()
     if revision is not None and (here or (name in list_models() and load_card(name).source is None)):
         raise InputError(f"{name!r} is {'a folder' if here else 'bundled'} and has no revisions: leave revision out")
@@ -74,6 +92,17 @@ def load_encoder(
         raise CardError(f"the revision is given twice, in {name!r} and as revision={revision!r}")
     found = HubRepository(repo, pinned or revision or "main", cache_dir=cache_dir, local_files_only=local_files_only)
     return _load_repository(found, card_of_repository(repo), text=text)
+
+
+def _about_file(path: Path) -> str:
+    """What to do with a file where a model's name is wanted."""
+    folder = os.fspath(path.parent)
+    if path.name in (CONFIG, WEIGHTS) or (path.parent / CONFIG).is_file():
+        return f"{os.fspath(path)!r} is a file; a model is its folder: pass {folder!r}"
+    return (
+        f"{os.fspath(path)!r} is a file; a model is a folder with {CONFIG} and {WEIGHTS}. `robustsim convert "
+        f"{os.fspath(path)} -o FOLDER --base MODEL` makes one of a checkpoint"
+    )
 
 
 def _load_repository(repo: Repository, card: EncoderCard | None, *, text: bool) -> Encoder:
@@ -175,7 +204,8 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
     """Copy weights into an encoder, every name accounted for.
 
     Raises:
-        WeightsError: names missing or left over, or shapes that differ: it is another architecture.
+        WeightsError: names missing or left over, or shapes that differ: it is another architecture; or values that are
+            not finite.
     """
     wanted = encoder.state_dict()
     # Older files hold tables that are computed now: buffers, which the state dict leaves out.
@@ -199,6 +229,8 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
             "They belong to another architecture"
         )
     encoder.load_state_dict(weights, strict=True)
+    # What arrived is looked at, not what came: a double may be too large for a float.
+    refuse_non_finite(encoder.state_dict(), f"the weights in {where}")
     return encoder
 
 
@@ -216,7 +248,7 @@ def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapp
     Raises:
         OutputError: a file cannot be written; what was there before stays.
     """
-    root = Path(folder)
+    root = Path(folder).expanduser()
     with whole_file(root / CONFIG) as card_file, whole_file(root / WEIGHTS) as weights_file:
         write_weights(weights_file, {**encoder.state_dict(), **(extra or {})})
         card = dataclasses.replace(encoder.card, source=None, weights_sha256=sha256(weights_file))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,7 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustsim.encoders.containers import unwrap
 from robustsim.errors import CorruptFileError, OutputError, RobustSimError, WeightsError
+
+# The name of what the unpickler of torch refused, in its message.
+_NAMED_CODE = re.compile(r"GLOBAL ([\w.]+\w)")
 
 
 def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
@@ -22,9 +27,10 @@ def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> 
 
     Raises:
         CorruptFileError: the file cannot be parsed, or holds more than tensors.
-        WeightsError: it holds no tensors.
+        WeightsError: it is not there, cannot be read, or holds no tensors, or several state dicts.
     """
     if path.suffix == ".safetensors":
+        _check_readable(path)
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -34,7 +40,7 @@ def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> 
             raise CorruptFileError(
                 f"{os.fspath(path)!r} is no whole safetensors file ({error}): fetch it anew"
             ) from error
-    tensors = unwrap(read_pickle(path))
+    tensors = unwrap(read_pickle(path), repr(os.fspath(path)))
     if not tensors:
         raise WeightsError(f"{os.fspath(path)!r} holds no tensors")
     return {key: value for key, value in tensors.items() if keep(key)}
@@ -45,34 +51,45 @@ def read_pickle(path: Path) -> Any:
 
     Raises:
         CorruptFileError: it cannot be parsed, or holds more than tensors and plain data.
+        WeightsError: it is not there, or cannot be read.
     """
     import pickle
 
     import torch
 
+    _check_readable(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"there is no file {os.fspath(path)!r}") from None
+    except MemoryError:
+        raise
     except pickle.UnpicklingError as error:
+        # What torch says of it takes a page, and advises to run the code.
+        named = _NAMED_CODE.search(str(error))
+        if named is None:
+            raise CorruptFileError(
+                f"{os.fspath(path)!r} holds more than tensors and plain data, or is damaged, and was not loaded: fetch "
+                "it anew, or save its state dict alone"
+            ) from error
         raise CorruptFileError(
-            f"{os.fspath(path)!r} holds more than tensors and plain data, or is damaged, and was not loaded "
-            f"({str(error).splitlines()[0]})"
+            f"{os.fspath(path)!r} holds more than tensors and plain data ({named[1]}), and was not loaded, as code in "
+            "such a file can do anything. If you trust it, load it yourself and save its state dict alone"
         ) from error
     except Exception as error:  # the unpickler answers damage with whatever its next step stumbles over
         raise CorruptFileError(
-            f"{os.fspath(path)!r} is no whole file of torch.save ({error or type(error).__name__}): fetch it anew"
+            f"{os.fspath(path)!r} is no whole file of torch.save: it is damaged, half-copied or of another kind; fetch "
+            "it anew"
         ) from error
 
 
-def unwrap(loaded: Any) -> dict[str, Tensor]:
-    """The state dict inside what training scripts save: bare, or under ``state_dict`` or ``model``."""
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        return {}
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+def _check_readable(path: Path) -> None:
+    if not path.exists():
+        raise WeightsError(f"there is no file {os.fspath(path)!r}")
+    if not path.is_file():
+        raise WeightsError(f"{os.fspath(path)!r} is no file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise WeightsError(f"{os.fspath(path)!r} cannot be read: {error.strerror}") from error
 
 
 def sha256(path: Path) -> str:
