@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robustsim.baselines.base import Baseline, cosine_distance
 from robustsim.baselines.libraries import need, to_buffer, undisturbed, version_of
 from robustsim.errors import HubError, InputError, WeightsError
 
-#: For each name, the type that the package calls it, and the files and the folder of the adapter that it needs.
+_PATCH = "_patch"
+#: For each name, the type that the package calls it, and the files and the folder of the adapter that it needs. The
+#: types of patches have the mean of the patches in their embedding, beside the class token.
 KINDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "dreamsim": (
         "ensemble",
@@ -20,7 +23,13 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "dreamsim-clip-vit-b-32": ("clip_vitb32", ("clip_vitb32_pretrain.pth.tar",), "clip_vitb32_single_lora"),
     "dreamsim-dino-vit-b-16": ("dino_vitb16", ("dino_vitb16_pretrain.pth",), "dino_vitb16_single_lora"),
+    "dreamsim-dino-vit-b-16-patch": ("dino_vitb16_patch", ("dino_vitb16_pretrain.pth",), "dino_vitb16_patch_lora"),
     "dreamsim-dinov2-vit-b-14": ("dinov2_vitb14", ("dinov2_vitb14_pretrain.pth",), "dinov2_vitb14_single_lora"),
+    "dreamsim-dinov2-vit-b-14-patch": (
+        "dinov2_vitb14_patch",
+        ("dinov2_vitb14_pretrain.pth",),
+        "dinov2_vitb14_patch_lora",
+    ),
     "dreamsim-open-clip-vit-b-32": (
         "open_clip_vitb32",
         ("open_clip_vitb32_pretrain.pth.tar",),
@@ -32,6 +41,10 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 
 class DreamSim(Baseline):
     """1 - cosine of the embeddings of the package ``dreamsim``, its adapter merged into the weights.
+
+    An embedding is what the networks give side by side, less its mean, scaled to length 1: the class token before the
+    last norm for DINO, DINOv2 and SynCLR, CLIP's after its projection. In the types of patches, each token is treated
+    so, and the embedding is the class token beside the mean of the patches.
 
     Args:
         name: one of :data:`KINDS`.
@@ -54,7 +67,7 @@ class DreamSim(Baseline):
             raise InputError(f"DreamSim has the types {', '.join(KINDS)}, not {name!r}")
         library = need("dreamsim", name)
         super().__init__(name, f"{version_of('dreamsim')}; Fu et al., DreamSim, NeurIPS 2023")
-        folder = default_folder() if weights is None else Path(weights)
+        folder = default_folder() if weights is None else Path(weights).expanduser()
         missing = _missing(name, folder)
         if missing and weights is not None:
             raise WeightsError(
@@ -78,6 +91,8 @@ class DreamSim(Baseline):
     def _embed(self, images: Tensor) -> Tensor:
         library: Any = self.library
         embedding: Tensor = library.embed(images)
+        if library.is_patch:  # (N, 1 + patches, D), the class token first
+            embedding = torch.cat((embedding[:, 0], embedding[:, 1:].mean(1)), 1)
         for extractor in library.extractor_list:  # they hold on to the last features, and so to the whole graph
             extractor._feats = []
         return embedding
@@ -108,7 +123,13 @@ def _load(library: Any, name: str, folder: Path, missing: list[str]) -> Any:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with undisturbed(silent=not missing):
-            model, _ = library.dreamsim(pretrained=True, device="cpu", cache_dir=os.fspath(folder), dreamsim_type=kind)
+            model, _ = library.dreamsim(
+                pretrained=True,
+                device="cpu",
+                cache_dir=os.fspath(folder),
+                dreamsim_type=kind.removesuffix(_PATCH),
+                use_patch_model=kind.endswith(_PATCH),
+            )
             merged = model.merge_and_unload()
         if missing:
             (folder / "pretrained.zip").unlink(missing_ok=True)  # the package has unpacked it
@@ -120,8 +141,8 @@ def _load(library: Any, name: str, folder: Path, missing: list[str]) -> Any:
                 f"pass their folder as weights=FOLDER ({name}=FOLDER on the command line)"
             ) from error
         raise WeightsError(
-            f"the files of {name} in {os.fspath(folder)!r} could not be loaded: "
-            f"{' '.join(str(error).split())[:300] or type(error).__name__}"
+            f"the files of {name} in {os.fspath(folder)!r} could not be loaded: the package stopped with a "
+            f"{type(error).__name__}. They are damaged, or those of another type"
         ) from error
 
 

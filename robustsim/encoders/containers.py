@@ -105,7 +105,7 @@ def find_state(tensors: Mapping[str, Tensor], wanted: Collection[str], where: st
         places = Counter(name[: name.rfind(_INSIDE) + 1] for name in tensors)
     # The best, and of the equally good the nearest to the top.
     most = max(places.values(), default=0)
-    best = sorted((place for place, count in places.items() if count == most), key=lambda place: (len(place), place))
+    best = sorted((place for place, count in places.items() if count == most), key=len)
     found = [{name: tensors[place + name] for name in wanted if place + name in tensors} for place in best]
     if any(not _alike(found[0], other) for other in found[1:]):
         raise WeightsError(_several([f"{_shown(place)!r}" for place in best], where))

@@ -50,11 +50,15 @@ def load_encoder(
         ModelNotFoundError: no such name; the message has the nearest spellings.
         HubError: the Hub could not be used, see :mod:`robustsim.encoders.hub`.
         CardError, WeightsError: the files are not what they should be.
-        InputError: the name is that of a file, or a revision is given for what has none.
+        InputError: the name is that of a file or no name at all, or a revision is given for what has none.
     """
+    try:
+        name = os.fsdecode(name)
+    except TypeError:
+        raise InputError(f"a model is named by a text or a path, not by {name!r}") from None
     # What the caller has set as the device of new tensors, meta perhaps, is not where weights are read.
     with torch.device("cpu"):
-        return _load(os.fspath(name), revision, cache_dir, local_files_only, text)
+        return _load(name, revision, cache_dir, local_files_only, text)
 
 
 def _load(
