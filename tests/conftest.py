@@ -75,6 +75,15 @@ def published(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module")
+def small_dreamsim():
+    """DreamSim's networks, as wide as the files that the tests write for them."""
+    from tests import dreamsim_files
+
+    with dreamsim_files.small_networks():
+        yield
+
+
 @pytest.fixture(scope="session")
 def photo():
     """A small natural picture, uint8 (H, W, 3), of odd size."""

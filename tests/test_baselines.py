@@ -1,6 +1,5 @@
 """Other people's metrics: each against the library that owns it, and all against one contract."""
 
-import json
 import shutil
 import sys
 import types
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -47,29 +46,18 @@ from robustsim.errors import (
 )
 from robustsim.images.preprocessing import Preprocessing
 from tests.conftest import EXAMPLES
+from tests.dreamsim_files import generator, random_state, small_vit, write_dreamsim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NETS = ("alex", "vgg", "squeeze")
+SMALL_DREAMSIM = (
+    *("dreamsim", "dreamsim-open-clip-vit-b-32", "dreamsim-dino-vit-b-16", "dreamsim-dino-vit-b-16-patch"),
+    *("dreamsim-dinov2-vit-b-14", "dreamsim-dinov2-vit-b-14-patch"),
+)
 
 
 # Random weights in the layouts of the published files.
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def random_state(module, seed=0):
-    """Weights for a module on the meta device that keep the size of what passes through."""
-    draw = generator(seed)
-    state = {}
-    for key, value in module.state_dict().items():
-        if value.ndim > 1:
-            state[key] = torch.empty(value.shape).normal_(0, (2 / value[0].numel()) ** 0.5, generator=draw)
-        else:
-            state[key] = torch.empty(value.shape).uniform_(-0.1, 0.1, generator=draw)
-    return state
 
 
 def trunk_state(net):
@@ -136,59 +124,6 @@ def pieapp_state():
     return state
 
 
-def write_dreamsim(folder, name, vit):
-    """A folder in the layout of the package's releases, for networks that ``vit(patch_size)`` builds."""
-    kind, files, adapter = KINDS[name]
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        if file.startswith("dino_"):
-            shapes = {"mlp.0.weight": (8, 8), "mlp.0.bias": (8,), "mlp.2.weight": (8, 8), "mlp.2.bias": (8,),
-                      "mlp.4.weight": (8, 8), "mlp.4.bias": (8,), "last_layer.weight": (8, 8)}  # fmt: skip
-            torch.save({"student": {f"module.head.{key}": torch.zeros(s) for key, s in shapes.items()}}, folder / file)
-        else:
-            with undisturbed():
-                model = vit(patch_size=int(file.split("vitb")[1][:2]))
-                model.pos_drop = nn.LayerNorm(model.embed_dim)
-            state = random_state(model) | {"proj": torch.randn(model.embed_dim, 512, generator=generator(1))}
-            torch.save({"state_dict": state}, folder / file)
-    width = 24 if vit is small_vit else 768
-    extractors = 3 if kind == "ensemble" else 1
-    draw, rank = generator(2), 4
-    lora = {
-        f"base_model.model.extractor_list.{k}.model.blocks.{block}.attn.qkv.lora_{part}.weight": torch.randn(
-            shape, generator=draw
-        )
-        * 0.1
-        for k in range(extractors)
-        for block in range(12)
-        for part, shape in (("A", (rank, width)), ("B", (3 * width, rank)))
-    }
-    (folder / adapter).mkdir()
-    save_file(lora, folder / adapter / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2, "lora_dropout": 0.3, "bias": "none",
-              "target_modules": ["qkv"], "inference_mode": True}  # fmt: skip
-    (folder / adapter / "adapter_config.json").write_text(json.dumps(config))
-    if any(file.startswith("dino_") for file in files):
-        hub = folder / "facebookresearch_dino_main"
-        hub.mkdir()
-        (hub / "hubconf.py").write_text(
-            "import torch\n"
-            "from dreamsim.feature_extraction import load_clip_as_dino\n"
-            "def dino_vitb16():\n"
-            "    model = load_clip_as_dino.vit_base(patch_size=16)\n"
-            "    draw = torch.Generator().manual_seed(5)\n"
-            "    for value in model.state_dict().values(): value.normal_(0, 0.1, generator=draw)\n"
-            "    return model\n"
-        )
-    return folder
-
-
-def small_vit(patch_size=16, **kwargs):
-    from dreamsim.feature_extraction.vision_transformer import VisionTransformer
-
-    return VisionTransformer(patch_size=patch_size, embed_dim=24, depth=12, num_heads=2, qkv_bias=True)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Weights files by the names of the baselines that read them."""
@@ -206,22 +141,10 @@ def files(tmp_path_factory):
     save_file(dists_state(), made["dists"])
     made["pieapp"] = root / "pieapp.safetensors"
     save_file(pieapp_state(), made["pieapp"])
-    for name in ("dreamsim", "dreamsim-open-clip-vit-b-32"):
+    for name in SMALL_DREAMSIM:
         made[name] = write_dreamsim(root / name, name, small_vit)
     yield made
     shutil.rmtree(root)
-
-
-@pytest.fixture(scope="module")
-def small_dreamsim():
-    """DreamSim's networks, as wide as the files of ``files``: the package's are too big for a test."""
-    import dreamsim.feature_extraction.load_clip_as_dino as clip
-    import dreamsim.feature_extraction.load_open_clip_as_dino as open_clip
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip, "vit_base", small_vit)
-        patch.setattr(open_clip, "vit_base", small_vit)
-        yield
 
 
 def pair(size, count=2, seed=0):
@@ -230,6 +153,72 @@ def pair(size, count=2, seed=0):
     coarse = torch.rand(count, 3, 8, 8, generator=draw)
     a = F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
     return a, (a + 0.1 * torch.randn(a.shape, generator=draw)).clamp(0, 1)
+
+
+# Weights are numbers.
+
+# For each baseline with weights, a tensor that it uses and that is spoilt, and where its file has it.
+SPOILT = {
+    "lpips-alex": "features.3.weight",
+    "lpips-vgg": "lin2.weight",
+    "r-lpips": "net.slice1.0.bias",
+    "lipsim": "module.model.convs.1.kernel",
+    "dists": "beta",
+    "pieapp": "conv1.weight",
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_weights_with_nan_are_refused(name, files, tmp_path):
+    path = files[name]
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    inside = state.get("model_state_dict", state)
+    for fault, what in ((float("nan"), "NaN"), (float("inf"), "infinity")):
+        tensor = inside[SPOILT[name]].clone()
+        tensor.view(-1)[-1] = fault
+        torch.save({**inside, SPOILT[name]: tensor}, tmp_path / "w.pth")
+        tail = SPOILT[name].removeprefix("module.model.")
+        with pytest.raises(WeightsError, match=rf"w\.pth' hold values that are not finite, .*{tail} \({what}\)"):
+            load_baseline(name, weights=tmp_path / "w.pth")
+
+
+def test_weights_with_nan_that_a_library_loads_are_refused(files, small_dreamsim, tmp_path, monkeypatch):
+    name = "dreamsim-open-clip-vit-b-32"
+    folder = shutil.copytree(files[name], tmp_path / name)
+    file = folder / "open_clip_vitb32_pretrain.pth.tar"
+    state = torch.load(file, weights_only=True)["state_dict"]
+    for key in ("blocks.3.attn.qkv.weight", "proj"):
+        spoilt = state[key].clone()
+        spoilt[1, 1] = float("nan")
+        torch.save({"state_dict": {**state, key: spoilt}}, file)
+        with pytest.raises(WeightsError, match=rf"the weights of {name} hold .*{key} \(NaN\)"):
+            load_baseline(name, weights=folder)
+    bad = pieapp_state()
+    bad["conv3.weight"][0, 0, 0, 0] = float("inf")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args, **kwargs: bad)
+    with pytest.raises(WeightsError, match=r"the weights of pieapp hold .*library\.conv3\.weight \(infinity\)"):
+        load_baseline("pieapp")
+
+
+def test_infinities_in_somebodys_own_module_are_theirs():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+
+        def forward(self, a, b):
+            return (a - b).square().mean((1, 2, 3))
+
+    assert from_callable(Masked())(*pair(8)).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["lpips-alex", "lipsim", "dists", "pieapp", "dreamsim", "ssim"])
+def test_another_device_for_new_tensors_is_not_the_metrics(name, files, small_dreamsim):
+    expected = load_baseline(name, weights=files.get(name)).weights_sha256()
+    with torch.device("meta"):
+        metric = load_baseline(name, weights=files.get(name))
+    assert {value.device.type for value in (*metric.parameters(), *metric.buffers())} <= {"cpu"}
+    assert metric.weights_sha256() == expected
 
 
 # The contract.
@@ -274,7 +263,7 @@ CUSTOM = {
 }
 PLAIN = ("l2", "linf", "psnr", "ssim", "ms-ssim")
 LEARNED = ("lpips-alex", "lpips-vgg", "lpips-squeeze", "r-lpips", "lipsim", "dreamsim", "dreamsim-open-clip-vit-b-32",
-           "dists", "pieapp")  # fmt: skip
+           "dreamsim-dino-vit-b-16-patch", "dists", "pieapp")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[*PLAIN, *LEARNED, *CUSTOM])
@@ -496,6 +485,7 @@ def test_lpips_reads_every_layout(files, tmp_path):
         "whole.pth": trunk | linear | {"classifier.1.weight": torch.zeros(2, 2)},
         "model.pt": {"state_dict": trunk | {k.replace(".weight", ".model.1.weight"): v for k, v in linear.items()}},
         "package.safetensors": {key: value.clone() for key, value in package.items()},
+        "compiled.pth": {"model_state": {f"_orig_mod.module.{key}": value for key, value in package.items()}},
         "parallel.pth": {f"module.{key}": value for key, value in package.items() if not key.startswith("scaling")},
     }
     for name, state in layouts.items():
@@ -637,16 +627,33 @@ def test_lipsim_reads_other_wrappings_and_refuses_other_files(tmp_path):
 # DreamSim.
 
 
-@pytest.mark.parametrize("name", ["dreamsim", "dreamsim-open-clip-vit-b-32"])
+@pytest.mark.parametrize("name", SMALL_DREAMSIM)
 def test_dreamsim_is_the_packages(name, files, small_dreamsim):
     ours = load_baseline(name, weights=files[name])
     package = need("dreamsim", "test")
+    kind = KINDS[name][0]
     with undisturbed():
-        theirs, preprocess = package.dreamsim(device="cpu", cache_dir=str(files[name]), dreamsim_type=KINDS[name][0])
-    a, b = pair(224)
-    torch.testing.assert_close(ours(a, b), theirs(a, b), rtol=0, atol=1e-6)
-    torch.testing.assert_close(ours.embed(a), theirs.embed(a), rtol=0, atol=1e-5)
-    assert ours.embed(a[:1]).shape == (1, 512 if name != "dreamsim" else 512 + 512 + 24)
+        theirs, preprocess = package.dreamsim(
+            device="cpu",
+            cache_dir=str(files[name]),
+            dreamsim_type=kind.removesuffix("_patch"),
+            use_patch_model=kind.endswith("_patch"),
+        )
+    a, b = pair(224)[0], 1 - pair(224, seed=1)[0]
+    expected = theirs(a, b)
+    assert (expected > 1e-4).all()
+    torch.testing.assert_close(ours(a, b), expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ours(a[:1], b[:1]), theirs(a[:1], b[:1]), rtol=0, atol=1e-6)
+    embedding, theirs_embedding = ours.embed(a), theirs.embed(a)
+    if kind.endswith("_patch"):  # every token of its own, which only their distance brings together
+        patches = theirs_embedding[:, 1:].mean(1)
+        theirs_embedding = torch.cat((theirs_embedding[:, 0], patches), 1)
+    torch.testing.assert_close(embedding, theirs_embedding, rtol=0, atol=1e-5)
+    if not kind.endswith("_patch"):
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+        torch.testing.assert_close(embedding.mean(1), torch.zeros(2), rtol=0, atol=1e-6)
+    width = {"dreamsim": 512 + 512 + 24, "dreamsim-open-clip-vit-b-32": 512}.get(name, 24)
+    assert ours.embed(a[:1]).shape == (1, 2 * width if kind.endswith("_patch") else width)
     picture = Image.fromarray((torch.rand(61, 47, 3, generator=generator()) * 255).to(torch.uint8).numpy())
     mine = np.asarray(ours.preprocessing.apply(picture)).transpose(2, 0, 1) / np.float32(255)
     assert np.array_equal(mine, preprocess(picture)[0].numpy())
@@ -699,8 +706,10 @@ def test_dreamsim_without_its_files(files, small_dreamsim, tmp_path, monkeypatch
     name = "dreamsim-open-clip-vit-b-32"
     shutil.copytree(files[name], tmp_path / "damaged")
     torch.save({"state_dict": {"proj": torch.ones(2, 2)}}, tmp_path / "damaged" / "open_clip_vitb32_pretrain.pth.tar")
-    with pytest.raises(WeightsError, match=f"the files of {name} .* could not be loaded: "):
+    with pytest.raises(WeightsError, match=f"the files of {name} .* could not be loaded: .* another type$") as caught:
         load_baseline(name, weights=tmp_path / "damaged")
+    assert caught.value.__cause__ is not None
+    assert str(caught.value.__cause__)[:40] not in str(caught.value)
     with pytest.raises(InputError, match="DreamSim has the types"):
         DreamSim("dreamsim-resnet")
 
