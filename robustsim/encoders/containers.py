@@ -138,7 +138,7 @@ def _named(leaves: Iterator[tuple[str, Tensor]], where: str) -> dict[str, Tensor
         name = _TRANSPARENT_PART.sub("", long_name) if wrapped else long_name
         if name in out and not _equal(out[name], value):
             raise WeightsError(
-                f"{where} holds {_shown(name)!r} twice, with and without a wrapper's name in it, and not alike"
+                f"{where} holds two different {_shown(name)}, with and without the names of wrappers before or in it"
             )
         out[name] = value
     return out
