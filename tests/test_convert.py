@@ -545,6 +545,8 @@ def test_adapters_named_by_peft_itself(published, tmp_path):
     save_file({**state, **other}, tmp_path / "lora" / "adapter_model.safetensors")
     with pytest.raises(WeightsError, match="change the same weight, and differ"):
         convert(tmp_path / "lora", tmp_path / "c", base=published["dino"][0])
+    with pytest.raises(WeightsError, match=r"holds LoRA adapters, .*: pass their folder, '.*lora'$"):
+        convert(tmp_path / "lora" / "adapter_model.safetensors", tmp_path / "c", base=published["dino"][0])
     biases = {key.replace(".default.weight", ".bias"): torch.ones(3) for key in state}
     save_file(biases, tmp_path / "lora" / "adapter_model.safetensors")
     with pytest.raises(WeightsError, match=r"lora_[AB]\.bias', which is no lora_A or lora_B matrix"):

@@ -293,6 +293,23 @@ def test_building_and_converting_too(made, tmp_path, meta):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["lite", "ours-mlp", "ours-lora", "open_clip", "timm"])
+def test_loading_is_in_float32_whatever_the_type_of_new_tensors(made, tmp_path, kind, dtype):
+    folder = "lite-clean" if kind == "lite" else KINDS[kind][0](made, tmp_path / "m")
+    expected = load_encoder(folder)
+    torch.set_default_dtype(dtype)
+    try:
+        encoder = load_encoder(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for (name, value), other in zip(encoder.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+        assert value.dtype == other.dtype, name
+    assert torch.equal(encoder.mean, expected.mean)
+    assert torch.equal(encoder.std, expected.std)
+
+
 # --- names of folders and files
 
 
@@ -319,6 +336,9 @@ def test_a_file_is_explained_where_a_model_is_wanted(made, tmp_path, form):
     for name in ("model.safetensors", "config.json"):
         with pytest.raises(InputError, match=rf"{name}' is a file; a model is its folder: pass '.*mine'$"):
             load_encoder(form_of(root / name))
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        with pytest.raises(InputError, match=rf"{name}' is a file; a model is its folder: pass '.*vit'$"):
+            load_encoder(form_of(made["vit"][0] / name))
     torch.save({}, tmp_path / "epoch_3.pt")
     with pytest.raises(
         InputError, match=r"epoch_3\.pt' is a file; .*`robustsim convert .*epoch_3\.pt -o FOLDER --base"

@@ -87,6 +87,11 @@ def convert(
         tensors = flatten(read_weights(path) if path.suffix == ".safetensors" else read_pickle(path), where)
         if not tensors:
             raise WeightsError(f"{where} holds no tensors")
+        if all(".lora_" in key for key in tensors):
+            raise WeightsError(
+                f"{where} holds LoRA adapters, whose configuration lies beside them: pass their folder, "
+                f"{os.fspath(path.parent)!r}"
+            )
         mlp = {key: value for key, value in tensors.items() if _MLP in key}
         encoder = _with_mlp(find_state(mlp, _MLP_NAMES, where), base, where) if mlp else _bare(tensors, base, where)
         return _save(encoder, output, claims)

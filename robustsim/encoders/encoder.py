@@ -55,8 +55,8 @@ class Encoder(nn.Module):
         self.head = ResidualMLP(card.embedding_dim, card.head.hidden) if card.head.kind == "mlp" else None
         self.text = text
         # Not persistent: the card says them, and weights files stay those of the trunk.
-        self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1), persistent=False)
+        for name, values in (("mean", card.mean), ("std", card.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] to the trunk's input; in the pixels' precision, then in the encoder's type."""
@@ -128,7 +128,7 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def build_encoder(card: EncoderCard, *, text: bool = False, **options: Any) -> Encoder:
-    """The card's architecture with undefined weights, on the CPU; no random numbers are drawn.
+    """The card's architecture with undefined weights, on the CPU, in float32; no random numbers are drawn.
 
     Args:
         card: what to build.
@@ -155,4 +155,5 @@ def build_encoder(card: EncoderCard, *, text: bool = False, **options: Any) -> E
             trunk = lite.build(card)
         if text and tower is None:
             raise InputError(f"{card.name!r} has no text tower: use a CLIP model, such as 'clip-vit-b-32'")
-        return Encoder(card, trunk, tower).eval()
+        # The caller's type of new tensors is not that of the weights: in bfloat16 they would lose half their digits.
+        return Encoder(card, trunk, tower).float().eval()

@@ -100,8 +100,10 @@ def _load(
 
 def _about_file(path: Path) -> str:
     """What to do with a file where a model's name is wanted."""
+    from robustsim.encoders import clip
+
     folder = os.fspath(path.parent)
-    if path.name in (CONFIG, WEIGHTS) or (path.parent / CONFIG).is_file():
+    if path.name == WEIGHTS or any((path.parent / name).is_file() for name in (CONFIG, clip.CONFIG)):
         return f"{os.fspath(path)!r} is a file; a model is its folder: pass {folder!r}"
     return (
         f"{os.fspath(path)!r} is a file; a model is a folder with {CONFIG} and {WEIGHTS}. `robustsim convert "
