@@ -97,6 +97,7 @@ def find_state(tensors: Mapping[str, Tensor], wanted: Collection[str], where: st
     Raises:
         WeightsError: they are there several times, and differ.
     """
+    wanted = frozenset(wanted)
     places: Counter[str] = Counter()
     for name in tensors:
         starts = [0, *(place + 1 for place, sign in enumerate(name) if sign in (".", _INSIDE))]
@@ -109,11 +110,8 @@ def find_state(tensors: Mapping[str, Tensor], wanted: Collection[str], where: st
     found = [{name: tensors[place + name] for name in wanted if place + name in tensors} for place in best]
     if any(not _alike(found[0], other) for other in found[1:]):
         raise WeightsError(_several([f"{_shown(place)!r}" for place in best], where))
-    inside = (
-        {name.removeprefix(best[0]): value for name, value in tensors.items() if name.startswith(best[0])}
-        if best
-        else {}
-    )
+    place = best[0] if best else ""
+    inside = {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
     return _plain({name: value for name, value in inside.items() if _INSIDE not in name}, where)
 
 
