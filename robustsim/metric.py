@@ -32,7 +32,7 @@ from robustsim.distances import (
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.load import load_encoder, save_encoder
-from robustsim.encoders.placement import find_device
+from robustsim.encoders.placement import cast_encoder, find_device, parse_dtype
 from robustsim.errors import InputError
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
 from robustsim.images.tracing import concrete
@@ -94,7 +94,7 @@ class RobustSim(nn.Module):
         cache_dir: "str | os.PathLike[str] | None" = None,
         local_files_only: bool = False,
         device: "str | torch.device | None" = None,
-        dtype: torch.dtype | None = None,
+        dtype: "torch.dtype | str | None" = None,
         text: bool = False,
         persistent: bool = True,
     ) -> "RobustSim":
@@ -106,23 +106,25 @@ class RobustSim(nn.Module):
             cache_dir: where downloads are kept; huggingface_hub's cache if not given.
             local_files_only: use the cache alone.
             device: None for CUDA where there is one, else MPS, else the CPU.
-            dtype: the encoder's type; None for float32. Results are float32 in any case.
+            dtype: the encoder's type, as torch's or by its name (``"bfloat16"``); None for float32. Results are float32
+                in any case.
             text: load a CLIP model's text tower too, for :meth:`embed_text`.
             persistent: see the class.
 
         Raises:
             ModelNotFoundError: no such name; the nearest spellings are named.
             HubError: the network, the repository or the disk; the message says what to do.
-            WeightsError: the files are damaged, or contradict their card.
-            InputError: this machine has no such device.
+            WeightsError: the files are damaged, contradict their card, or hold what is not finite in that type.
+            InputError: this machine has no such device, or an encoder cannot compute in that type.
         """
-        place = find_device(device)
-        # Tensors made in inference mode could never be part of a graph again, and a metric may live long.
-        with torch.inference_mode(False):
+        place, wanted = find_device(device), parse_dtype(dtype)
+        # Tensors made in inference mode could never be part of a graph again, and a metric may live long; those made
+        # under somebody's `torch.device("meta")` would hold nothing.
+        with torch.inference_mode(False), torch.device("cpu"):
             encoder = load_encoder(
                 name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
             )
-            return cls(encoder, persistent=persistent).to(place, dtype or torch.float32)
+            return cls(cast_encoder(encoder, wanted), persistent=persistent).to(place)
 
     def save_pretrained(self, folder: "str | os.PathLike[str]") -> Path:
         """Write ``config.json`` and ``model.safetensors``; :meth:`from_pretrained` reads them back bit for bit.

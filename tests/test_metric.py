@@ -486,6 +486,18 @@ def test_names_and_devices_that_do_not_exist(tmp_path):
         RobustSim(RobustSim.from_pretrained(device="cpu").encoder, batch_size=0)
 
 
+def test_types_by_name_and_under_another_default_device(published, tiny):
+    folder = published["vit"][0]
+    for dtype, expected in (("float16", torch.float16), ("torch.bfloat16", torch.bfloat16), ("fp64", torch.float64)):
+        assert RobustSim.from_pretrained(folder, device="cpu", dtype=dtype).encoder.mean.dtype == expected
+    for wrong in ("int8", torch.int8, 16):
+        with pytest.raises(InputError, match=r"is no type that an encoder computes in"):
+            RobustSim.from_pretrained(folder, device="cpu", dtype=wrong)
+    with torch.device("meta"):
+        other = RobustSim.from_pretrained(folder, device="cpu", dtype="float32")
+    assert torch.equal(other.distance(images(1), images(1, seed=1)), tiny.distance(images(1), images(1, seed=1)))
+
+
 def test_module_level_functions_use_one_cached_metric(metric):
     from robustsim import default as module
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from robustsim.encoders import Encoder, EncoderCard, Head, convert, load_card, load_encoder, save_encoder
 from robustsim.encoders.containers import find_state, flatten, strip_wrappers, unwrap
-from robustsim.encoders.dtypes import cast_encoder, parse_dtype
 from robustsim.encoders.encoder import build_encoder
 from robustsim.encoders.finite import refuse_non_finite
 from robustsim.encoders.heads import merge_lora
+from robustsim.encoders.placement import cast_encoder, parse_dtype
 from robustsim.encoders.weights import read_pickle, read_weights
 from robustsim.errors import CardError, CorruptFileError, InputError, ModelNotFoundError, WeightsError
 from tests import layouts
