@@ -4,6 +4,10 @@ import sys
 
 # Before huggingface_hub is imported: it reads these once. Tests talk to their own server, in plain HTTP.
 os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+# It answers, but on a busy machine perhaps not within the ten seconds that are usual.
+os.environ.update(HF_HUB_ETAG_TIMEOUT="600", HF_HUB_DOWNLOAD_TIMEOUT="600")
+# Of the processes that tests start: where cores are busy, threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
     os.environ.pop(name, None)
 
@@ -12,17 +16,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests import hub_server, layouts
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("robustsim", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("robustsim")
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _threads():
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 
 import pytest
 
 from tests import judges
 from tests.conftest import EXAMPLES
+from tests.processes import started, until
 
 SMALL = [
     "--set",
@@ -137,13 +136,11 @@ def test_recipes_are_listed_and_printed(run, tmp_path):
 def test_sigterm_saves_and_the_exit_code_says_so(tmp_path):
     out = tmp_path / "mine"
     words = ["train", "fare-lite", "--data", EXAMPLES, "-o", out, "--set", "steps=100000", *SMALL, *NONE_HELD]
-    command = [sys.executable, "-m", "robustsim", *map(str, words)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    log, limit = out / "log.jsonl", time.monotonic() + 120
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < limit:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    log, environment = out / "log.jsonl", {**os.environ, "OMP_NUM_THREADS": "1"}
+    with started("-m", "robustsim", *words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        until(lambda: log.exists() and log.stat().st_size, lambda: process.poll() is None)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "the same command goes on" in err
     assert list((out / "checkpoints").glob("step-*.safetensors"))

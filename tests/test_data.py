@@ -532,7 +532,7 @@ votes = st.one_of(st.integers(0, 10**6), st.floats(0, 1e6))
 cells = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.lists(
         st.tuples(st.permutations("abc"), votes, votes, cells).filter(lambda row: row[1] + row[2]), min_size=1

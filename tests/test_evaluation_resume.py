@@ -17,11 +17,14 @@ from robustsim.evaluation.subjects import subject
 from robustsim.images import Preprocessing
 from tests.conftest import ROOT
 from tests.judges import SIZE, Small, small, triplets
+from tests.processes import GATE, started, until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Slow enough, by pauses in the metric, to be killed on the way.
-JOB = """
+# Pauses in the metric, for moments that differ; and with a gate, it never gets to writing its report.
+JOB = (
+    GATE
+    + """
 import sys
 import torch
 from robustsim.baselines import from_callable
@@ -31,13 +34,13 @@ from tests.judges import small
 torch.set_num_threads(1)
 task = two_afc(read_triplets(sys.argv[1]))
 plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, attacked=40)
-evaluate(small(pause=float(sys.argv[3])), task, output=sys.argv[2], attack=plan, batch_size=8)
+for at_the_end in sys.argv[3:]:
+    from robustsim.evaluation import run
+    run.write_report = lambda *arguments: gate(at_the_end)
+evaluate(small(pause=0.02 * len(sys.argv[3:])), task, output=sys.argv[2], attack=plan, batch_size=8)
 """
-
-
-def start(data, output, pause):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", JOB, str(data), str(output), str(pause)], env=environment, cwd=ROOT)
+)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def without_times(report):
@@ -65,23 +68,23 @@ def test_killed_at_random_moments_it_ends_with_the_same_report(tmp_path):
     plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, attacked=40)
     undisturbed = evaluate(small(), task, output=tmp_path / "undisturbed", attack=plan, batch_size=8)
 
-    moments, kills, kept = random.Random(7), 0, []
-    while kills < 4:
-        process = start(data, tmp_path / "killed", pause=0.02)
-        # From the first line that this process itself has kept on: its imports are not the moment that is meant.
-        while process.poll() is None and (seen := journal(tmp_path / "killed")) <= (kept[-1] if kept else 0):
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it was done before it could be killed: make it slower"
+    moments, kept, gate = random.Random(7), [0], tmp_path / "gate"
+    for _ in range(4):
+        gate.unlink(missing_ok=True)
+        with started("-c", JOB, data, tmp_path / "killed", gate, env=ENVIRONMENT, cwd=ROOT) as process:
+            # From the first line that this process itself has kept on: its imports are not the moment that is meant.
+            until(lambda: journal(tmp_path / "killed") > kept[-1] or gate.exists(), lambda: process.poll() is None)
+            time.sleep(moments.uniform(0, 0.2))
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
         assert not list((tmp_path / "killed").glob("*.json"))
-        assert seen > 0
         kept.append(journal(tmp_path / "killed"))
-        kills += 1
+        assert kept[-1] > 0
     (file,) = (tmp_path / "killed").glob("*.partial/journal-0.jsonl")
     parts = [(entry["chunk"], entry["part"]) for entry in map(json.loads, file.read_text().splitlines()[:-1])]
     assert len(parts) == len(set(parts)) > 0  # what was kept is not done again
-    assert start(data, tmp_path / "killed", pause=0).wait() == 0
+    with started("-c", JOB, data, tmp_path / "killed", env=ENVIRONMENT, cwd=ROOT) as process:
+        assert process.wait() == 0
     same(undisturbed, only(tmp_path / "killed"))
     assert {path.suffix for path in (tmp_path / "killed").iterdir()} == {".json", ".parquet"}
 
@@ -134,10 +137,9 @@ Path(sys.argv[1]).with_name(f"{Workers().number} of {Workers().count}").touch()
     job.write_text(JOB + told)
     # What `accelerate launch` starts on several GPUs; on CPUs it would want MPI.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(job), str(data), str(tmp_path / "two"), "0"],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200,
+        [*command, str(job), str(data), str(tmp_path / "two")],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all((data.parent / f"{number} of 2").exists() for number in (0, 1))

@@ -19,6 +19,7 @@ from robustsim.errors import ImageError, InputError, MissingDependencyError, Out
 from robustsim.images import find_images
 from robustsim.search import embed_folder, embed_images
 from tests.conftest import EXAMPLES
+from tests.processes import GATE, started, until
 
 
 @pytest.fixture
@@ -199,34 +200,50 @@ def test_two_runs_on_one_output_do_not_mix(small, folder, tmp_path):
         embed_folder(small, folder, tmp_path / "out.npz", progress=second)
 
 
-def test_killed_at_random_moments(folder, tmp_path, metric):
+# The real command, which never gets to writing the file.
+HELD = (
+    GATE
+    + """
+import sys
+from robustsim.cli import main
+from robustsim.search import embedding
+at_the_end = sys.argv.pop(1)
+embedding._Journal.copy_to = lambda *arguments: gate(at_the_end)
+main()
+"""
+)
+
+
+def test_killed_at_random_moments(folder, tmp_path, metric, run):
     """SIGKILL, three times, on the real command; the end is the same as of an undisturbed run."""
-    for index in range(120):
+    for index in range(50):
         shutil.copy(EXAMPLES / "rocket.jpg", folder / f"more-{index}.jpg")
-    out = tmp_path / "out.npz"
-    command = [sys.executable, "-m", "robustsim", "embed", str(folder), "-o", str(out), "--batch-size", "4"]
+    out, gate = tmp_path / "out.npz", tmp_path / "gate"
+    words = ["embed", folder, "-o", out, "--batch-size", "4"]
     journal = tmp_path / "out.partial" / "files.jsonl"
-    rng, kills = random.Random(7), 0
+    moments, kept = random.Random(7), [0]
     for _ in range(3):
-        before = journal.stat().st_size if journal.exists() else 0
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if journal.exists() and journal.stat().st_size > before:
-                time.sleep(rng.uniform(0, 0.15))
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.005)
-        process.wait()
-    assert kills == 3
-    assert not out.exists()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "from an interrupted run" in done.stderr
+        gate.unlink(missing_ok=True)
+        with started("-c", HELD, gate, *words, stderr=subprocess.DEVNULL) as process:
+            # From the first line that this process itself has kept on.
+            until(lambda: size(journal) > kept[-1] or gate.exists(), lambda: process.poll() is None)
+            time.sleep(moments.uniform(0, 0.15))
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        kept.append(size(journal))
+        assert not out.exists()
+    assert 0 < kept[1] <= kept[2] <= kept[3]
+    code, _, err = run(*words)
+    assert code == 0
+    assert "from an interrupted run" in err
     names, embeddings = read(out)
     assert names == [path.as_posix() for path in find_images(folder) if path.name != "3.jpg"]
     expected = metric.embed([folder / name for name in names])
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
+def size(path):
+    return path.stat().st_size if path.exists() else 0
 
 
 def test_long_names_of_many_scripts_survive(small, tmp_path):

@@ -304,11 +304,23 @@ def test_other_images_can_be_judged_on(tmp_path, data, monkeypatch):
 
 
 def test_every_image_is_seen_once_in_each_pass(tmp_path, data, monkeypatch):
-    seen, _ = reads(monkeypatch)
+    """By its place in the training: threads read ahead, and which one is first is nobody's business."""
+    from robustsim.training.sources.stream import Stream
+
+    (seen, _), placed, told = reads(monkeypatch), {}, Stream._read
+
+    def read(self, wanted):
+        position, index = wanted
+        assert position not in placed
+        placed[position] = index
+        return told(self, wanted)
+
+    monkeypatch.setattr(Stream, "_read", read)
     changes = {"steps": None, "epochs": 3, "batch_size": 7, "validation": {"images": 0}}
     train(recipe(**changes), data, tmp_path / "out", **QUIET)
-    passes = [[index for _, index in seen[start : start + 14]] for start in (0, 14, 28)]
-    assert len(seen) == 42
+    assert sorted(placed) == list(range(42))
+    assert sorted(placed.values()) == sorted(index for _, index in seen)  # and what was asked for was read
+    passes = [[placed[position] for position in range(start, start + 14)] for start in (0, 14, 28)]
     assert sorted(passes[0]) == sorted(passes[1]) == sorted(passes[2]) == list(range(14))
     assert passes[0] != passes[1] != passes[2]
 

@@ -151,7 +151,7 @@ def launch(root, wanted):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(root / "job.py"), str(root), wanted],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280,
+        env=environment, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     files = [root / f"{wanted}-{rank}-of-2.jsonl" for rank in (0, 1)]

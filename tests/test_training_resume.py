@@ -19,21 +19,27 @@ from robustsim.training.loop.log import Log, read_log
 from robustsim.training.loop.state import find_checkpoints, read_checkpoint
 from tests import trainings
 from tests.judges import triplets
+from tests.processes import GATE, until
 from tests.trainings import finetune_recipe, pictures, recipe, same, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUIET = {"progress": False, "tensorboard": False, "cpu": True}
-# Pauses, so that there is time to be killed in.
-JOB = """
+# With a gate it has pauses, so that there is time to be killed in, and it never ends.
+JOB = (
+    GATE
+    + """
 import time
 from torch import nn
 from robustsim.training import run
 from tests import trainings
+from robustsim.training.loop.loop import Loop
 class Pause(nn.Module): forward = lambda self, x: (time.sleep({pause}), x)[1]
+if {gate!r}: Loop.run = lambda self, told=Loop.run: (told(self), gate({gate!r}))
 setattr(*trainings.use(lambda: trainings.encoder(Pause())))
 run.{verb}(trainings.{recipe}(**{changes}), {data!r}, {output!r}, cpu=True, progress=False, tensorboard=False)
 """
+)
 
 WAYS = {
     "plain": {"steps": 30, "checkpoints": {"every": 4}},
@@ -77,11 +83,11 @@ def small(monkeypatch):
     monkeypatch.setattr(*trainings.use())
 
 
-def go(verb, output, data, changes, pause=0.0):
+def go(verb, output, data, changes, pause=0.0, gate=None):
     """As a line of code for the server; classes cannot stand in one, so it is compiled from text."""
-    name = "recipe" if verb == "train" else "finetune_recipe"
-    text = JOB.format(verb=verb, recipe=name, changes=changes, data=str(data), output=str(output), pause=pause)
-    return f"exec({text!r})"
+    name, gate = "recipe" if verb == "train" else "finetune_recipe", gate and str(gate)
+    words = {"changes": changes, "data": str(data), "output": str(output), "pause": pause, "gate": gate}
+    return f"exec({JOB.format(verb=verb, recipe=name, **words)!r}, {{}})"
 
 
 def steps(output, kind="train"):
@@ -99,14 +105,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, data, 
     changes, output, moments = WAYS[way], tmp_path / "killed", random.Random(way)
     train(recipe(**changes), data, tmp_path / "undisturbed", **QUIET)
     for _ in range(4):
-        before = find_checkpoints(output)[-1:]
-        child = server.start(go("train", output, data, changes, pause=0.01))
-        # From its first checkpoint on: its start is not the moment that is meant.
-        while find_checkpoints(output)[-1:] == before and steps(output) != [10, 20, 30]:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.15))
-        os.kill(child, signal.SIGKILL)
-        assert server.wait() == -signal.SIGKILL, "it was done before it could be killed: make it slower"
+        killed(server, "train", output, data, changes, 0.01, moments.uniform(0, 0.15))
         assert not (output / "model.safetensors").exists()
     server.start(go("train", output, data, changes))
     assert server.wait() == 0
@@ -116,18 +115,32 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, data, 
     assert not list(output.rglob("*.part")) + list(output.rglob("*tmp*"))  # what was being written when it was killed
 
 
+def killed(server, verb, output, data, changes, pause, moment):
+    """A run that is killed a moment after its first checkpoint: its start is not what is meant."""
+    before, gate = find_checkpoints(output)[-1:], output.with_name("gate")
+    gate.unlink(missing_ok=True)
+    child = server.start(go(verb, output, data, changes, pause, gate))
+    until(lambda: find_checkpoints(output)[-1:] != before or gate.exists(), lambda: runs(child))
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    assert server.wait() == -signal.SIGKILL
+
+
+def runs(child):
+    try:
+        os.kill(child, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_killed_fine_tuning_on_judgements_ends_with_the_same_weights(tmp_path, server):
     data, output = triplets(tmp_path / "data", 40, images=40), tmp_path / "killed"
     changes = {"steps": 30, "checkpoints": {"every": 3}}
     finetune(finetune_recipe(**changes), data, tmp_path / "undisturbed", **QUIET)
     for _ in range(2):
-        before = find_checkpoints(output)[-1:]
-        child = server.start(go("finetune", output, data, changes, pause=0.05))
-        while find_checkpoints(output)[-1:] == before:
-            time.sleep(0.005)
-        os.kill(child, signal.SIGKILL)
-        assert server.wait() == -signal.SIGKILL
+        killed(server, "finetune", output, data, changes, 0.05, 0)
     server.start(go("finetune", output, data, changes))
     assert server.wait() == 0
     assert same(weights(output), weights(tmp_path / "undisturbed"))

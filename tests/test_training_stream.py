@@ -171,6 +171,15 @@ def test_a_process_that_can_read_nothing_says_so():
         batches(Flat(None), Augment(SQUARE), [range(2)], lambda message: None, processes=True, workers=1)
 
 
+def begun(stream, spans):
+    """Its batches, of which one has come, and the process that reads them; those of other tests may not be gone yet."""
+    before = set(multiprocessing.active_children())
+    found = stream.batches(iter(spans))
+    next(found)
+    (reader,) = set(multiprocessing.active_children()) - before
+    return found, reader
+
+
 @forks
 def test_processes_that_read_outlive_a_signal_to_the_whole_group():
     """The process that trains saves its state then, and one that had lost its readers could not."""
@@ -178,15 +187,12 @@ def test_processes_that_read_outlive_a_signal_to_the_whole_group():
         Flat((9, 9, 9)), range(1), Augment(SQUARE), seed=3, size=lambda position: 8, device=torch.device("cpu"),
         report=pytest.fail, processes=True, workers=1,
     )  # fmt: skip
-    found = stream.batches(iter([range(4)] * 50))
-    next(found)
-    (reader,) = multiprocessing.active_children()
+    found, reader = begun(stream, [range(4)] * 50)
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         os.kill(reader.pid, signal_)
     assert sum(1 for _ in found) == 49
     found.close()
-    reader.join(20)
-    assert not reader.is_alive()
+    reader.join()
 
 
 @forks
@@ -196,19 +202,17 @@ def test_a_process_that_hangs_in_a_read_does_not_outlive_the_stream():
 
         def read(self, index):
             self.count += 1
-            time.sleep(100 * (self.count > 4))
+            while self.count > 4:
+                time.sleep(60)
             return super().read(index)
 
     stream = Stream(
         Stuck((9, 9, 9)), range(1), Augment(SQUARE), seed=3, size=lambda position: 8, device=torch.device("cpu"),
         report=pytest.fail, processes=True, workers=1,
     )  # fmt: skip
-    found = stream.batches(iter([range(4)] * 5))
-    next(found)
-    (reader,) = multiprocessing.active_children()
+    found, reader = begun(stream, [range(4)] * 5)
     found.close()
-    reader.join(10)
-    assert not reader.is_alive()
+    reader.join()
 
 
 def test_images_of_two_classes_are_not_blended():
