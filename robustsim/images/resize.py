@@ -51,7 +51,7 @@ def resize_window(
         return out if not fill else out + fill * (1 - down.sum(1)[:, None] * across.sum(1)[None])
     if pixels.shape[-2:] != (height, width):
         pixels = F.interpolate(pixels, size=(height, width), mode=mode, antialias=True, align_corners=False)
-    if top < 0 or left < 0:
+    if height < size or width < size:
         border = (-left, size - width + left, -top, size - height + top)
         return F.pad(pixels, border, value=fill)
     return pixels[..., top : top + size, left : left + size]
