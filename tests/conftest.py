@@ -53,6 +53,16 @@ def shared():
 
 
 @pytest.fixture(scope="session")
+def server():
+    """Starts processes that are to be killed."""
+    from tests import trainings
+
+    server = trainings.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def metric():
     from robustsim import RobustSim
 

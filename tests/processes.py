@@ -3,6 +3,8 @@
 pytest's own time limit (`timeout` in pyproject.toml) is the one against hangs.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,3 +38,22 @@ def until(condition, running):
             assert condition(), "the process ended before"
             return
         time.sleep(0.005)
+
+
+def killed(server, code, begun, gate, moment):
+    """Start code that ends at a gate, on a server of `tests.trainings`, and kill it a moment after `begun()`."""
+    gate.unlink(missing_ok=True)
+    child = server.start(code)
+    # It may have come to its gate with nothing left to begin.
+    until(lambda: begun() or gate.exists(), lambda: _runs(child))
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    assert server.wait() == -signal.SIGKILL
+
+
+def _runs(child):
+    try:
+        os.kill(child, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -3,10 +3,8 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,30 +15,27 @@ from robustsim.evaluation.subjects import subject
 from robustsim.images import Preprocessing
 from tests.conftest import ROOT
 from tests.judges import SIZE, Small, small, triplets
-from tests.processes import GATE, started, until
+from tests.processes import GATE, killed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Pauses in the metric, for moments that differ; and with a gate, it never gets to writing its report.
-JOB = (
-    GATE
-    + """
-import sys
+JOB = """
 import torch
 from robustsim.baselines import from_callable
 from robustsim.data import read_triplets
-from robustsim.evaluation import AttackPlan, evaluate, two_afc
+from robustsim.evaluation import AttackPlan, evaluate, run, two_afc
 from tests.judges import small
 torch.set_num_threads(1)
-task = two_afc(read_triplets(sys.argv[1]))
+task = two_afc(read_triplets({data!r}))
 plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, attacked=40)
-for at_the_end in sys.argv[3:]:
-    from robustsim.evaluation import run
-    run.write_report = lambda *arguments: gate(at_the_end)
-evaluate(small(pause=0.02 * len(sys.argv[3:])), task, output=sys.argv[2], attack=plan, batch_size=8)
+if {gate!r}: run.write_report = lambda *arguments: gate({gate!r})
+evaluate(small(pause={pause}), task, output={output!r}, attack=plan, batch_size=8)
 """
-)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def job(data, output, pause=0.0, gate=None):
+    """With a gate it never gets to writing its report."""
+    return GATE + JOB.format(data=str(data), output=str(output), pause=pause, gate=gate and str(gate))
 
 
 def without_times(report):
@@ -61,30 +56,25 @@ def only(folder):
     return load_report(path)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
-def test_killed_at_random_moments_it_ends_with_the_same_report(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_killed_at_random_moments_it_ends_with_the_same_report(tmp_path, server):
     data = triplets(tmp_path / "data", 120)
     task = two_afc(read_triplets(data))
     plan = AttackPlan(attacks=("pgd", "apgd"), eps=("1/255", "4/255"), steps=6, attacked=40)
     undisturbed = evaluate(small(), task, output=tmp_path / "undisturbed", attack=plan, batch_size=8)
 
-    moments, kept, gate = random.Random(7), [0], tmp_path / "gate"
+    moments, kept, output = random.Random(7), [0], tmp_path / "killed"
     for _ in range(4):
-        gate.unlink(missing_ok=True)
-        with started("-c", JOB, data, tmp_path / "killed", gate, env=ENVIRONMENT, cwd=ROOT) as process:
-            # From the first line that this process itself has kept on: its imports are not the moment that is meant.
-            until(lambda: journal(tmp_path / "killed") > kept[-1] or gate.exists(), lambda: process.poll() is None)
-            time.sleep(moments.uniform(0, 0.2))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+        slow = job(data, output, pause=0.02, gate=tmp_path / "gate")
+        # From the first line that this process itself has kept on: its start is not the moment that is meant.
+        killed(server, slow, lambda: journal(output) > kept[-1], tmp_path / "gate", moments.uniform(0, 0.2))
         assert not list((tmp_path / "killed").glob("*.json"))
         kept.append(journal(tmp_path / "killed"))
         assert kept[-1] > 0
     (file,) = (tmp_path / "killed").glob("*.partial/journal-0.jsonl")
     parts = [(entry["chunk"], entry["part"]) for entry in map(json.loads, file.read_text().splitlines()[:-1])]
     assert len(parts) == len(set(parts)) > 0  # what was kept is not done again
-    with started("-c", JOB, data, tmp_path / "killed", env=ENVIRONMENT, cwd=ROOT) as process:
-        assert process.wait() == 0
+    assert server.run(job(data, output)) == 0
     same(undisturbed, only(tmp_path / "killed"))
     assert {path.suffix for path in (tmp_path / "killed").iterdir()} == {".json", ".parquet"}
 
@@ -128,18 +118,17 @@ def test_cut_off_anywhere_the_journal_is_of_use(tmp_path, seed, monkeypatch):
 
 def test_two_processes_share_the_work(tmp_path):
     data = triplets(tmp_path / "data", 60)
-    job = tmp_path / "job.py"
-    told = """
+    told = f"""
 from pathlib import Path
 from robustsim.evaluation.running.workers import Workers
-Path(sys.argv[1]).with_name(f"{Workers().number} of {Workers().count}").touch()
+Path({str(data)!r}).with_name(f"{{Workers().number}} of {{Workers().count}}").touch()
 """
-    job.write_text(JOB + told)
+    (tmp_path / "job.py").write_text(job(data, tmp_path / "two") + told)
     # What `accelerate launch` starts on several GPUs; on CPUs it would want MPI.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(job), str(data), str(tmp_path / "two")],
-        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
+        [*command, str(tmp_path / "job.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all((data.parent / f"{number} of 2").exists() for number in (0, 1))

@@ -4,10 +4,7 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -19,7 +16,9 @@ from robustsim.errors import ImageError, InputError, MissingDependencyError, Out
 from robustsim.images import find_images
 from robustsim.search import embed_folder, embed_images
 from tests.conftest import EXAMPLES
-from tests.processes import GATE, started, until
+from tests.processes import GATE, killed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -201,35 +200,29 @@ def test_two_runs_on_one_output_do_not_mix(small, folder, tmp_path):
 
 
 # The real command, which never gets to writing the file.
-HELD = (
-    GATE
-    + """
+HELD = """
 import sys
 from robustsim.cli import main
 from robustsim.search import embedding
-at_the_end = sys.argv.pop(1)
-embedding._Journal.copy_to = lambda *arguments: gate(at_the_end)
+embedding._Journal.copy_to = lambda *arguments: gate({gate!r})
+sys.argv = {words!r}
 main()
 """
-)
 
 
-def test_killed_at_random_moments(folder, tmp_path, metric, run):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_killed_at_random_moments(folder, tmp_path, metric, run, server):
     """SIGKILL, three times, on the real command; the end is the same as of an undisturbed run."""
     for index in range(50):
         shutil.copy(EXAMPLES / "rocket.jpg", folder / f"more-{index}.jpg")
     out, gate = tmp_path / "out.npz", tmp_path / "gate"
-    words = ["embed", folder, "-o", out, "--batch-size", "4"]
+    words = ["embed", str(folder), "-o", str(out), "--batch-size", "4"]
     journal = tmp_path / "out.partial" / "files.jsonl"
     moments, kept = random.Random(7), [0]
     for _ in range(3):
-        gate.unlink(missing_ok=True)
-        with started("-c", HELD, gate, *words, stderr=subprocess.DEVNULL) as process:
-            # From the first line that this process itself has kept on.
-            until(lambda: size(journal) > kept[-1] or gate.exists(), lambda: process.poll() is None)
-            time.sleep(moments.uniform(0, 0.15))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+        held = GATE + HELD.format(gate=str(gate), words=["robustsim", *words])
+        # From the first line that this process itself has kept on.
+        killed(server, held, lambda: size(journal) > kept[-1], gate, moments.uniform(0, 0.15))
         kept.append(size(journal))
         assert not out.exists()
     assert 0 < kept[1] <= kept[2] <= kept[3]

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import threading
-import time
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from robustsim.training import Stopped, finetune, train
 from robustsim.training.loop import loop as loops
 from robustsim.training.loop.log import Log, read_log
 from robustsim.training.loop.state import find_checkpoints, read_checkpoint
-from tests import trainings
+from tests import processes, trainings
 from tests.judges import triplets
-from tests.processes import GATE, until
+from tests.processes import GATE
 from tests.trainings import finetune_recipe, pictures, recipe, same, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,13 +65,6 @@ def _interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = trainings.Server()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def data(tmp_path):
     return pictures(tmp_path / "data", 14)
@@ -84,10 +76,10 @@ def small(monkeypatch):
 
 
 def go(verb, output, data, changes, pause=0.0, gate=None):
-    """As a line of code for the server; classes cannot stand in one, so it is compiled from text."""
+    """The job, for the server."""
     name, gate = "recipe" if verb == "train" else "finetune_recipe", gate and str(gate)
     words = {"changes": changes, "data": str(data), "output": str(output), "pause": pause, "gate": gate}
-    return f"exec({JOB.format(verb=verb, recipe=name, **words)!r}, {{}})"
+    return JOB.format(verb=verb, recipe=name, **words)
 
 
 def steps(output, kind="train"):
@@ -107,8 +99,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, data, 
     for _ in range(4):
         killed(server, "train", output, data, changes, 0.01, moments.uniform(0, 0.15))
         assert not (output / "model.safetensors").exists()
-    server.start(go("train", output, data, changes))
-    assert server.wait() == 0
+    assert server.run(go("train", output, data, changes)) == 0
     assert same(weights(output), weights(tmp_path / "undisturbed"))
     assert without_times(output) == without_times(tmp_path / "undisturbed")
     assert (steps(output), steps(output, "validation")) == ([10, 20, 30], [6, 12, 18, 24, 30])
@@ -118,20 +109,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, data, 
 def killed(server, verb, output, data, changes, pause, moment):
     """A run that is killed a moment after its first checkpoint: its start is not what is meant."""
     before, gate = find_checkpoints(output)[-1:], output.with_name("gate")
-    gate.unlink(missing_ok=True)
-    child = server.start(go(verb, output, data, changes, pause, gate))
-    until(lambda: find_checkpoints(output)[-1:] != before or gate.exists(), lambda: runs(child))
-    time.sleep(moment)
-    os.kill(child, signal.SIGKILL)
-    assert server.wait() == -signal.SIGKILL
-
-
-def runs(child):
-    try:
-        os.kill(child, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    job = go(verb, output, data, changes, pause, gate)
+    processes.killed(server, job, lambda: find_checkpoints(output)[-1:] != before, gate, moment)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -141,8 +120,7 @@ def test_killed_fine_tuning_on_judgements_ends_with_the_same_weights(tmp_path, s
     finetune(finetune_recipe(**changes), data, tmp_path / "undisturbed", **QUIET)
     for _ in range(2):
         killed(server, "finetune", output, data, changes, 0.05, 0)
-    server.start(go("finetune", output, data, changes))
-    assert server.wait() == 0
+    assert server.run(go("finetune", output, data, changes)) == 0
     assert same(weights(output), weights(tmp_path / "undisturbed"))
     assert without_times(output) == without_times(tmp_path / "undisturbed")
 

@@ -153,14 +153,19 @@ class Server:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def start(self, line):
-        """Run a line of Python in a process of its own; its number."""
-        self.process.stdin.write(line.replace("\n", ";") + "\n")
+    def start(self, code):
+        """Run Python in a process of its own; its number. It must not write to standard output."""
+        self.process.stdin.write(f"exec({code!r}, {{}})\n")
         return int(self.process.stdout.readline())
 
     def wait(self):
         """The exit code of that process."""
         return int(self.process.stdout.readline())
+
+    def run(self, code):
+        """Run Python in a process of its own to its end; the exit code."""
+        self.start(code)
+        return self.wait()
 
     def close(self):
         self.process.stdin.close()
