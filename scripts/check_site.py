@@ -27,7 +27,7 @@ _CODES = frozenset({"code", "pre", "kbd", "samp"})
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 )
-_WIDTH = 88
+_WIDTH = 80
 
 
 class _Reader(HTMLParser):

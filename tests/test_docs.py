@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import EXAMPLES, ROOT
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: needs [^>]+ -->\n)?^```(?P<kind>python|sh)\n(?P<text>.*?)^```$", re.M | re.S
@@ -59,3 +61,35 @@ def test_readme_names_every_model():
 
     readme = (ROOT / "README.md").read_text()
     assert [name for name in list_models() if f"`{name}`" not in readme] == []
+
+
+def tables(page):
+    """{first cell of a row: the other cells}, of the first table that has such a row; bold figures as plain ones."""
+    found = {}
+    for line in (ROOT / "docs" / page).read_text().splitlines():
+        if line.startswith("| "):
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            found.setdefault(name.replace("**", ""), [cell.strip("*") for cell in cells])
+    return found
+
+
+def test_figures_of_the_first_page_are_those_of_the_others():
+    from robustsim.encoders import load_card
+
+    shown, measured = tables("index.md"), tables("benchmarks.md")
+    for head in ("measured on materials, in %", "published for NIGHTS, in %"):
+        assert shown.pop(head) == ["agrees", "attacked"]
+    for name, row in (
+        ("`l2`, of pixels", "l2"),
+        ("SSIM", "ssim"),
+        ("LPIPS (Alex)", "lpips-alex"),
+        ("`lite-clean`", "lite-clean"),
+        ("`lite`, the default", "lite"),
+    ):
+        clean, _, attacked = (cell.split()[0] for cell in measured[row])
+        assert shown.pop(name) == [clean, attacked]
+    for name in ("clip-convnext-base", "rclip-t-convnext-base"):
+        scores = load_card(name).scores
+        assert shown.pop(f"`{name}`") == [str(scores["nights_clean"]), str(scores["nights_linf"])]
+    # Of the same table of the paper; the package has no card of these.
+    assert sorted(shown) == ["DreamSim, ensemble", "LipSim, margin 0.5", "R-LPIPS"]
