@@ -25,21 +25,36 @@ def ensemble(**options):
     return EnsembleAttack([PGD(steps=3, **options), SquareAttack(queries=5, **options)])
 
 
+class Started:
+    """APGD from grey, whichever images it is called with."""
+
+    def __init__(self, **options):
+        self.options = options
+
+    def __call__(self, objective, images):
+        start = torch.full_like(images.detach(), 0.5)
+        return APGD(steps=12, start=start, **self.options)(objective, images)
+
+
 ATTACKS = {
     "PGD": (partial(PGD, steps=6), ("linf", "l2", "l1")),
     "PGD-momentum": (partial(PGD, steps=6, momentum=0.9, step_rule="cosine", restarts=2), ("linf",)),
     "APGD": (partial(APGD, steps=12), ("linf", "l2", "l1")),
     "APGD-stop": (partial(APGD, steps=12, restarts=2, stop_on_success=True), ("linf",)),
+    "APGD-first-step": (partial(APGD, steps=12, step_size=0.05), ("linf",)),
+    "APGD-start": (Started, ("linf", "l2", "l1")),
     "APGD-T": (partial(APGD, steps=6, targets=3), ("linf",)),
-    "Square": (partial(SquareAttack, queries=40), ("linf", "l2")),
+    "Square": (partial(SquareAttack, queries=40), ("linf", "l2", "l1")),
     "FAB": (partial(FAB, steps=8, targets=3), ("linf", "l2", "l1")),
     "CarliniWagner": (partial(CarliniWagner, steps=20, searches=5, learning_rate=0.1), ("l2",)),
     "RandomNoise": (partial(RandomNoise, draws=4), ("linf", "l2", "l1")),
     "AutoAttack": (partial(AutoAttack, steps=6, queries=10, targets=2), ("linf", "l2", "l1")),
+    "AutoAttack-plus": (partial(AutoAttack, version="plus", steps=2, queries=5, targets=1), ("linf", "l1")),
+    "AutoAttack-rand": (partial(AutoAttack, version="rand", steps=3), ("linf",)),
     "Ensemble": (ensemble, ("linf",)),
 }
 # Noise is no attacker, and an ensemble is called with its parts.
-EXCEPT = {("RandomNoise", "strength"), ("Ensemble", "keywords_only")}
+EXCEPT = {("RandomNoise", "strength"), ("Ensemble", "keywords_only"), ("APGD-start", "keywords_only")}
 ROWS = [(name, norm) for name, (_, norms) in ATTACKS.items() for norm in norms]
 
 

@@ -183,7 +183,7 @@ def test_what_makes_no_objective_is_refused():
         afc(labels=torch.tensor([0.0, 1.0, 0.5, 1.0]))
     with pytest.raises(InputError, match="none of reference, left, right, all"):
         afc(perturb="both")
-    with pytest.raises(InputError, match=r"reference is attacked: it must be \(N, C, H, W\)"):
+    with pytest.raises(InputError, match=r"reference must be images \(N, C, H, W\), not \(4, 5\)"):
         afc(reference=torch.rand(4, 5))
     with pytest.raises(InputError, match="'hinge' is none of the losses"):
         Classification(model, LABELS, loss="hinge")
@@ -232,7 +232,7 @@ def test_distances_of_embeddings_are_asked_of_embeddings_as_they_are():
     [
         ({"embed": None}, "embed= or distance=, or both"),
         ({"perturb": "left"}, "neither odd nor all"),
-        ({"others": (images(1, count=3), images(2))}, "4, 3, 4 images"),
+        ({"others": (images(1, count=3), images(2))}, "4 odd, 3 first, 4 second"),
         ({"odd": torch.zeros(4, 5)}, "must be"),
     ],
 )

@@ -35,6 +35,7 @@ def attack_in_batches(
 
 
 def _in_batches(attack: "Attack | EnsembleAttack", batch_size: int, objective: Any, images: Tensor) -> AttackResult:
+    check_count(objective, images)
     for one in attack.attacks if isinstance(attack, EnsembleAttack) else (attack,):
         one.threat.around(images)  # as many radii as images, among other things
     stop, parts = Stop(), []
@@ -46,6 +47,12 @@ def _in_batches(attack: "Attack | EnsembleAttack", batch_size: int, objective: A
             parts.append(watched(attack, stop).for_images(rows).on(part, images[rows], rows))
     names = AttackResult.__dataclass_fields__
     return AttackResult(**{name: _joined([getattr(part, name) for part in parts]) for name in names})
+
+
+def check_count(objective: Any, images: Tensor) -> None:
+    """Refuse an objective for more images, of which a selection would take the first, or for fewer."""
+    if hasattr(objective, "check_count"):
+        objective.check_count(images)
 
 
 def _joined(parts: "list[Tensor | None]") -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustsim.attacks.batches import attack_in_batches
+from robustsim.attacks.batches import attack_in_batches, check_count
 from robustsim.attacks.engine.base import Attack, alone, at_least
 from robustsim.attacks.engine.region import Norm
 from robustsim.attacks.engine.run import Run
@@ -80,7 +80,7 @@ def check_gradient_masking(
     images: Tensor,
     *,
     norm: Norm = "linf",
-    eps: float,
+    eps: float | str,
     bounds: tuple[float, float] = (0.0, 1.0),
     steps: int = 100,
     queries: int = 1000,
@@ -95,13 +95,13 @@ def check_gradient_masking(
     - Random noise is weaker than APGD, and so is a single gradient step.
     - Accuracy falls as the radius grows, and ends at zero.
     - Ten times fewer and twice as many steps: the last doubling hardly lowers accuracy.
-    - Square Attack, which needs no gradient, breaks nothing that APGD has left (not in l1).
+    - Square Attack, which needs no gradient, breaks nothing that APGD has left.
 
     Args:
         objective: with ``success`` and ``select``, such as TwoAFC, Classification, or Untargeted with a threshold.
         images: (N, C, H, W), what it is about.
         norm: of the threat model.
-        eps: its radius.
+        eps: its radius, a number or text such as ``4/255``.
         bounds: least and greatest value of a pixel.
         steps: of APGD.
         queries: of Square.
@@ -115,8 +115,11 @@ def check_gradient_masking(
     """
     if not (hasattr(objective, "success") and hasattr(objective, "select")):
         raise InputError("check_gradient_masking needs an objective that offers success(images) and select(indices)")
-    if not 0 < eps < math.inf:
-        raise InputError(f"eps must be above 0 and finite, not {eps!r}")
+    radius = ThreatModel(norm, eps, bounds).eps
+    if not isinstance(radius, float) or not 0 < radius < math.inf:
+        raise InputError(f"eps must be one radius above 0 and finite, not {eps!r}")
+    eps = radius
+    check_count(objective, images)
     for name, value, least in (("steps", steps, 10), ("queries", queries, 1), ("tolerance", tolerance, 0)):
         at_least(name, value, least)
     common: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": generator, "progress": progress}
@@ -147,9 +150,7 @@ def check_gradient_masking(
             by_eps[radius] = standing(APGD(**common, eps=radius, steps=steps, stop_on_success=True), clean)
             if not len(by_eps[radius]):
                 break
-        square = left if norm == "l1" else standing(
-            SquareAttack(**common, eps=eps, queries=queries, stop_on_success=True), left
-        )  # fmt: skip
+        square = standing(SquareAttack(**common, eps=eps, queries=queries, stop_on_success=True), left)
         dead = _without_gradient(objective, images, ThreatModel(norm, eps, bounds), batch_size, generator)
 
     def share(rows: Tensor) -> float:
@@ -189,18 +190,16 @@ def check_gradient_masking(
             f"accuracy {fewer:.1%} after {steps // 10} steps, {apgd:.1%} after {steps}, {more:.1%} after {2 * steps}",
             "The attack has not converged: report a longer one.",
         ),
+        MaskingCheck(
+            "black box finds nothing new",
+            apgd - share(square) <= slack,
+            f"Square ({queries} queries) lowers accuracy from {apgd:.1%} to {share(square):.1%}",
+            "What needs no gradient should not beat what has one: report AutoAttack and look for masked gradients.",
+        ),
     ]
-    accuracy = {"clean": share(clean), "noise": share(noise), "one step": share(single), "apgd": apgd}
-    if norm != "l1":
-        accuracy["square"] = share(square)
-        checks.append(
-            MaskingCheck(
-                "black box finds nothing new",
-                apgd - share(square) <= slack,
-                f"Square ({queries} queries) lowers accuracy from {apgd:.1%} to {share(square):.1%}",
-                "What needs no gradient should not beat what has one: report AutoAttack and look for masked gradients.",
-            )
-        )
+    accuracy = {
+        "clean": share(clean), "noise": share(noise), "one step": share(single), "apgd": apgd, "square": share(square),
+    }  # fmt: skip
     return MaskingReport(
         tuple(checks),
         accuracy,

@@ -77,8 +77,8 @@ class Attacks:
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Attack the right decisions by apgd, pgd, square, fab, autoattack or noise. May be repeated: any of "
-            "them may succeed.",
+            help="Attack the right decisions by apgd, pgd, square, fab, autoattack, autoattack-plus, autoattack-rand "
+            "or noise. May be repeated: any of them may succeed.",
         ),
     ] = None
     norm: Annotated[Norm, typer.Option(help="How the size of the change is measured.")] = "linf"

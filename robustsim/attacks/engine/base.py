@@ -16,7 +16,7 @@ from robustsim.attacks.engine.modules import undisturbed
 from robustsim.attacks.engine.region import Norm, Region
 from robustsim.attacks.engine.result import AttackResult
 from robustsim.attacks.engine.run import Callback, Over, Run, Seen
-from robustsim.attacks.engine.threat import ThreatModel
+from robustsim.attacks.engine.threat import Eps, ThreatModel
 from robustsim.errors import InputError
 
 Goal = Callable[[Tensor], Tensor]
@@ -33,7 +33,8 @@ class Attack(ABC):
 
     Attributes:
         norm: ``linf``, ``l2`` or ``l1``.
-        eps: the radius in units of pixels; (N,) for one for each image.
+        eps: the radius in units of pixels, a number or text such as ``8/255``; (N,) for one for each image, a tensor,
+            list or array. It becomes a float or a tensor.
         bounds: least and greatest value of a pixel.
         generator: of all random numbers, on any device; torch's default generator if not given.
         progress: show a progress bar on standard error.
@@ -42,7 +43,7 @@ class Attack(ABC):
     """
 
     norm: Norm = "linf"
-    eps: float | Tensor
+    eps: Eps
     bounds: tuple[float, float] = (0.0, 1.0)
     generator: torch.Generator | None = None
     progress: bool = False
@@ -52,7 +53,7 @@ class Attack(ABC):
     bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _ = self.threat  # refuses what does not fit
+        object.__setattr__(self, "eps", self.threat.eps)  # read, and refused if it does not fit
         if self.bounded and bool(torch.isinf(torch.as_tensor(self.eps)).any()):
             raise InputError(f"{type(self).__name__} needs a finite radius: FAB and CarliniWagner do without")
 
@@ -106,10 +107,14 @@ class Attack(ABC):
         """The attack without the promises around it."""
 
     def for_images(self: AnyAttack, indices: Tensor) -> AnyAttack:
-        """The same attack for some of a batch: with their radii, where each image has its own."""
+        """The same attack for some of a batch: with their radii and beginnings, where each image has its own."""
+        changes: dict[str, Any] = {}
         if isinstance(self.eps, Tensor) and self.eps.ndim and len(self.eps) > 1:
-            return replace(self, eps=self.eps[indices.to(self.eps.device)])
-        return self
+            changes["eps"] = self.eps[indices.to(self.eps.device)]
+        start = getattr(self, "start", None)
+        if start is not None:
+            changes["start"] = start[indices.to(start.device)]
+        return replace(self, **changes) if changes else self
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,11 +156,13 @@ class IterativeAttack(Attack):
             run.close()
         if not run.foreign:
             return result
-        # The points were found by other losses than the caller's.
-        loss, success, passes = ask(objective, result.images)
+        # The points were found by other losses than the caller's; of a randomised one the mean counts, as before.
+        draws = [ask(objective, result.images) for _ in range(self.samples)]
+        loss = torch.stack([draw[0] for draw in draws]).mean(0)
         refuse_nan(type(self).__name__, loss, places)
-        known = result.success if success is None else success
-        return replace(result, loss=loss, success=known, queries=result.queries + passes)
+        votes = [draw[1].float() for draw in draws if draw[1] is not None]
+        known = torch.stack(votes).mean(0) > 0.5 if votes else result.success
+        return replace(result, loss=loss, success=known, queries=result.queries + sum(draw[2] for draw in draws))
 
     @abstractmethod
     def search(self, run: Run) -> None:
@@ -172,7 +179,7 @@ class MinimumNormAttack(IterativeAttack):
         stop_on_success: an image is done with the first success within the radius, which need not be the nearest.
     """
 
-    eps: float | Tensor = math.inf
+    eps: Eps = math.inf
 
     bounded = False
 
@@ -205,8 +212,12 @@ class MinimumNormAttack(IterativeAttack):
 
 
 def at_least(name: str, value: float, least: float) -> None:
-    """Refuse an option below its least value."""
-    if not value >= least:
+    """Refuse an option below its least value, or what is no number."""
+    try:
+        fits = bool(value >= least)
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
         raise InputError(f"{name} must be at least {least:g}, not {value!r}")
 
 
@@ -218,6 +229,8 @@ def eagerly(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images:
 
 
 def _alone(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images: Tensor) -> AttackResult:
+    if not isinstance(images, Tensor):
+        raise InputError(f"attacks need a tensor of images (N, C, H, W), not {type(images).__name__}")
     with alone(objective):
         return on(objective, images.detach().clone())  # a copy, whatever the objective may do to it
 

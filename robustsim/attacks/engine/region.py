@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeAlias, Union
 import torch
 from torch import Tensor
 
+from robustsim.errors import InputError
+
 Norm = Literal["linf", "l2", "l1"]
 Shape: TypeAlias = Union[torch.Size, tuple[int, ...]]
 Generators: TypeAlias = Union[torch.Generator, Sequence[torch.Generator], None]
@@ -151,7 +153,7 @@ class Region:
         return (self.originals.clamp(max=low), self.originals.clamp(min=high)) if self._beyond else (low, high)
 
     @cached_property
-    def _box(self) -> tuple[Tensor, Tensor]:
+    def box(self) -> tuple[Tensor, Tensor]:
         """Least and greatest value of each pixel in linf."""
         low, high = self._limits
         return (self.originals - self.radius).clamp_min_(low), (self.originals + self.radius).clamp_max_(high)
@@ -183,7 +185,7 @@ class Region:
                 is in the set all the same.
         """
         if self.norm == "linf":
-            return points.clamp(*self._box)
+            return points.clamp(*self.box)
         delta = points - self.originals
         length = torch.linalg.vector_norm(delta, ORDERS[self.norm], dim=self._over, keepdim=True)
         outside = length > self.radius
@@ -235,6 +237,17 @@ class Region:
             above, too_little = torch.where(over | enough, above, middle), torch.where(over, too_little, now)
         change = torch.minimum((size - above).clamp_min_(0), room)
         return torch.addcmul(self.originals, change, delta.sign_()).clamp_(*self._limits)
+
+    def beginning(self, start: Tensor) -> Tensor:
+        """Points that a caller wants to begin at, (N, ...) like the images, brought into the set.
+
+        Raises:
+            InputError: another shape than the images'.
+        """
+        if not isinstance(start, Tensor) or start.shape != self.originals.shape:
+            seen = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+            raise InputError(f"start is {seen}, the images are {tuple(self.originals.shape)}")
+        return self.project(start.detach().to(self.originals))
 
     def random_start(self, generator: Generators = None) -> Tensor:
         """A random point: uniform in the linf ball, on the l2 sphere, a sparse point of the l1 ball; within the box.

@@ -1,5 +1,6 @@
 """Auto-PGD (Croce and Hein 2020, "Reliable evaluation of adversarial robustness"; in l1 their "Mind the box", 2021)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,15 +42,21 @@ class _State:
 class APGD(IterativeAttack):
     """PGD with momentum that finds its step size by itself: the attack to measure with.
 
-    The step begins at ``2 * eps``. At checkpoints (after 22 % of the steps, then at intervals that shrink by 3 % down
-    to 6 %) it is halved, and the search goes on from the best point, where the loss rose in no more than 75 % of the
-    steps since, or where neither the best loss nor the step has changed. In l1 it begins at ``eps`` and moves a few
-    coordinates, the fewer the sparser the best point is, and the step size follows that. ``steps`` iterations take
-    steps + 1 forward passes and as many gradients as steps, at most.
+    The step begins at ``2 * eps``, or at ``step_size``. At checkpoints (after 22 % of the steps, then at intervals that
+    shrink by 3 % down to 6 %) it is halved, and the search goes on from the best point, where the loss rose in no more
+    than 75 % of the steps since, or where neither the best loss nor the step has changed. In l1 it begins at ``eps``
+    and moves a few coordinates, the fewer the sparser the best point is, and the step size follows that. ``steps``
+    iterations take steps + 1 forward passes and as many gradients as steps, at most.
 
     Attributes:
         steps: iterations of one go.
+        step_size: length of the first step in the attack's norm, ``2 * eps`` if not given, in l1 ``eps``; where the
+            ball is larger for a while, so is the step.
+        start: points to begin at instead of random ones, like the images; what lies outside the ball is brought into
+            it. Goes with one restart.
         restarts: goes, each from a new random point.
+        loss: a loss of the objective's to work by instead of its own, ``dlr`` for example; success stays the same. It
+            needs an objective that offers ``with_loss``, and goes without ``targets``.
         targets: None maximises the objective itself. A number attacks that many of the likeliest wrong classes one
             after the other (APGD-T, by targeted DLR; by the margin where there are less than four classes); it needs
             an objective that offers ``targeted``.
@@ -59,7 +66,10 @@ class APGD(IterativeAttack):
     """
 
     steps: int = 100
+    step_size: float | None = None
+    start: Tensor | None = None
     restarts: int = 1
+    loss: str | None = None
     targets: int | None = None
     larger_eps: bool | None = None
     eot: int = 1
@@ -70,6 +80,14 @@ class APGD(IterativeAttack):
             at_least(name, getattr(self, name), 1)
         if self.targets is not None:
             at_least("targets", self.targets, 1)
+        if self.step_size is not None:
+            at_least("step_size", self.step_size, 0)
+            if not 0 < self.step_size < math.inf:
+                raise InputError(f"step_size must be above 0 and finite, not {self.step_size!r}")
+        if self.start is not None and self.restarts > 1:
+            raise InputError("start= is one beginning: it goes with one restart")
+        if self.loss is not None and self.targets is not None:
+            raise InputError("loss= and targets= are two aims: take one")
 
     @property
     def samples(self) -> int:
@@ -77,7 +95,12 @@ class APGD(IterativeAttack):
 
     def search(self, run: Run) -> None:
         stages = self._stages()
+        beginning = None if self.start is None else run.region.scaled(stages[0][0]).beginning(self.start)
         aims: list[object] = [None]
+        if self.loss is not None:
+            if not hasattr(run.objective, "with_loss"):
+                raise InputError("loss= needs an objective that offers with_loss, such as Classification, or loss=None")
+            aims = [run.objective.with_loss(self.loss)]
         if self.targets is not None:
             if not hasattr(run.objective, "targeted"):
                 raise InputError("targets= needs an objective with classes, such as Classification, or targets=None")
@@ -88,7 +111,10 @@ class APGD(IterativeAttack):
             if aim is not None:
                 run.switch(aim)
             for _ in range(self.restarts):
-                start = run.region.scaled(stages[0][0]).random_start(run.generator)
+                if beginning is None:
+                    start = run.region.scaled(stages[0][0]).random_start(run.generator)
+                else:  # of those that an earlier aim has left
+                    start = beginning[run.indices]
                 for index, (factor, steps) in enumerate(stages):
                     self._climb(run, start, factor, steps, total, fresh=index == 0)
                     start = run.trial.images
@@ -107,15 +133,16 @@ class APGD(IterativeAttack):
         run.begin(keep_gradient=True, in_budget=factor == 1)
         x = region.project(start)
         seen = run.evaluate(x, gradient=True)
-        state = self._state(region, x, seen.slope, seen.loss, fresh)
+        first = self._first(region, factor)
+        state = self._state(region, x, seen.slope, seen.loss, first, fresh)
         interval, shorter, least = self._intervals(steps)
         since = 0
         for step in range(steps):
             keep = run.tick(total)
             if keep is not None:
-                state, region = select(state, keep), run.region
+                state, region, first = select(state, keep), run.region, first[keep]
             if since == interval:
-                self._adapt(state, run.trial, region, interval)
+                self._adapt(state, run.trial, region, interval, first)
                 interval, since = max(interval - shorter, least), 0
             x = self._move(state, region, first=step == 0)
             last = step == steps - 1
@@ -128,14 +155,14 @@ class APGD(IterativeAttack):
             since += 1
         run.tick(total)
 
-    def _state(self, region: Region, x: Tensor, gradient: Tensor, loss: Tensor, fresh: bool) -> _State:
+    def _state(self, region: Region, x: Tensor, gradient: Tensor, loss: Tensor, first: Tensor, fresh: bool) -> _State:
         size = x[0].numel()
         changed = torch.full_like(loss, size) if fresh else _changed(x, region.originals)
         return _State(
             x=x,
             old=x,
             gradient=gradient,
-            step_size=region.eps * self._first,
+            step_size=first,
             last_loss=loss,
             rises=torch.zeros_like(loss),
             checked_loss=loss,
@@ -144,9 +171,11 @@ class APGD(IterativeAttack):
             changed=changed,
         )
 
-    @property
-    def _first(self) -> float:
-        return 1.0 if self.norm == "l1" else 2.0
+    def _first(self, region: Region, factor: float) -> Tensor:
+        """The first step of a stage, (n,)."""
+        if self.step_size is None:
+            return region.eps * (1.0 if self.norm == "l1" else 2.0)
+        return torch.full_like(region.eps, self.step_size * factor)
 
     def _intervals(self, steps: int) -> tuple[int, int, int]:
         """Steps to the first checkpoint, by how much the next intervals are shorter, and the shortest."""
@@ -163,13 +192,12 @@ class APGD(IterativeAttack):
         z = z.mul_(_ALPHA).add_(state.x, alpha=2 - 2 * _ALPHA).sub_(state.old, alpha=1 - _ALPHA)
         return region.project(z, tolerance=_UNUSED)
 
-    def _adapt(self, state: _State, best: Trial, region: Region, interval: int) -> None:
+    def _adapt(self, state: _State, best: Trial, region: Region, interval: int, first: Tensor) -> None:
         """A checkpoint: shorter steps from the best point, where the search needs them."""
         if self.norm == "l1":
             changed = _changed(best.images, region.originals)
             back = changed < 0.95 * state.changed
             state.share = changed / state.x[0].numel() / _SPARSER
-            first = region.eps * self._first
             state.step_size = torch.where(back, first, state.step_size / _SHRINK).clamp(first / _LEAST, first)
             state.changed = changed
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from robustsim.attacks.methods.apgd import APGD
 from robustsim.attacks.methods.fab import FAB
 from robustsim.attacks.methods.square import SquareAttack
 from robustsim.errors import InputError
+
+Version = Literal["standard", "plus", "rand"]
+# Of the paper: goes of the parts that begin anew, and draws of a randomised model.
+_RESTARTS, _DRAWS = 5, 20
 
 
 class EnsembleAttack:
@@ -120,52 +124,78 @@ def _enter(best: AttackResult, rank: Tensor, result: AttackResult, rows: Tensor)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AutoAttack(Attack):
-    """The standard ensemble of Croce and Hein (2020): APGD on cross-entropy, APGD-T on targeted DLR, FAB-T, Square.
+    """The ensemble of Croce and Hein (2020), for decisions: :class:`Classification`, :class:`TwoAFC`, OddOneOut.
 
-    For decisions, :class:`Classification` and :class:`TwoAFC`. DLR needs three classes and targeted DLR four: with two
-    or three, APGD-T takes the margin to each target instead. In l1, as with its authors, APGD has five restarts and
-    APGD-T five targets; their variant of Square for l1 is not here, and left out.
+    - ``standard``: APGD on cross-entropy, APGD-T on targeted DLR, FAB-T, Square. In l1, as with its authors, APGD has
+      five restarts and APGD-T five targets.
+    - ``plus``: APGD on cross-entropy and on DLR and FAB, with five restarts each; Square, APGD-T and FAB-T.
+    - ``rand``, for randomised models: APGD on cross-entropy and on DLR, each gradient the mean of 20 draws.
+
+    DLR needs three classes and targeted DLR four: where there are fewer, the margin takes their place.
 
     Attributes:
+        version: ``standard``, ``plus`` or ``rand``.
         steps: iterations of APGD and FAB.
         queries: of Square.
-        targets: how many of the likeliest wrong classes APGD-T and FAB-T try; None for nine, in l1 five for APGD-T.
+        targets: how many of the likeliest wrong classes APGD-T and FAB-T try; None for nine, in l1 five for the APGD-T
+            of ``standard``.
     """
 
+    version: Version = "standard"
     steps: int = 100
     queries: int = 5000
     targets: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.version not in get_args(Version):
+            raise InputError(f"version={self.version!r} is none of {', '.join(get_args(Version))}")
+        for name in ("steps", "queries"):  # whether the version has a use for them or not
+            at_least(name, getattr(self, name), 1)
         self.attacks()  # refuses what does not fit
 
-    def attacks(self) -> list[Attack]:
-        """The parts, in order."""
+    def attacks(self, *, classes: int | None = None) -> list[Attack]:
+        """The parts, in order.
+
+        Args:
+            classes: how many there are, if it is known: with two, DLR gives way to the margin.
+        """
         common: dict[str, Any] = {
             name: getattr(self, name) for name in ("norm", "eps", "bounds", "generator", "progress", "callback")
         }
-        sparse, several = self.norm == "l1", 9 if self.targets is None else self.targets
-        at_least("queries", self.queries, 1)
-        parts: list[Attack] = [
-            APGD(**common, steps=self.steps, restarts=5 if sparse else 1),
-            APGD(**common, steps=self.steps, targets=5 if sparse and self.targets is None else several),
-            FAB(**common, steps=self.steps, targets=several),
+        steps: dict[str, Any] = {**common, "steps": self.steps}
+        ratio, several = "margin" if classes == 2 else "dlr", 9 if self.targets is None else self.targets
+        square = SquareAttack(**common, queries=self.queries)
+        if self.version == "rand":
+            return [APGD(**steps, eot=_DRAWS), APGD(**steps, eot=_DRAWS, loss=ratio)]
+        if self.version == "plus":
+            apgd = [APGD(**steps, restarts=_RESTARTS), APGD(**steps, restarts=_RESTARTS, loss=ratio)]
+            fab = FAB(**steps, restarts=_RESTARTS, targets=None)
+            return [*apgd, fab, square, APGD(**steps, targets=several), FAB(**steps, targets=several)]
+        sparse = self.norm == "l1"
+        return [
+            APGD(**steps, restarts=_RESTARTS if sparse else 1),
+            APGD(**steps, targets=5 if sparse and self.targets is None else several),
+            FAB(**steps, targets=several),
+            square,
         ]
-        return parts if sparse else [*parts, SquareAttack(**common, queries=self.queries)]
 
     def attack(self, objective: Goal, region: Region, places: Tensor | None) -> AttackResult:
-        if not all(hasattr(objective, name) for name in ("targeted", "success", "margin")):
+        needed = ["targeted", "success", "margin"] + (["with_loss"] if self.version != "standard" else [])
+        if not all(hasattr(objective, name) for name in needed):
             raise InputError(
-                "AutoAttack needs an objective with classes, Classification or TwoAFC; for any other use "
-                "EnsembleAttack([APGD(...), SquareAttack(...)])"
+                f"AutoAttack needs an objective with classes, Classification or TwoAFC, with {', '.join(needed)}; for "
+                "any other use EnsembleAttack([APGD(...), SquareAttack(...)])"
             )
+        passes, classes = 0, None
+        if self.version != "standard":
+            classes, passes = 1 + len(objective.targeted(region.originals, 2)), 1  # type: ignore[attr-defined]
         # Its first part is on cross-entropy, whatever the caller looks at.
         other = getattr(objective, "loss_name", None) != "ce" and hasattr(objective, "with_loss")
         standard = objective.with_loss("ce") if other else objective  # type: ignore[attr-defined]
-        result = EnsembleAttack(self.attacks()).on(standard, region.originals, places)
+        result = EnsembleAttack(self.attacks(classes=classes)).on(standard, region.originals, places)
         if standard is objective:
-            return result
-        loss, _, passes = ask(objective, result.images, success=False)
+            return replace(result, queries=result.queries + passes)
+        loss, _, asked = ask(objective, result.images, success=False)
         refuse_nan(type(self).__name__, loss, places)
-        return replace(result, loss=loss, queries=result.queries + passes)
+        return replace(result, loss=loss, queries=result.queries + passes + asked)

@@ -27,23 +27,25 @@ class FAB(MinimumNormAttack):
         steps: iterations; each takes two forward passes and a gradient.
         restarts: goes for each class, the later ones from random points.
         targets: how many of the likeliest wrong classes are tried one after the other (FAB-T), for objectives with
-            classes.
+            classes; None for the boundary to whichever other class is likeliest at each point. (The authors' untargeted
+            form looks at all classes there, for a gradient each.)
     """
 
     steps: int = 100
     restarts: int = 1
-    targets: int = 9
+    targets: int | None = 9
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("steps", "restarts", "targets"):
-            at_least(name, getattr(self, name), 1)
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1)
         if self.restarts > 1 and bool(torch.isinf(torch.as_tensor(self.eps)).any()):
             raise InputError("restarts= needs eps=, within which the later goes begin")
 
     def search(self, run: Run) -> None:
         aims: list[Any] = [self.boundary(run)]
-        if hasattr(run.objective, "targeted"):
+        if self.targets is not None and hasattr(run.objective, "targeted"):
             aims = run.objective.targeted(run.region.originals, self.targets, boundary=True)
             run.count(1)
         total = len(aims) * self.restarts * (2 * self.steps + 1)

@@ -1,7 +1,7 @@
 """Projected gradient ascent (Madry et al. 2018), with momentum and step rules."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -100,17 +100,11 @@ class PGD(IterativeAttack):
                 run.evaluate(x)
                 run.tick(total)
 
-    def for_images(self, indices: Tensor) -> "PGD":
-        part = super().for_images(indices)
-        return part if self.start is None else replace(part, start=self.start[indices.to(self.start.device)])
-
     def _beginning(self, run: Run) -> Tensor:
         region = run.region
         if self.start is None:
             return region.random_start(run.generator) if self.random_start else region.originals
-        if self.start.shape != region.originals.shape:
-            raise InputError(f"start is {tuple(self.start.shape)}, the images are {tuple(region.originals.shape)}")
-        return region.project(self.start.to(region.originals))
+        return region.beginning(self.start)
 
     def _direction(self, region: Region, x: Tensor, slope: Tensor) -> Tensor:
         if self.norm != "l1":

@@ -1,17 +1,19 @@
 """Objectives on a decision between classes: a classifier's, or a metric's choice between two images."""
 
 import copy
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias, TypeVar, Union
 
 import torch
 from torch import Tensor
 
 from robustsim.attacks.objectives import losses
-from robustsim.attacks.objectives.embeddings import Embed, Objective, anchor, detached, seen_by
+from robustsim.attacks.objectives.embeddings import Embed, Objective, anchor, same_width, seen_by
+from robustsim.attacks.objectives.inputs import as_many, detached, function, integers, pictures, returned, within
 from robustsim.errors import InputError
 
 Loss = Literal["ce", "margin", "dlr", "targeted-ce", "targeted-margin", "targeted-dlr"]
+Labels: TypeAlias = Union[Tensor, Sequence[int]]  # or an array of integers
 Perturbed = Literal["reference", "left", "right", "all"]
 AnyDecision = TypeVar("AnyDecision", bound="Decision")
 
@@ -39,18 +41,23 @@ class Decision(Objective):
 
     per_image: tuple[str, ...] = ("labels", "targets")
 
-    def __init__(self, labels: Tensor, loss: str, targets: Tensor | None) -> None:
+    def __init__(self, labels: Labels, loss: str, targets: Labels | None) -> None:
         if loss not in _PLAIN and loss not in _TARGETED:
             raise InputError(f"{loss!r} is none of the losses {', '.join((*_PLAIN, *_TARGETED))}")
         if (loss in _TARGETED) != (targets is not None):
             raise InputError(f"loss {loss!r} needs targets=" if targets is None else f"loss {loss!r} takes no targets")
-        for name, value in (("labels", labels), ("targets", targets)):
-            if value is not None and (value.ndim != 1 or value.is_floating_point() or len(value) != len(labels)):
-                raise InputError(f"{name} must be integers (N,), not {value.dtype} {tuple(value.shape)}")
-        self.labels, self.loss_name = detached(labels).long(), loss
-        self.targets = None if targets is None else detached(targets).long()
+        self.labels, self.loss_name = integers("labels", labels), loss
+        self.targets = None if targets is None else integers("targets", targets)
+        if self.targets is not None:
+            as_many(labels=self.labels, targets=self.targets)
+        # Compared with the number of classes at each step, without asking a device again.
+        self._largest = max(
+            (within(name, value), name)
+            for name, value in (("labels", self.labels), ("targets", self.targets))
+            if value is not None
+        )
 
-    def with_loss(self: AnyDecision, loss: Loss, targets: Tensor | None = None) -> AnyDecision:
+    def with_loss(self: AnyDecision, loss: Loss, targets: Labels | None = None) -> AnyDecision:
         """The same decision, attacked by another loss."""
         other = copy.copy(self)
         Decision.__init__(other, self.labels, loss, targets)
@@ -58,12 +65,14 @@ class Decision(Objective):
 
     def loss(self, scores: Tensor) -> Tensor:
         """The loss that was chosen, (N,)."""
+        self._check_classes(scores)
         if self.targets is None:
             return _PLAIN[self.loss_name](scores, self.labels)
         return _TARGETED[self.loss_name](scores, self.labels, self.targets)
 
     def gap(self, scores: Tensor) -> Tensor:
         """``max_{j != y} z_j - z_y``, (N,): any wrong decision is a success, whatever the loss aims at."""
+        self._check_classes(scores)
         return losses.margin(scores, self.labels)
 
     def margin(self: AnyDecision) -> AnyDecision:
@@ -76,10 +85,21 @@ class Decision(Objective):
         By targeted DLR, where there are four classes, else by the margin to the target. ``boundary`` asks for that
         margin in any case: it is above 0 only where the attacker has won.
         """
+        self.check_count(images)
         logits = self.scores(images)
+        self._check_classes(logits)
         ranked = logits.scatter(1, self.labels[:, None], -torch.inf).argsort(1, descending=True)
         name: Loss = "targeted-margin" if boundary or logits.shape[1] < 4 else "targeted-dlr"
         return [self.with_loss(name, ranked[:, place]) for place in range(min(count, logits.shape[1] - 1))]
+
+    def _check_classes(self, scores: Tensor) -> None:
+        """Refuse labels or targets beyond the classes there are, and bring the others to the scores."""
+        (largest, name), classes = self._largest, scores.shape[-1]
+        if largest >= classes:
+            raise InputError(f"{name} up to {largest} for {classes} classes: they are 0 to {classes - 1}")
+        if self.labels.device != scores.device:  # once: lists and arrays begin on the CPU
+            self.labels = self.labels.to(scores.device)
+            self.targets = None if self.targets is None else self.targets.to(scores.device)
 
 
 class Classification(Decision):
@@ -87,26 +107,27 @@ class Classification(Decision):
 
     Args:
         model: N images -> (N, K) logits.
-        labels: (N,) integers, the right classes.
+        labels: (N,) integers from 0, the right classes; a tensor, list or array.
         loss: ``ce``, cross-entropy; ``margin``, that of Carlini and Wagner; ``dlr``, the difference of logits ratio, of
             three classes or more; ``targeted-dlr`` (four or more), ``targeted-margin`` and ``targeted-ce`` lead to
             ``targets``.
-        targets: (N,) integers, for the targeted losses. Any wrong decision counts as success all the same.
+        targets: likewise, for the targeted losses. Any wrong decision counts as success all the same.
 
     Raises:
         InputError: an unknown loss, labels that are no integers (N,), a targeted loss without targets; when the loss is
-            computed, too few classes for it.
+            computed, labels that are not as many as the images or beyond the classes, a model that returns no (N, K),
+            too few classes for the loss.
     """
 
     def __init__(
-        self, model: Callable[[Tensor], Tensor], labels: Tensor, *, loss: Loss = "ce", targets: Tensor | None = None
+        self, model: Callable[[Tensor], Tensor], labels: Labels, *, loss: Loss = "ce", targets: Labels | None = None
     ) -> None:
         super().__init__(labels, loss, targets)
-        self.model = model
+        self.model = function("model", model)
 
     def scores(self, images: Tensor) -> Tensor:
         """The logits, (N, K)."""
-        return self.model(images).float()
+        return returned("model", self.model(images), len(images), "(N, K)").float()
 
 
 class TwoAFC(Decision):
@@ -123,7 +144,7 @@ class TwoAFC(Decision):
         reference: (N, C, H, W); with ``embed``, embeddings (N, D) may stand in for pictures that are not attacked.
         left: likewise.
         right: likewise.
-        labels: (N,), 0 where people find left nearer, 1 where right.
+        labels: (N,), 0 where people find left nearer, 1 where right; a tensor, list or array.
         embed: N images -> (N, D). Pictures that are not attacked are embedded once.
         distance: (N images, N images) -> (N,); with ``embed`` it is given embeddings instead, (N, D) and (N, D). Where
             distances differ by more than 100, cross-entropy has no gradient any more: scale them, or use ``margin``.
@@ -135,7 +156,8 @@ class TwoAFC(Decision):
         images: what to attack.
 
     Raises:
-        InputError: counts that differ, labels other than 0 and 1, neither embed nor distance.
+        InputError: counts that differ, labels other than 0 and 1, neither embed nor distance; when it is used, images
+            that are not as many, functions that return something else.
     """
 
     per_image = ("labels", "targets", "reference", "left", "right", "images")
@@ -146,7 +168,7 @@ class TwoAFC(Decision):
         reference: Tensor,
         left: Tensor,
         right: Tensor,
-        labels: Tensor,
+        labels: Labels,
         embed: Embed | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
         perturb: Perturbed = "reference",
@@ -154,21 +176,21 @@ class TwoAFC(Decision):
     ) -> None:
         if embed is None and distance is None:
             raise InputError("TwoAFC takes embed= or distance=, or both")
+        _functions(embed=embed, distance=distance)
         if loss not in _PLAIN:
             raise InputError(f"loss={loss!r}: a choice between two is attacked by ce or margin")
         if perturb not in (*_SIDES, "all"):
             raise InputError(f"perturb={perturb!r} is none of {', '.join(_SIDES)}, all")
-        given = {"reference": reference, "left": left, "right": right}
-        if len({len(labels), *map(len, given.values())}) > 1:
-            counts = ", ".join(f"{len(value)} {name}" for name, value in {**given, "labels": labels}.items())
-            raise InputError(f"{counts}: they must be as many")
-        if not bool(((labels == 0) | (labels == 1)).all()):
-            raise InputError("labels are 0 where left is nearer and 1 where right is; leave out triplets that tie")
         attacked = _SIDES if perturb == "all" else (perturb,)
-        for name in attacked:
-            if given[name].ndim != 4:
-                raise InputError(f"{name} is attacked: it must be (N, C, H, W), not {tuple(given[name].shape)}")
-        super().__init__(labels.long(), loss, None)
+        given = {
+            name: pictures(name, value, embedded=embed is not None and name not in attacked)
+            for name, value in (("reference", reference), ("left", left), ("right", right))
+        }
+        nearer = _sides(labels)
+        as_many(**given, labels=nearer)
+        super().__init__(nearer, loss, None)
+        if perturb == "all":
+            _alike(**given)
         self.embed, self.distance, self.perturb = embed, distance, perturb
         self.images = torch.stack([given[name] for name in _SIDES], 1) if perturb == "all" else given[perturb]
         # What is compared of the pictures that stay as they are.
@@ -183,6 +205,7 @@ class TwoAFC(Decision):
 
     def scores(self, images: Tensor) -> Tensor:
         """The two similarities, or negative distances, (N, 2)."""
+        self.check_count(images)
         seen = images if self.embed is None else seen_by(self.embed, images, unit=self.distance is None)
         if self.perturb == "all":
             reference, left, right = seen.unbind(1)
@@ -211,7 +234,7 @@ class OddOneOut(Decision):
         images: what to attack.
 
     Raises:
-        InputError: counts that differ, neither embed nor distance.
+        InputError: counts that differ, neither embed nor distance; when it is used, as for :class:`TwoAFC`.
     """
 
     per_image = ("labels", "targets", "first", "second", "images")
@@ -228,28 +251,32 @@ class OddOneOut(Decision):
     ) -> None:
         if embed is None and distance is None:
             raise InputError("OddOneOut takes embed= or distance=, or both")
+        _functions(embed=embed, distance=distance)
         if perturb not in ("odd", "all"):
             raise InputError(f"perturb={perturb!r} is neither odd nor all")
-        if len({len(odd), *map(len, others)}) > 1:
-            counts = ", ".join(str(len(images)) for images in (odd, *others))
-            raise InputError(f"{counts} images: they must be as many")
-        for picture in (odd, *others) if perturb == "all" else (odd,):
-            if picture.ndim != 4:
-                raise InputError(f"what is attacked must be (N, C, H, W), not {tuple(picture.shape)}")
+        if not isinstance(others, (tuple, list)) or len(others) != 2:
+            raise InputError("others are the two images that belong together: pass a pair")
+        stays = perturb == "odd" and embed is not None
+        odd = pictures("odd", odd)
+        first, second = (pictures(f"others[{place}]", other, embedded=stays) for place, other in enumerate(others))
+        as_many(odd=odd, first=first, second=second)
+        if perturb == "all":
+            _alike(odd=odd, first=first, second=second)
         super().__init__(torch.zeros(len(odd), dtype=torch.int64, device=odd.device), loss, None)
         self.embed, self.distance, self.perturb = embed, distance, perturb
-        self.images = torch.stack((odd, *others), 1) if perturb == "all" else odd
+        self.images = torch.stack((odd, first, second), 1) if perturb == "all" else odd
         self.first, self.second = (
             None
             if perturb == "all"
             else detached(picture)
             if embed is None
             else anchor(embed, picture, unit=distance is None)
-            for picture in others
+            for picture in (first, second)
         )
 
     def scores(self, images: Tensor) -> Tensor:
         """For each image the similarity, or negative distance, of the two others, (N, 3)."""
+        self.check_count(images)
         seen = images if self.embed is None else seen_by(self.embed, images, unit=self.distance is None)
         if self.first is None or self.second is None:
             odd, first, second = seen.unbind(1)
@@ -260,4 +287,30 @@ class OddOneOut(Decision):
 
 
 def _similarity(a: Tensor, b: Tensor, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
-    return (a * b).sum(1) if distance is None else -distance(a, b).float()
+    if distance is None:
+        same_width("some images", a, b)
+        return (a * b).sum(1)
+    return -returned("distance", distance(a, b), len(a), "(N,)").float()
+
+
+def _functions(**given: Callable[..., Tensor] | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            function(name, value)
+
+
+def _sides(labels: Labels) -> Tensor:
+    """The choices between two, (N,) int64; numbers other than integers may say them, as ``two_afc`` does."""
+    choices = labels if isinstance(labels, Tensor) else integers("labels", labels)
+    if choices.ndim != 1:
+        raise InputError(f"labels must be (N,), not {tuple(choices.shape)}")
+    if not bool(((choices == 0) | (choices == 1)).all()):
+        raise InputError("labels are 0 where left is nearer and 1 where right is; leave out triplets that tie")
+    return choices.long()
+
+
+def _alike(**given: Tensor) -> None:
+    """Refuse images of different sizes, where they are attacked together."""
+    if len({value.shape for value in given.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in given.items())
+        raise InputError(f"{shapes}: to be attacked together, they must be of one size")

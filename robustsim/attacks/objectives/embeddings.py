@@ -12,7 +12,8 @@ Any callable of that form can be attacked. It may offer more, as all classes her
 
 The functions that they are given work on tensors: ``embed(images) -> (N, D)`` (``RobustSim.embed_pixels``, for
 example), ``distance(a, b) -> (N,)`` (any metric), ``model(images) -> (N, K)`` logits. Whatever does not depend on the
-attacked images is computed once, when the objective is made.
+attacked images is computed once, when the objective is made. What is given for each image must be as many as the
+images, and what the functions return must have a row for each: all else is refused with an :class:`InputError`.
 """
 
 import copy
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustsim.attacks.engine.modules import undisturbed
+from robustsim.attacks.objectives.inputs import detached, function, pictures, returned
 from robustsim.errors import InputError
 
 Embed = Callable[[Tensor], Tensor]
@@ -51,10 +53,23 @@ class Objective(ABC):
 
     def __call__(self, images: Tensor) -> Tensor:
         """The loss of images, (N,) float32."""
+        self.check_count(images)
         return self.loss(self.scores(images))
+
+    def check_count(self, images: Tensor) -> None:
+        """Refuse images that are not as many as what the objective holds for each.
+
+        Raises:
+            InputError: the counts differ; the message names both.
+        """
+        for name in self.per_image:
+            value = getattr(self, name)
+            if value is not None and len(value) != len(images):
+                raise InputError(f"{len(value)} {name} for {len(images)} images: the objective needs one for each")
 
     def evaluate(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss and success for one forward pass."""
+        self.check_count(images)
         scores = self.scores(images)
         gap = self.gap(scores.detach())
         return self.loss(scores), None if gap is None else gap > 0
@@ -65,6 +80,7 @@ class Objective(ABC):
         Raises:
             InputError: success is not defined.
         """
+        self.check_count(images)
         return self._known(self.gap(self.scores(images))) > 0
 
     def select(self: AnyObjective, indices: Tensor) -> AnyObjective:
@@ -73,7 +89,7 @@ class Objective(ABC):
         for name in self.per_image:
             value = getattr(self, name)
             if value is not None:
-                setattr(part, name, value[indices])
+                setattr(part, name, value[indices.to(value.device)])
         return part
 
     def margin(self) -> "Objective":
@@ -101,6 +117,9 @@ class _Margin(Objective):
     def gap(self, scores: Tensor) -> Tensor | None:
         return self.inner.gap(scores)
 
+    def check_count(self, images: Tensor) -> None:
+        self.inner.check_count(images)
+
     def select(self, indices: Tensor) -> "_Margin":
         return _Margin(self.inner.select(indices))
 
@@ -118,17 +137,23 @@ class Untargeted(Objective):
         images: the clean images, or their embeddings (N, D).
         threshold: the distance ``sqrt(1 - similarity)`` beyond which the attacker has won; without it, success is not
             defined.
+
+    Raises:
+        InputError: what is no image or embedding; when it is used, counts that differ, or an embedding of another form.
     """
 
     per_image = ("anchors",)
 
     def __init__(self, embed: Embed, images: Tensor, *, threshold: float | None = None) -> None:
         self.embed, self.threshold = embed, checked_threshold(threshold)
-        self.anchors = anchor(embed, images)
+        self.anchors = anchor(embed, pictures("images", images, embedded=True))
 
     def scores(self, images: Tensor) -> Tensor:
         """Squared distances of unit embeddings, (N,)."""
-        return (seen_by(self.embed, images) - self.anchors).square().sum(1)
+        self.check_count(images)
+        seen = seen_by(self.embed, images)
+        same_width("the clean images", self.anchors, seen)
+        return (seen - self.anchors).square().sum(1)
 
     def loss(self, scores: Tensor) -> Tensor:
         """The squared distances themselves."""
@@ -148,16 +173,24 @@ class Targeted(Objective):
             each.
         threshold: the attacker has won where the root of the mean of ``1 - similarity`` over the targets, for a single
             one the distance, is below this; without it, success is not defined.
+
+    Raises:
+        InputError: no targets, or what is no image or embedding; when it is used, as for :class:`Untargeted`.
     """
 
     def __init__(self, embed: Embed, targets: Tensor, *, threshold: float | None = None) -> None:
         self.embed, self.threshold = embed, checked_threshold(threshold)
-        self.targets = anchor(embed, targets)
+        self.targets = anchor(embed, pictures("targets", targets, embedded=True, sets=True))
+        if 0 in self.targets.shape:
+            raise InputError(f"targets of shape {tuple(self.targets.shape)}: there must be at least one")
         self.per_image = ("targets",) if self.targets.ndim == 3 else ()
 
     def scores(self, images: Tensor) -> Tensor:
         """Squared distances to the targets, (N, M)."""
-        return 2 - 2 * (self.targets @ seen_by(self.embed, images)[..., None]).squeeze(-1)
+        self.check_count(images)
+        seen = seen_by(self.embed, images)
+        same_width("the targets", self.targets, seen)
+        return 2 - 2 * (self.targets @ seen[..., None]).squeeze(-1)
 
     def loss(self, scores: Tensor) -> Tensor:
         """Minus their sum."""
@@ -176,16 +209,27 @@ class TextTargeted(Objective):
         text: (D,) or (1, D), the embedded text to be reached (``RobustSim.embed_text``).
         others: (M, D), embedded texts: the attacker has won where ``text`` is more similar than each of them; without
             them, success is not defined.
+
+    Raises:
+        InputError: several texts for the one, no others where there should be some, embeddings that do not fit.
     """
 
     def __init__(self, embed: Embed, text: Tensor, *, others: Tensor | None = None) -> None:
         self.embed = embed
-        texts = text.reshape(1, -1) if others is None else torch.cat((text.reshape(1, -1), others))
+        texts = _embedded("text", text[None] if isinstance(text, Tensor) and text.ndim == 1 else text)
+        if len(texts) != 1:
+            raise InputError(f"text must be one embedding, (D,) or (1, D), not {tuple(texts.shape)}")
+        if others is not None:
+            others = _embedded("others", others)
+            same_width("the text", texts, others)
+            texts = torch.cat((texts, others.to(texts)))
         self.texts = anchor(embed, texts)
 
     def scores(self, images: Tensor) -> Tensor:
         """Similarities to the texts, the wanted one first, (N, 1 + M)."""
-        return seen_by(self.embed, images) @ self.texts.T
+        seen = seen_by(self.embed, images)
+        same_width("the texts", self.texts, seen)
+        return seen @ self.texts.T
 
     def loss(self, scores: Tensor) -> Tensor:
         """The first of them."""
@@ -198,27 +242,43 @@ class TextTargeted(Objective):
 
 def checked_threshold(threshold: float | None) -> float | None:
     """A distance, or none."""
-    if threshold is not None and not 0 <= threshold <= 2**0.5:
+    if threshold is None:
+        return None
+    try:
+        fits = 0 <= threshold <= 2**0.5
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
         raise InputError(f"threshold is a distance sqrt(1 - similarity), from 0 to 1.414, not {threshold!r}")
     return threshold
 
 
-def detached(tensor: Tensor) -> Tensor:
-    """A tensor that stays as it is; one of inference mode could not be part of a graph."""
-    with torch.inference_mode(False):
-        return tensor.clone() if tensor.is_inference() else tensor.detach()
+def same_width(name: str, fixed: Tensor, seen: Tensor) -> None:
+    """Refuse embeddings of different lengths: a single number would be spread over the other's."""
+    if fixed.shape[-1] != seen.shape[-1]:
+        raise InputError(f"{name} have embeddings of {fixed.shape[-1]} numbers, and others {seen.shape[-1]}")
 
 
 def seen_by(embed: Embed, images: Tensor, *, unit: bool = True) -> Tensor:
     """Embeddings of what is attacked, (N, D), or (N, 3, D) of the pictures of triplets; of length 1 with ``unit``."""
     rows = images.flatten(0, 1) if images.ndim == 5 else images
-    features = embed(rows).float()
+    features = returned("embed", embed(rows), len(rows), "(N, D)").float()
     features = F.normalize(features, dim=-1) if unit else features
     return features.view(*images.shape[:2], -1) if images.ndim == 5 else features
 
 
 def anchor(embed: Embed, images: Tensor, *, unit: bool = True) -> Tensor:
     """Embeddings that stay as they are: of images (N, C, H, W), or given as such; of length 1 with ``unit``."""
+    function("embed", embed)
     with undisturbed(embed), torch.inference_mode(False), torch.no_grad():
-        features = (embed(detached(images)) if images.ndim == 4 else detached(images)).float()
-        return F.normalize(features, dim=-1) if unit else features
+        still = detached(images)
+        features = returned("embed", embed(still), len(still), "(N, D)") if images.ndim == 4 else still
+        return F.normalize(features.float(), dim=-1) if unit else features.float()
+
+
+def _embedded(name: str, value: Tensor) -> Tensor:
+    """Embeddings of texts, (M, D), at least one."""
+    if not isinstance(value, Tensor) or value.ndim != 2 or 0 in value.shape or not value.is_floating_point():
+        seen = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{name} must be embedded texts, floating point (M, D), at least one, not {seen}")
+    return value

@@ -12,7 +12,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     So it is not 0, and has a gradient, where a softmax in float32 would be 1 already: beyond a gap of 17 an attack
     would see nothing, and the model look robust. Beyond about 100 that is so all the same: use the margin there.
+
+    Raises:
+        InputError: fewer than two classes, or not a label for each row; the latter from all losses here.
     """
+    _need(logits, 2, "cross-entropy", "", labels)
     gaps = logits - logits.gather(1, labels[:, None])
     return F.softplus(gaps.scatter(1, labels[:, None], -torch.inf).logsumexp(1))
 
@@ -23,13 +27,14 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InputError: fewer than two classes.
     """
-    _need(logits, 2, "the margin", "")
+    _need(logits, 2, "the margin", "", labels)
     at_label = logits.gather(1, labels[:, None]).squeeze(1)
     return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - at_label
 
 
 def margin_to(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """``z_t - z_y``, (N,)."""
+    _need(logits, 2, "the margin", "", labels, targets)
     return logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(1, labels[:, None]).squeeze(1)
 
 
@@ -39,7 +44,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InputError: fewer than three classes.
     """
-    _need(logits, 3, "DLR", "; with two, use the margin")
+    _need(logits, 3, "DLR", "; with two, use the margin", labels)
     ordered = logits.topk(3, dim=1).values
     return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
@@ -50,7 +55,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     Raises:
         InputError: fewer than four classes.
     """
-    _need(logits, 4, "targeted DLR", "; with fewer, use the margin to the target")
+    _need(logits, 4, "targeted DLR", "; with fewer, use the margin to the target", labels, targets)
     ordered = logits.topk(4, dim=1).values
     return margin_to(logits, labels, targets) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
 
@@ -60,6 +65,9 @@ def targeted_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> T
     return -cross_entropy(logits, targets)
 
 
-def _need(logits: Tensor, least: int, name: str, fix: str) -> None:
+def _need(logits: Tensor, least: int, name: str, fix: str, *classes: Tensor) -> None:
     if logits.ndim != 2 or logits.shape[1] < least:
         raise InputError(f"{name} needs logits (N, K) of at least {least} classes, not {tuple(logits.shape)}{fix}")
+    for each in classes:
+        if len(each) != len(logits):  # gather would take the first rows and spread them
+            raise InputError(f"{len(each)} labels or targets for logits of {len(logits)} images: they must be as many")

@@ -66,7 +66,7 @@ class Report:
         found = {"attacks": "+".join(plan["attacks"])}
         if set(plan["attacks"]) - {"square", "noise"}:
             found["steps"] = f"{plan['steps']} steps"
-        if {"square", "autoattack"} & set(plan["attacks"]):
+        if {"square", "autoattack", "autoattack-plus"} & set(plan["attacks"]):
             found["queries"] = f"{plan['queries']} queries"
         found["perturb"] = f"{plan['perturb']} perturbed"
         found["loss"] = plan["loss"]

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,14 @@ import torch
 from robustsim.attacks import APGD, FAB, PGD, Attack, AutoAttack, EnsembleAttack, RandomNoise, SquareAttack, parse_eps
 from robustsim.attacks.engine.region import Norm
 from robustsim.attacks.engine.threat import check_norm
+from robustsim.attacks.methods.ensemble import Version
 from robustsim.errors import InputError
 from robustsim.evaluation.tasks.choices import Loss
+
+
+def _autoattack(version: Version, plan: "AttackPlan", common: dict[str, Any]) -> AutoAttack:
+    return AutoAttack(**common, version=version, steps=plan.steps, queries=plan.queries)
+
 
 _MAKERS: dict[str, Callable[["AttackPlan", dict[str, Any]], "Attack | EnsembleAttack"]] = {
     "noise": lambda plan, common: RandomNoise(**common, stop_on_success=True),
@@ -19,7 +26,9 @@ _MAKERS: dict[str, Callable[["AttackPlan", dict[str, Any]], "Attack | EnsembleAt
     "apgd": lambda plan, common: APGD(**common, steps=plan.steps, stop_on_success=True),
     "square": lambda plan, common: SquareAttack(**common, queries=plan.queries, stop_on_success=True),
     "fab": lambda plan, common: FAB(**common, steps=plan.steps, stop_on_success=True),
-    "autoattack": lambda plan, common: AutoAttack(**common, steps=plan.steps, queries=plan.queries),
+    "autoattack": partial(_autoattack, "standard"),
+    "autoattack-plus": partial(_autoattack, "plus"),
+    "autoattack-rand": partial(_autoattack, "rand"),
 }
 #: Names of attacks.
 ATTACKS = tuple(_MAKERS)

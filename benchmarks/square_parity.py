@@ -1,0 +1,134 @@
+"""Square Attack beside the reference implementation: how many of the same images each breaks with as many queries.
+
+The pictures are crops of the example photographs, the task is which tile one comes from, and the classifier is trained in
+seconds; with --data, a folder of tar shards of small pictures with classes (Tiny ImageNet as WebDataset), whose first
+ten classes are told apart. For each number of queries and each seed the two attacks see the same images; their
+difference is taken seed by seed, and image by image. The reference spends one query more.
+
+python benchmarks/square_parity.py [--norm linf] [--eps 4/255] [--queries 300 1000] [--seeds 6] [--images 500]
+    [--robust] [--data FOLDER]
+
+Needs torchattacks (pip install 'robustsim[parity]').
+"""
+
+import argparse
+import io
+import statistics
+import sys
+import tarfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from robustsim.attacks import PGD, Classification, SquareAttack, parse_eps
+from tests.classifiers import crops, network, trained
+
+THEIRS = {"linf": "Linf", "l2": "L2"}
+CLASSES = 10
+
+
+def shards(folder: Path, name: str, classes: list[int], most: int) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 3, S, S) in [0, 1] of some classes, and which of these; from NAME-*.tar with .jpg and .cls files."""
+    images, labels = [], []
+    for path in sorted(folder.glob(f"{name}-*.tar")):
+        with tarfile.open(path) as shard:
+            files = {member.name: member for member in shard.getmembers()}
+            for key in sorted(one[:-4] for one in files if one.endswith(".cls")):
+                label = int(shard.extractfile(files[key + ".cls"]).read())  # type: ignore[union-attr]
+                if label not in classes or len(images) == most:
+                    continue
+                with Image.open(io.BytesIO(shard.extractfile(files[key + ".jpg"]).read())) as image:  # type: ignore[union-attr]
+                    side = image.width
+                    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+                images.append(pixels.view(side, side, 3).permute(2, 0, 1).float() / 255)
+                labels.append(classes.index(label))
+    return torch.stack(images), torch.tensor(labels)
+
+
+def fitted(images: Tensor, labels: Tensor, *, robust: bool, epochs: int = 12) -> nn.Module:
+    """The small network, trained on pictures; ``robust``: on PGD's images at linf 4/255."""
+    torch.manual_seed(0)
+    model = network(CLASSES)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    attack = PGD(norm="linf", eps=4 / 255, steps=3, step_size=2 / 255, keep="last")
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(96):
+            batch = images[rows]
+            if robust:
+                batch = attack(Classification(model, labels[rows]), batch).images
+            model.train()
+            loss = nn.functional.cross_entropy(model(batch), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def broken_by_theirs(
+    model: nn.Module, images: Tensor, labels: Tensor, *, norm: str, eps: float, queries: int, seed: int
+):
+    """Which images torchattacks' Square breaks, (N,) bool."""
+    import torchattacks
+
+    attack = torchattacks.Square(model, norm=THEIRS[norm], eps=eps, n_queries=queries, seed=seed)
+    found = attack(images, labels)
+    with torch.no_grad():
+        return model(found).argmax(1) != labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--norm", choices=list(THEIRS), default="linf")
+    parser.add_argument("--eps", default="4/255")
+    parser.add_argument("--queries", type=int, nargs="+", default=[300, 1000])
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--images", type=int, default=500, help="that the classifier gets right")
+    parser.add_argument("--robust", action="store_true", help="an adversarially trained classifier")
+    parser.add_argument("--data", type=Path, help="a folder with train-*.tar and val-*.tar")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of torchattacks' dependencies
+    if options.data is None:
+        model = trained(robust=options.robust)
+        images, labels = crops(3 * options.images, seed=10**6)
+    else:
+        classes = list(range(CLASSES))
+        model = fitted(*shards(options.data, "train", classes, 10**6), robust=options.robust)
+        images, labels = shards(options.data, "val", classes, 10**6)
+    with torch.no_grad():
+        right = torch.nonzero(model(images).argmax(1) == labels).squeeze(1)[: options.images]
+    images, labels, eps = images[right], labels[right], parse_eps(options.eps, options.norm)
+    print(f"{len(images)} images {tuple(images.shape[1:])}, {options.norm} {options.eps}, {options.seeds} seeds")
+    for queries in options.queries:
+        ours, theirs, began = [], [], time.perf_counter()
+        for seed in range(options.seeds):
+            attack = SquareAttack(
+                norm=options.norm,
+                eps=eps,
+                queries=queries,
+                stop_on_success=True,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            ours.append(attack(Classification(model, labels), images).success)
+            theirs.append(
+                broken_by_theirs(model, images, labels, norm=options.norm, eps=eps, queries=queries, seed=seed)
+            )
+        ours, theirs = torch.stack(ours).float(), torch.stack(theirs).float()
+        each = (ours.sum(1) - theirs.sum(1)).tolist()
+        by_image = ours.mean(0) - theirs.mean(0)
+        print(
+            f"{queries} queries: ours {ours.sum(1).mean():.1f} {ours.sum(1).int().tolist()}, theirs "
+            f"{theirs.sum(1).mean():.1f} {theirs.sum(1).int().tolist()}; difference {statistics.mean(each):+.1f}, standard "
+            f"error {statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else float('nan'):.1f} over seeds, "
+            f"{float(by_image.std()) * len(by_image) ** 0.5:.1f} over images; {time.perf_counter() - began:.0f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
