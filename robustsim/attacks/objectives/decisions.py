@@ -302,8 +302,8 @@ def _functions(**given: Callable[..., Tensor] | None) -> None:
 def _sides(labels: Labels) -> Tensor:
     """The choices between two, (N,) int64; numbers other than integers may say them, as ``two_afc`` does."""
     choices = labels if isinstance(labels, Tensor) else integers("labels", labels)
-    if choices.ndim != 1:
-        raise InputError(f"labels must be (N,), not {tuple(choices.shape)}")
+    if choices.ndim != 1 or choices.is_complex():
+        raise InputError(f"labels must be numbers (N,), not {choices.dtype} {tuple(choices.shape)}")
     if not bool(((choices == 0) | (choices == 1)).all()):
         raise InputError("labels are 0 where left is nearer and 1 where right is; leave out triplets that tie")
     return choices.long()
