@@ -356,7 +356,7 @@ def test_thresholds_that_are_none_are_refused(threshold):
 
 def test_one_class_decides_nothing():
     for loss in ("ce", "margin", "dlr"):
-        with pytest.raises(InputError, match="at least [23] classes"):
+        with pytest.raises(InputError, match=r"at least [23] classes"):
             Classification(partial(linear, 1), torch.zeros(N, dtype=torch.int64), loss=loss)(images())
 
 

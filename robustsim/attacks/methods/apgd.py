@@ -55,8 +55,9 @@ class APGD(IterativeAttack):
         start: points to begin at instead of random ones, like the images; what lies outside the ball is brought into
             it. Goes with one restart.
         restarts: goes, each from a new random point.
-        loss: a loss of the objective's to work by instead of its own, ``dlr`` for example; success stays the same. It
-            needs an objective that offers ``with_loss``, and goes without ``targets``.
+        loss: a loss of the objective's to work by instead of its own, such as ``dlr``, which gives way to ``margin``
+            where there are two classes; success stays the same. It needs an objective that offers ``with_loss``, and
+            goes without ``targets``.
         targets: None maximises the objective itself. A number attacks that many of the likeliest wrong classes one
             after the other (APGD-T, by targeted DLR; by the margin where there are less than four classes); it needs
             an objective that offers ``targeted``.
@@ -100,7 +101,7 @@ class APGD(IterativeAttack):
         if self.loss is not None:
             if not hasattr(run.objective, "with_loss"):
                 raise InputError("loss= needs an objective that offers with_loss, such as Classification, or loss=None")
-            aims = [run.objective.with_loss(self.loss)]
+            aims = [run.objective.with_loss(self._loss_for(run, self.loss))]
         if self.targets is not None:
             if not hasattr(run.objective, "targeted"):
                 raise InputError("targets= needs an objective with classes, such as Classification, or targets=None")
@@ -118,6 +119,13 @@ class APGD(IterativeAttack):
                 for index, (factor, steps) in enumerate(stages):
                     self._climb(run, start, factor, steps, total, fresh=index == 0)
                     start = run.trial.images
+
+    def _loss_for(self, run: Run, loss: str) -> str:
+        """The loss that was asked for, or the margin in its place: DLR is none of two classes."""
+        if loss != "dlr" or not hasattr(run.objective, "targeted"):
+            return loss
+        run.count(1)
+        return loss if len(run.objective.targeted(run.region.originals, 2)) > 1 else "margin"
 
     def _stages(self) -> list[tuple[float, int]]:
         larger = self.norm == "l1" if self.larger_eps is None else self.larger_eps

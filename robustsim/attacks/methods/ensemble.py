@@ -154,22 +154,18 @@ class AutoAttack(Attack):
             at_least(name, getattr(self, name), 1)
         self.attacks()  # refuses what does not fit
 
-    def attacks(self, *, classes: int | None = None) -> list[Attack]:
-        """The parts, in order.
-
-        Args:
-            classes: how many there are, if it is known: with two, DLR gives way to the margin.
-        """
+    def attacks(self) -> list[Attack]:
+        """The parts, in order."""
         common: dict[str, Any] = {
             name: getattr(self, name) for name in ("norm", "eps", "bounds", "generator", "progress", "callback")
         }
         steps: dict[str, Any] = {**common, "steps": self.steps}
-        ratio, several = "margin" if classes == 2 else "dlr", 9 if self.targets is None else self.targets
+        several = 9 if self.targets is None else self.targets
         square = SquareAttack(**common, queries=self.queries)
         if self.version == "rand":
-            return [APGD(**steps, eot=_DRAWS), APGD(**steps, eot=_DRAWS, loss=ratio)]
+            return [APGD(**steps, eot=_DRAWS), APGD(**steps, eot=_DRAWS, loss="dlr")]
         if self.version == "plus":
-            apgd = [APGD(**steps, restarts=_RESTARTS), APGD(**steps, restarts=_RESTARTS, loss=ratio)]
+            apgd = [APGD(**steps, restarts=_RESTARTS), APGD(**steps, restarts=_RESTARTS, loss="dlr")]
             fab = FAB(**steps, restarts=_RESTARTS, targets=None)
             return [*apgd, fab, square, APGD(**steps, targets=several), FAB(**steps, targets=several)]
         sparse = self.norm == "l1"
@@ -187,15 +183,12 @@ class AutoAttack(Attack):
                 f"AutoAttack needs an objective with classes, Classification or TwoAFC, with {', '.join(needed)}; for "
                 "any other use EnsembleAttack([APGD(...), SquareAttack(...)])"
             )
-        passes, classes = 0, None
-        if self.version != "standard":
-            classes, passes = 1 + len(objective.targeted(region.originals, 2)), 1  # type: ignore[attr-defined]
         # Its first part is on cross-entropy, whatever the caller looks at.
         other = getattr(objective, "loss_name", None) != "ce" and hasattr(objective, "with_loss")
         standard = objective.with_loss("ce") if other else objective  # type: ignore[attr-defined]
-        result = EnsembleAttack(self.attacks(classes=classes)).on(standard, region.originals, places)
+        result = EnsembleAttack(self.attacks()).on(standard, region.originals, places)
         if standard is objective:
-            return replace(result, queries=result.queries + passes)
-        loss, _, asked = ask(objective, result.images, success=False)
+            return result
+        loss, _, passes = ask(objective, result.images, success=False)
         refuse_nan(type(self).__name__, loss, places)
-        return replace(result, loss=loss, queries=result.queries + passes + asked)
+        return replace(result, loss=loss, queries=result.queries + passes)
