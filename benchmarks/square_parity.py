@@ -1,10 +1,10 @@
 """Square Attack beside the reference implementation: how many of the same images each breaks with as many queries.
 
 The pictures are crops of the example photographs, the task is which tile one comes from, and the classifier is trained
-in seconds, and attacked on images that it gets right. With --data, a folder of tar shards of small pictures with classes
-(Tiny ImageNet as WebDataset), it learns to tell the first ten apart, and its decisions on the val pictures are attacked,
-right or wrong. Both attacks see the same images. Differences are taken seed by seed, and image by
-image over all seeds. The reference spends one query more.
+in seconds, and attacked on images that it gets right. With --data, a folder of tar shards of small pictures with
+classes (Tiny ImageNet as WebDataset), it learns to tell the first ten apart, and its decisions on the val pictures are
+attacked, right or wrong. Both attacks see the same images. Differences are taken seed by seed, and image by image over
+all seeds. The reference spends one query more.
 
     python benchmarks/square_parity.py [--norm linf] [--eps 4/255] [--queries 300 1000] [--seeds 4] [--images 500]
         [--robust] [--data FOLDER]

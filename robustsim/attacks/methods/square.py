@@ -14,6 +14,7 @@ from robustsim.errors import InputError
 
 _PLANES = (-2, -1)
 _TINY = 1e-12
+_UNUSED = 1e-3  # which share of the radius a query may leave unused
 # How often a colour is drawn that would change nothing: with one channel, half of the draws do.
 _DRAWS = 16
 # Shares of 10,000 queries after which the share of changed pixels is halved (section 4.1 of the paper).
@@ -179,7 +180,8 @@ def _within(region: Region, delta: Tensor) -> Tensor:
     """The points of a perturbation: scaled to the radius, in l1 where it is shorter, and brought into the set."""
     length: Tensor = torch.linalg.vector_norm(delta, ORDERS[region.norm], dim=dims(delta), keepdim=True)
     factor = region.radius / length.clamp_min(_TINY)
-    return region.project(region.originals + delta * (factor if region.norm == "l2" else factor.clamp_min(1)))
+    factor = factor if region.norm == "l2" else factor.clamp_min(1)
+    return region.project(region.originals + delta * factor, tolerance=_UNUSED)
 
 
 def _pattern(side: int, like: Tensor, turned: bool) -> Tensor:
