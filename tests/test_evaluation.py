@@ -331,7 +331,6 @@ def test_the_metric_is_left_as_it_was(tmp_path):
         ({"eps": ("0.5", 0.5)}, "named twice"),
         ({"loss": "dlr"}, "neither ce nor margin"),
         ({"attacked": 0}, "at least 1"),
-        ({"attacks": ("square",), "norm": "l1", "eps": ("12",)}, "l1"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(options, message):
