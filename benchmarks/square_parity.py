@@ -55,7 +55,7 @@ def shards(folder: Path, name: str, *, classes: int, most: int = 10**6) -> tuple
 
 
 def fitted(images: Tensor, labels: Tensor, *, robust: bool, epochs: int = 12) -> nn.Module:
-    """The small network, trained on pictures; ``robust``: on PGD's images at linf 4/255."""
+    """The small network, trained on pictures; `robust`: on PGD's images at linf 4/255."""
     torch.manual_seed(0)
     model = network(CLASSES)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -37,7 +37,7 @@ def right(model, count, **options):
 
 
 class Watched:
-    """A loss that keeps the points it is asked about; ``better`` says which queries are improvements."""
+    """A loss that keeps the points it is asked about; `better` says which queries are improvements."""
 
     def __init__(self, better):
         self.better, self.points = better, []

@@ -101,7 +101,7 @@ def check_gradient_masking(
         objective: with ``success`` and ``select``, such as TwoAFC, Classification, or Untargeted with a threshold.
         images: (N, C, H, W), what it is about.
         norm: of the threat model.
-        eps: its radius, a number or text such as ``4/255``.
+        eps: its radius, a number or text such as `4/255`.
         bounds: least and greatest value of a pixel.
         steps: of APGD.
         queries: of Square.

@@ -33,7 +33,7 @@ class Attack(ABC):
 
     Attributes:
         norm: ``linf``, ``l2`` or ``l1``.
-        eps: the radius in units of pixels, a number or text such as ``8/255``; (N,) for one for each image, a tensor,
+        eps: the radius in units of pixels, a number or text such as `8/255`; (N,) for one for each image, a tensor,
             list or array. It becomes a float or a tensor.
         bounds: least and greatest value of a pixel.
         generator: of all random numbers, on any device; torch's default generator if not given.

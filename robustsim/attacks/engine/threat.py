@@ -30,7 +30,7 @@ def parse_eps(text: str, norm: Norm = "linf") -> float:
 
 
 def read_eps(eps: Any, norm: str, bounds: tuple[float, float]) -> float | Tensor:
-    """A radius, or one for each image, as attacks are given it: numbers, text such as ``4/255``, lists and arrays.
+    """A radius, or one for each image, as attacks are given it: numbers, text such as `4/255`, lists and arrays.
 
     Returns:
         A float; a tensor (N,) where there is one for each image; a tensor as it is.
@@ -93,7 +93,7 @@ class ThreatModel:
 
     Attributes:
         norm: ``linf``, ``l2`` or ``l1``.
-        eps: the radius in units of pixels, a number or text such as ``8/255``; (N,) for one radius for each image, a
+        eps: the radius in units of pixels, a number or text such as `8/255`; (N,) for one radius for each image, a
             tensor, list or array; infinity for no ball at all. It becomes a float or a tensor.
         bounds: least and greatest value of a pixel.
 

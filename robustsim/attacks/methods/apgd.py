@@ -42,22 +42,22 @@ class _State:
 class APGD(IterativeAttack):
     """PGD with momentum that finds its step size by itself: the attack to measure with.
 
-    The step begins at ``2 * eps``, or at ``step_size``. At checkpoints (after 22 % of the steps, then at intervals that
+    The step begins at `2 * eps`, or at `step_size`. At checkpoints (after 22 % of the steps, then at intervals that
     shrink by 3 % down to 6 %) it is halved, and the search goes on from the best point, where the loss rose in no more
-    than 75 % of the steps since, or where neither the best loss nor the step has changed. In l1 it begins at ``eps``
-    and moves a few coordinates, the fewer the sparser the best point is, and the step size follows that. ``steps``
+    than 75 % of the steps since, or where neither the best loss nor the step has changed. In l1 it begins at `eps`
+    and moves a few coordinates, the fewer the sparser the best point is, and the step size follows that. `steps`
     iterations take steps + 1 forward passes and as many gradients as steps, at most.
 
     Attributes:
         steps: iterations of one go.
-        step_size: length of the first step in the attack's norm, ``2 * eps`` if not given, in l1 ``eps``; where the
+        step_size: length of the first step in the attack's norm, `2 * eps` if not given, in l1 `eps`; where the
             ball is larger for a while, so is the step.
         start: points to begin at instead of random ones, like the images; what lies outside the ball is brought into
             it. Goes with one restart.
         restarts: goes, each from a new random point.
-        loss: a loss of the objective's to work by instead of its own, such as ``dlr``, which gives way to ``margin``
-            where there are two classes; success stays the same. It needs an objective that offers ``with_loss``, and
-            goes without ``targets``.
+        loss: a loss of the objective's to work by instead of its own, such as `dlr`, which gives way to `margin`
+            where there are two classes; success stays the same. It needs an objective that offers `with_loss`, and
+            goes without `targets`.
         targets: None maximises the objective itself. A number attacks that many of the likeliest wrong classes one
             after the other (APGD-T, by targeted DLR; by the margin where there are less than four classes); it needs
             an objective that offers ``targeted``.

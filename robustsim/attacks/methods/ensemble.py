@@ -124,21 +124,21 @@ def _enter(best: AttackResult, rank: Tensor, result: AttackResult, rows: Tensor)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AutoAttack(Attack):
-    """The ensemble of Croce and Hein (2020), for decisions: :class:`Classification`, :class:`TwoAFC`, OddOneOut.
+    """The ensemble of Croce and Hein (2020), for decisions: `Classification`, `TwoAFC`, OddOneOut.
 
-    - ``standard``: APGD on cross-entropy, APGD-T on targeted DLR, FAB-T, Square. In l1, as with its authors, APGD has
+    - `standard`: APGD on cross-entropy, APGD-T on targeted DLR, FAB-T, Square. In l1, as with its authors, APGD has
       five restarts and APGD-T five targets.
-    - ``plus``: APGD on cross-entropy and on DLR and FAB, with five restarts each; Square, APGD-T and FAB-T.
-    - ``rand``, for randomised models: APGD on cross-entropy and on DLR, each gradient the mean of 20 draws.
+    - `plus`: APGD on cross-entropy and on DLR and FAB, with five restarts each; Square, APGD-T and FAB-T.
+    - `rand`, for randomised models: APGD on cross-entropy and on DLR, each gradient the mean of 20 draws.
 
     DLR needs three classes and targeted DLR four: where there are fewer, the margin takes their place.
 
     Attributes:
-        version: ``standard``, ``plus`` or ``rand``.
+        version: `standard`, `plus` or `rand`.
         steps: iterations of APGD and FAB.
         queries: of Square.
         targets: how many of the likeliest wrong classes APGD-T and FAB-T try; None for nine, in l1 five for the APGD-T
-            of ``standard``.
+            of `standard`.
     """
 
     version: Version = "standard"

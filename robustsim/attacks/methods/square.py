@@ -28,7 +28,7 @@ class SquareAttack(IterativeAttack):
     In linf a square, at a place of its own in each image, takes a value of plus or minus the radius in each channel; as
     with its authors, no query is spent on a square that changes nothing. In l2 and l1 it takes over the perturbation's
     energy or mass from another place, in l1 as in the authors' AutoAttack. The best objective is a margin: of a
-    decision (:class:`Classification`, :class:`TwoAFC`) that is taken by itself, whatever its loss.
+    decision (`Classification`, `TwoAFC`) that is taken by itself, whatever its loss.
 
     Attributes:
         queries: forward passes; the schedule of sizes, made for 10,000, is scaled to them.
@@ -157,11 +157,11 @@ class SquareAttack(IterativeAttack):
 
 def _places(x: Tensor, side: int, generator: Generators) -> Any:
     """The index of a square of this side at a random place of each image, in (N, channels, H, W)."""
-    height, width = x.shape[-2:]
-    room = torch.tensor([height - side, width - side], device=x.device)
-    corner = (uniform((len(x), 2), x, generator) * (room + 1)).long().minimum(room)
-    along = torch.arange(side, device=x.device)
-    rows, columns = corner[:, :1] + along, corner[:, 1:] + along
+    along, draws = torch.arange(side, device=x.device), uniform((2, len(x), 1), x, generator)
+    rows, columns = (
+        (draw * (size - side + 1)).long().clamp_max(size - side) + along
+        for draw, size in zip(draws, x.shape[-2:], strict=True)
+    )
     channels = torch.arange(math.prod(x.shape[1:-2]), device=x.device)
     images = torch.arange(len(x), device=x.device)
     return (

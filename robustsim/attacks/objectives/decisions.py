@@ -234,7 +234,7 @@ class OddOneOut(Decision):
         images: what to attack.
 
     Raises:
-        InputError: counts that differ, neither embed nor distance; when it is used, as for :class:`TwoAFC`.
+        InputError: counts that differ, neither embed nor distance; when it is used, as for `TwoAFC`.
     """
 
     per_image = ("labels", "targets", "first", "second", "images")
@@ -300,7 +300,7 @@ def _functions(**given: Callable[..., Tensor] | None) -> None:
 
 
 def _sides(labels: Labels) -> Tensor:
-    """The choices between two, (N,) int64; numbers other than integers may say them, as ``two_afc`` does."""
+    """The choices between two, (N,) int64; numbers other than integers may say them, as `two_afc` does."""
     choices = labels if isinstance(labels, Tensor) else integers("labels", labels)
     if choices.ndim != 1 or choices.is_complex():
         raise InputError(f"labels must be numbers (N,), not {choices.dtype} {tuple(choices.shape)}")

@@ -13,7 +13,7 @@ Any callable of that form can be attacked. It may offer more, as all classes her
 The functions that they are given work on tensors: ``embed(images) -> (N, D)`` (``RobustSim.embed_pixels``, for
 example), ``distance(a, b) -> (N,)`` (any metric), ``model(images) -> (N, K)`` logits. Whatever does not depend on the
 attacked images is computed once, when the objective is made. What is given for each image must be as many as the
-images, and what the functions return must have a row for each: all else is refused with an :class:`InputError`.
+images, and what the functions return must have a row for each: all else is refused with an `InputError`.
 """
 
 import copy
@@ -175,7 +175,7 @@ class Targeted(Objective):
             one the distance, is below this; without it, success is not defined.
 
     Raises:
-        InputError: no targets, or what is no image or embedding; when it is used, as for :class:`Untargeted`.
+        InputError: no targets, or what is no image or embedding; when it is used, as for `Untargeted`.
     """
 
     def __init__(self, embed: Embed, targets: Tensor, *, threshold: float | None = None) -> None:

@@ -53,7 +53,7 @@ def within(name: str, values: Tensor) -> int:
 
 
 def pictures(name: str, value: Any, *, embedded: bool = False, sets: bool = False) -> Tensor:
-    """Images (N, C, H, W), with ``embedded`` or embeddings (N, D), with ``sets`` or a set of these for each, (N, M, D).
+    """Images (N, C, H, W), with `embedded` or embeddings (N, D), with `sets` or a set of these for each, (N, M, D).
 
     Raises:
         InputError: anything else, or numbers that are no floating point.
@@ -91,7 +91,7 @@ def returned(name: str, value: Any, count: int, form: str) -> Tensor:
         name: what the function is called, for the message.
         value: what it returned.
         count: how many images, N.
-        form: ``(N,)``, or with a row of numbers for each ``(N, D)`` or ``(N, K)``.
+        form: `(N,)`, or with a row of numbers for each `(N, D)` or `(N, K)`.
 
     Raises:
         InputError: no tensor, or one of another shape.
