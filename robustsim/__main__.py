@@ -1,4 +1,4 @@
-"""``python -m robustsim`` is the ``robustsim`` command."""
+"""`python -m robustsim` is the `robustsim` command."""
 
 from robustsim.cli import main
 

@@ -1,4 +1,4 @@
-"""``robustsim.distance`` and its like: the metric without making one first."""
+"""`robustsim.distance` and its like: the metric without making one first."""
 
 from functools import lru_cache
 
@@ -22,7 +22,9 @@ def distance(
     squared: bool = False,
     input_range: Range = (0, 1),
 ) -> Tensor:
-    """:meth:`RobustSim.distance` on a metric that is loaded at the first call and kept: (N,) float32."""
+    """[`RobustSim.distance`][robustsim.RobustSim.distance] on a metric that is loaded at the first call and kept: (N,)
+    float32.
+    """
     return _default_metric(model, device).distance(a, b, squared=squared, input_range=input_range)
 
 
@@ -34,7 +36,9 @@ def similarity(
     device: str | None = None,
     input_range: Range = (0, 1),
 ) -> Tensor:
-    """:meth:`RobustSim.similarity` on a metric that is loaded at the first call and kept: (N,) float32."""
+    """[`RobustSim.similarity`][robustsim.RobustSim.similarity] on a metric that is loaded at the first call and kept:
+    (N,) float32.
+    """
     return _default_metric(model, device).similarity(a, b, input_range=input_range)
 
 
@@ -45,5 +49,7 @@ def embed(
     device: str | None = None,
     input_range: Range = (0, 1),
 ) -> Tensor:
-    """:meth:`RobustSim.embed` on a metric that is loaded at the first call and kept: (N, D) float32."""
+    """[`RobustSim.embed`][robustsim.RobustSim.embed] on a metric that is loaded at the first call and kept: (N, D)
+    float32.
+    """
     return _default_metric(model, device).embed(images, input_range=input_range)

@@ -41,7 +41,7 @@ def pair_distance(u: Tensor, v: Tensor, same: "Tensor | None", *, squared: bool)
 
 
 def matrix_distance(u: Tensor, v: Tensor, same: "Tensor | None", *, squared: bool) -> Tensor:
-    """Distances of every u to every v, (N, M); 0 where ``same``, (N, M) bool, says that their pixels are the same."""
+    """Distances of every u to every v, (N, M); 0 where `same`, (N, M) bool, says that their pixels are the same."""
     # Not by a matrix product: its rounding would show as 3e-4 where the distance is 0.
     d = torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist").mul(_SQRT_HALF).clamp(max=2**0.5)
     if same is not None:

@@ -17,8 +17,8 @@ RobustSimError
 ├── OutputError (OSError)               a result that cannot be written, or a run that cannot resume
 └── MissingDependencyError (ImportError)    an optional package that is not installed
 
-Each message names what was seen and what to do about it. The built-in base in brackets lets ``except
-ValueError`` and its like keep working.
+Each message names what was seen and what to do about it. The built-in base in brackets lets `except
+ValueError` and its like keep working.
 """
 
 
@@ -55,7 +55,7 @@ class TrainingError(RobustSimError, ArithmeticError):
 
 
 class CardError(RobustSimError, ValueError):
-    """A card or a ``config.json`` that cannot be understood."""
+    """A card or a `config.json` that cannot be understood."""
 
 
 class ModelNotFoundError(RobustSimError, LookupError):

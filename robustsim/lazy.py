@@ -7,10 +7,10 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` for a package (PEP 562).
+    """`__getattr__` and `__dir__` for a package (PEP 562).
 
     Args:
-        package: its ``__name__``.
+        package: its `__name__`.
         homes: for each public name, the module that defines it, relative to the package: `room.module` below it,
             `.room.module` beside it.
     """

@@ -5,7 +5,7 @@ With unit-length embeddings u and v (R-CLIP paper, section III):
     similarity(a, b) = <u, v>                           in [-1, 1]
     distance(a, b)   = sqrt(1 - <u, v>) = |u - v| / sqrt(2)     in [0, sqrt(2)]
 
-The root makes the triangle inequality hold. ``squared=True`` gives ``1 - <u, v>``, DreamSim's distance.
+The root makes the triangle inequality hold. `squared=True` gives `1 - <u, v>`, DreamSim's distance.
 """
 
 import os
@@ -37,8 +37,8 @@ from robustsim.errors import InputError
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
 from robustsim.images.tracing import concrete
 
-#: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as :meth:`RobustSim.embed` returns, or a
-#: NumPy array of them, such as ``robustsim embed`` writes.
+#: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as `RobustSim.embed` returns, or a
+#: NumPy array of them, such as `robustsim embed` writes.
 ImagesOrEmbeddings: TypeAlias = Union[ImageInput, Tensor]
 Range: TypeAlias = tuple[float, float]
 
@@ -55,17 +55,20 @@ class RobustSim(nn.Module):
     """A perceptual metric over a frozen image encoder.
 
     Wherever an image is expected, its embedding may stand in: a floating-point tensor (N, D) or (D,), as
-    :meth:`embed` returns it. So whatever does not change is encoded once::
+    [`embed`][robustsim.RobustSim.embed] returns it. So whatever does not change is encoded once:
 
-        reference = metric.embed("reference.png")
-        loss = metric(generated, reference).mean()
+    ```python
+    reference = metric.embed("reference.png")
+    loss = metric(generated, reference).mean()
+    ```
 
-    Images are described in :mod:`robustsim.images`. One image against N broadcasts; any other two counts must be
-    equal. Results are float32, whatever the encoder's type. Parameters are frozen and the module stays in eval mode
-    even after ``.train()``; gradients flow to image tensors that require them, and are finite everywhere.
+    Images are described in [`robustsim.images`][robustsim.images]. One image against N broadcasts; any other two counts
+    must be equal. Results are float32, whatever the encoder's type. Parameters are frozen and the module stays in eval
+    mode even after `.train()`; gradients flow to image tensors that require them, and are finite everywhere.
 
     Args:
-        encoder: what turns images into embeddings; :meth:`from_pretrained` makes one from a name.
+        encoder: what turns images into embeddings; [`from_pretrained`][robustsim.RobustSim.from_pretrained] makes one
+            from a name.
         persistent: whether the encoder belongs to the modules that contain this one: its weights to their checkpoints,
             its parameters to what they shard and synchronise. With False, no module sees it; it moves with them still.
         batch_size: images per encoding; compiled or exported, what one call brings is encoded at once.
@@ -101,14 +104,14 @@ class RobustSim(nn.Module):
         """A metric from a catalogue name, a Hub id or a folder; the default is bundled and needs no network.
 
         Args:
-            name: ``"rclip-f-convnext-base"``, ``"org/repo"``, ``"org/repo@revision"`` or a folder.
+            name: `"rclip-f-convnext-base"`, `"org/repo"`, `"org/repo@revision"` or a folder.
             revision: branch, tag or commit on the Hub.
             cache_dir: where downloads are kept; huggingface_hub's cache if not given.
             local_files_only: use the cache alone.
             device: None for CUDA where there is one, else MPS, else the CPU.
-            dtype: the encoder's type, as torch's or by its name (``"bfloat16"``); None for float32. Results are float32
+            dtype: the encoder's type, as torch's or by its name (`"bfloat16"`); None for float32. Results are float32
                 in any case.
-            text: load a CLIP model's text tower too, for :meth:`embed_text`.
+            text: load a CLIP model's text tower too, for [`embed_text`][robustsim.RobustSim.embed_text].
             persistent: see the class.
 
         Raises:
@@ -127,7 +130,8 @@ class RobustSim(nn.Module):
             return cls(cast_encoder(encoder, wanted), persistent=persistent).to(place)
 
     def save_pretrained(self, folder: "str | os.PathLike[str]") -> Path:
-        """Write ``config.json`` and ``model.safetensors``; :meth:`from_pretrained` reads them back bit for bit.
+        """Write `config.json` and `model.safetensors`; [`from_pretrained`][robustsim.RobustSim.from_pretrained] reads
+        them back bit for bit.
 
         Raises:
             OutputError: they cannot be written; what was there before stays.
@@ -138,7 +142,7 @@ class RobustSim(nn.Module):
         """Publish to a Hub repository, with a model card made from the encoder's; returns the commit's address.
 
         Raises:
-            HubError: no token with the right to write (``HF_TOKEN``), or no network.
+            HubError: no token with the right to write (`HF_TOKEN`), or no network.
         """
         from tempfile import TemporaryDirectory
 
@@ -176,11 +180,14 @@ class RobustSim(nn.Module):
         return next(self._stream(split_images(images), input_range))
 
     def embed(self, images: ImagesOrEmbeddings, *, input_range: Range = (0, 1)) -> Tensor:
-        """Unit-length embeddings, (N, D) float32. Arguments and errors as for :meth:`preprocess`."""
+        """Unit-length embeddings, (N, D) float32. Arguments and errors as for
+        [`preprocess`][robustsim.RobustSim.preprocess].
+        """
         return finite(self._encode(images, input_range))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """Unit-length embeddings of images that :meth:`preprocess` returned: (N, 3, S, S) -> (N, D) float32.
+        """Unit-length embeddings of images that [`preprocess`][robustsim.RobustSim.preprocess] returned: (N, 3, S, S)
+        -> (N, D) float32.
 
         No checks and no resizing; for loops that work on the encoder's own pixels, such as attacks.
         """
@@ -191,7 +198,7 @@ class RobustSim(nn.Module):
         return F.normalize(features.to(torch.float32), dim=1)
 
     def embed_text(self, texts: "str | list[str]") -> Tensor:
-        """Unit-length embeddings of texts in the space of the images, (N, D) float32; CLIP models with ``text=True``.
+        """Unit-length embeddings of texts in the space of the images, (N, D) float32; CLIP models with `text=True`.
 
         Raises:
             InputError: no texts, or no text tower.
@@ -204,22 +211,22 @@ class RobustSim(nn.Module):
     def forward(
         self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, squared: bool = False, input_range: Range = (0, 1)
     ) -> Tensor:
-        """The differentiable distance of pairs; :meth:`distance` is the same."""
+        """The differentiable distance of pairs; [`distance`][robustsim.RobustSim.distance] is the same."""
         return self._pairs(a, b, squared, input_range)
 
     def distance(
         self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, squared: bool = False, input_range: Range = (0, 1)
     ) -> Tensor:
-        """Distance of pairs: ``sqrt(1 - similarity)``, (N,) float32 in [0, sqrt(2)]; identical images give exactly 0.
+        """Distance of pairs: `sqrt(1 - similarity)`, (N,) float32 in [0, sqrt(2)]; identical images give exactly 0.
 
         Args:
             a: N images, or 1; an embedding may stand in for an image.
             b: N images, or 1.
-            squared: give ``1 - similarity`` in [0, 2] instead, which is DreamSim's distance.
-            input_range: as for :meth:`preprocess`.
+            squared: give `1 - similarity` in [0, 2] instead, which is DreamSim's distance.
+            input_range: as for [`preprocess`][robustsim.RobustSim.preprocess].
 
         Raises:
-            InputError: the counts differ and neither is 1; else as :meth:`preprocess`.
+            InputError: the counts differ and neither is 1; else as [`preprocess`][robustsim.RobustSim.preprocess].
         """
         return self._pairs(a, b, squared, input_range)
 
@@ -264,7 +271,7 @@ class RobustSim(nn.Module):
         return torch.where(tie, 0.5, (finite(to_right) < finite(to_left)).to(torch.float32))
 
     def train(self, mode: bool = True) -> "RobustSim":
-        """Stays in eval mode, whatever ``mode``: the metric must not change while something is trained with it."""
+        """Stays in eval mode, whatever `mode`: the metric must not change while something is trained with it."""
         return super().train(False)
 
     def _pairs(self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, squared: bool, input_range: Range) -> Tensor:
@@ -310,7 +317,7 @@ class RobustSim(nn.Module):
         return torch.split(self.embed_pixels(torch.cat(tuple(batch))), [pixels.shape[0] for pixels in batch])
 
     def _encode(self, images: ImagesOrEmbeddings, input_range: Range, pictures: "list[Tensor] | None" = None) -> Tensor:
-        """Unit embeddings (N, D). To ``pictures``, what tells the pictures apart is added, where they are pictures."""
+        """Unit embeddings (N, D). To `pictures`, what tells the pictures apart is added, where they are pictures."""
         images = self._stand_in(images)
         if _is_embedding(images):
             return self._embedding(images)
@@ -359,7 +366,7 @@ class RobustSim(nn.Module):
         )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As for any module; empty inside a bigger module's if ``persistent`` is False."""
+        """As for any module; empty inside a bigger module's if `persistent` is False."""
         if self.persistent or kwargs.get("prefix") or len(args) > 1:
             return super().state_dict(*args, **kwargs)
         return self.encoder.state_dict(*args, **{**kwargs, "prefix": "encoder."})
@@ -367,7 +374,7 @@ class RobustSim(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
     ) -> None:
-        """Checkpoints need not hold the encoder if ``persistent`` is False; one that does is read all the same."""
+        """Checkpoints need not hold the encoder if `persistent` is False; one that does is read all the same."""
         if not self.persistent:
             inner = f"{prefix}encoder."
             held = {key[len(inner) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(inner)}

@@ -1,9 +1,11 @@
 """Attacks: the smallest lies that a metric, or any differentiable model, can be told.
 
-They take tensors and a callable, never a metric class::
+They take tensors and a callable, never a metric class:
 
-    objective = TwoAFC(embed=metric.embed_pixels, reference=r, left=a, right=b, labels=nearer)
-    result = APGD(norm="linf", eps=4 / 255, steps=100)(objective, objective.images)
+```python
+objective = TwoAFC(embed=metric.embed_pixels, reference=r, left=a, right=b, labels=nearer)
+result = APGD(norm="linf", eps=4 / 255, steps=100)(objective, objective.images)
+```
 """
 
 from typing import TYPE_CHECKING

@@ -21,7 +21,7 @@ def attack_in_batches(
 
     Args:
         attack: any attack.
-        objective: one that offers ``select``, for all images.
+        objective: one that offers `select`, for all images.
         images: (N, C, H, W).
         batch_size: images at a time.
 

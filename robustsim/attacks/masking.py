@@ -98,7 +98,7 @@ def check_gradient_masking(
     - Square Attack, which needs no gradient, breaks nothing that APGD has left.
 
     Args:
-        objective: with ``success`` and ``select``, such as TwoAFC, Classification, or Untargeted with a threshold.
+        objective: with `success` and `select`, such as TwoAFC, Classification, or Untargeted with a threshold.
         images: (N, C, H, W), what it is about.
         norm: of the threat model.
         eps: its radius, a number or text such as `4/255`.

@@ -3,8 +3,9 @@
     lpips = load_baseline("lpips-alex")
     d = lpips.distance(a, b)                    # (N, 3, H, W) in [0, 1] -> (N,), smaller is more alike
 
-The learned ones come from the libraries that own them (``pip install "robustsim[baselines]"``), imported when they are
-first used. One's own metric joins through :func:`from_callable` or, by its name, :func:`import_metric`.
+The learned ones come from the libraries that own them (`pip install "robustsim[baselines]"`), imported when they are
+first used. One's own metric joins through [`from_callable`][robustsim.baselines.from_callable] or, by its name,
+[`import_metric`][robustsim.baselines.import_metric].
 """
 
 from typing import TYPE_CHECKING

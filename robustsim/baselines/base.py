@@ -19,17 +19,20 @@ _SQRT_HALF = math.sqrt(0.5)
 class Baseline(nn.Module):
     """A metric: pixels in [0, 1], (N, 3, H, W) -> distances (N,) float32, smaller is more alike.
 
-    Called with images of any kind; :meth:`embed`, :meth:`compare` and :meth:`distance` are for loops on pixels, such as
-    attacks, and check no values. One image against N broadcasts. Nothing is detached: gradients flow to both images,
-    and are finite everywhere. Parameters are frozen and the module stays in eval mode even after ``.train()``.
+    Called with images of any kind; [`embed`][robustsim.baselines.Baseline.embed],
+    [`compare`][robustsim.baselines.Baseline.compare] and [`distance`][robustsim.baselines.Baseline.distance] are for
+    loops on pixels, such as attacks, and check no values. One image against N broadcasts. Nothing is detached:
+    gradients flow to both images, and are finite everywhere. Parameters are frozen and the module stays in eval mode
+    even after `.train()`.
 
-    Subclasses give ``_embed`` and ``_compare``, or ``_distance`` alone, and call :meth:`_freeze` when they are built.
+    Subclasses give `_embed` and `_compare`, or `_distance` alone, and call `_freeze` when they are built.
 
     Attributes:
-        name: what reports call it, such as ``lpips-alex``.
+        name: what reports call it, such as `lpips-alex`.
         source: library or implementation, its version, and the paper, in one line.
         preprocessing: how a file becomes the pixels it looks at.
-        embeds: whether :meth:`embed` and :meth:`compare` are there.
+        embeds: whether [`embed`][robustsim.baselines.Baseline.embed] and
+            [`compare`][robustsim.baselines.Baseline.compare] are there.
         side: the only height and width that it takes, in pixels; None where it takes others too.
         least_side: the smallest height and width that it takes, in pixels.
     """
@@ -45,7 +48,7 @@ class Baseline(nn.Module):
         self.preprocessing = preprocessing or Preprocessing()
 
     def embed(self, images: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) in [0, 1] as (N, D) float32; only where ``embeds`` is True.
+        """Pixels (N, 3, H, W) in [0, 1] as (N, D) float32; only where `embeds` is True.
 
         Raises:
             InputError: the pixels have another shape or type, or this metric has no embeddings.
@@ -54,7 +57,7 @@ class Baseline(nn.Module):
         return self._embed(self._checked(images))
 
     def compare(self, u: Tensor, v: Tensor) -> Tensor:
-        """Embeddings (N, D) and (N, D) as distances (N,); only where ``embeds`` is True.
+        """Embeddings (N, D) and (N, D) as distances (N,); only where `embeds` is True.
 
         Raises:
             InputError: the shapes do not fit, or this metric has no embeddings.
@@ -83,8 +86,8 @@ class Baseline(nn.Module):
     def forward(self, a: ImageInput, b: ImageInput) -> Tensor:
         """Distances (N,) of images of any kind, N against N or one against N; differentiable in both.
 
-        Tensors are looked at as they are, at their own size; ``uint8`` is 0..255, floating point is [0, 1]. Files and
-        whatever else :mod:`robustsim.images` takes go through :attr:`preprocessing`.
+        Tensors are looked at as they are, at their own size; `uint8` is 0..255, floating point is [0, 1]. Files and
+        whatever else [`robustsim.images`][robustsim.images] takes go through `preprocessing`.
 
         Raises:
             ImageError: a file that cannot be read.
@@ -97,7 +100,7 @@ class Baseline(nn.Module):
         return state_sha256(self) if self.state_dict() else None
 
     def train(self, mode: bool = True) -> "Baseline":
-        """Stays in eval mode, whatever ``mode``: a yardstick must not change while something is trained with it."""
+        """Stays in eval mode, whatever `mode`: a yardstick must not change while something is trained with it."""
         return super().train(False)
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ class Baseline(nn.Module):
 
 
 def cosine_distance(u: Tensor, v: Tensor) -> Tensor:
-    """``1 - cos`` of (N, D) and (N, D), in [0, 2], as half the squared distance of the unit vectors.
+    """`1 - cos` of (N, D) and (N, D), in [0, 2], as half the squared distance of the unit vectors.
 
     So it is exactly 0 where they are equal, and its gradient is finite everywhere.
     """
@@ -162,7 +165,7 @@ def cosine_distance(u: Tensor, v: Tensor) -> Tensor:
 
 
 def angular_root(u: Tensor, v: Tensor) -> Tensor:
-    """``sqrt(1 - cos)`` of (N, D) and (N, D), in [0, sqrt(2)]; the gradient at 0 is 0."""
+    """`sqrt(1 - cos)` of (N, D) and (N, D), in [0, sqrt(2)]; the gradient at 0 is 0."""
     # The norm's gradient at 0 is defined as 0; that of the root would be infinite.
     length: Tensor = torch.linalg.vector_norm(F.normalize(u, dim=1) - F.normalize(v, dim=1), dim=1)
     return length * _SQRT_HALF

@@ -21,13 +21,13 @@ def from_callable(
 ) -> Baseline:
     """A module or a function as a baseline. Pixels in [0, 1], (N, 3, H, W) float32, are what it gets.
 
-    - An object with a method ``embed`` is an embedding; its method ``compare`` tells distances, or ``1 - cos`` if it
+    - An object with a method `embed` is an embedding; its method `compare` tells distances, or `1 - cos` if it
       has none.
-    - What takes one argument is an embedding model: ``distance = sqrt(1 - cos)``.
+    - What takes one argument is an embedding model: `distance = sqrt(1 - cos)`.
     - Anything else is called with two batches and gives distances (N,), (N, 1) or (N, 1, 1, 1).
 
-    A :class:`Baseline` comes back as it is. A module is used itself, not copied: its parameters are frozen and it is
-    put into eval mode.
+    A [`Baseline`][robustsim.baselines.Baseline] comes back as it is. A module is used itself, not copied: its
+    parameters are frozen and it is put into eval mode.
 
     Args:
         function: the metric.
@@ -52,7 +52,8 @@ def from_callable(
 
 
 def import_metric(path: str) -> Baseline:
-    """The metric that ``package.module:name`` names, as :func:`from_callable` wraps what :func:`find_object` finds.
+    """The metric that `package.module:name` names, as [`from_callable`][robustsim.baselines.from_callable] wraps what
+    `find_object` finds.
 
     Raises:
         InputError: there is no such thing, or it cannot be called.
@@ -61,7 +62,7 @@ def import_metric(path: str) -> Baseline:
 
 
 def find_object(path: str) -> Any:
-    """What ``package.module:name`` names; what it makes, if it is a class or a function without positional parameters.
+    """What `package.module:name` names; what it makes, if it is a class or a function without positional parameters.
 
     Raises:
         InputError: the module cannot be imported, has no such name, or the class does not take that.

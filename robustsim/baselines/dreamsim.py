@@ -40,23 +40,23 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 
 
 class DreamSim(Baseline):
-    """1 - cosine of the embeddings of the package ``dreamsim``, its adapter merged into the weights.
+    """1 - cosine of the embeddings of the package `dreamsim`, its adapter merged into the weights.
 
     An embedding is what the networks give side by side, less its mean, scaled to length 1: the class token before the
     last norm for DINO, DINOv2 and SynCLR, CLIP's after its projection. In the types of patches, each token is treated
     so, and the embedding is the class token beside the mean of the patches.
 
     Args:
-        name: one of :data:`KINDS`.
-        weights: the folder with the package's files (its ``cache_dir``). None takes ``robustsim/dreamsim`` in the
+        name: one of `KINDS`.
+        weights: the folder with the package's files (its `cache_dir`). None takes `robustsim/dreamsim` in the
             user's cache, and has the package download what is not there. The types with DINO also need
-            ``facebookresearch_dino_main`` and ``checkpoints`` of torch.hub in it, and download them if need be.
+            `facebookresearch_dino_main` and `checkpoints` of torch.hub in it, and download them if need be.
 
     Raises:
         InputError: there is no such type.
         WeightsError: the folder lacks files, or holds others.
         HubError: what is missing could not be downloaded.
-        MissingDependencyError: ``dreamsim`` is not installed.
+        MissingDependencyError: `dreamsim` is not installed.
     """
 
     embeds = True

@@ -23,7 +23,7 @@ INSTALL = 'pip install "robustsim[baselines]"'
 
 
 def need(module: str, name: str) -> Any:
-    """An optional library's module, imported; ``name`` is the metric that needs it.
+    """An optional library's module, imported; `name` is the metric that needs it.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -37,7 +37,7 @@ def need(module: str, name: str) -> Any:
 
 
 def version_of(library: str) -> str:
-    """``lpips 0.1.4``, for reports."""
+    """`lpips 0.1.4`, for reports."""
     try:
         return f"{library} {version(library)}"
     except PackageNotFoundError:
@@ -48,7 +48,7 @@ def version_of(library: str) -> str:
 def undisturbed(*, silent: bool = False) -> Iterator[None]:
     """What a library does while it is imported or builds a model leaves no trace in the process.
 
-    Its warnings are not shown, what it prints goes to standard error (nowhere if ``silent``), and the random state and
+    Its warnings are not shown, what it prints goes to standard error (nowhere if `silent`), and the random state and
     torch.hub's folder are as before when it is done. For construction only: neither is safe among threads.
     """
     hub = vars(torch.hub)
@@ -67,7 +67,7 @@ def undisturbed(*, silent: bool = False) -> Iterator[None]:
 
 @contextmanager
 def downloading(name: str) -> Iterator[None]:
-    """:func:`undisturbed`, for a library that fetches its weights.
+    """`undisturbed`, for a library that fetches its weights.
 
     Raises:
         HubError: it could not.

@@ -14,7 +14,7 @@ from robustsim.baselines.libraries import check_state, read_state
 from robustsim.errors import WeightsError
 from robustsim.images.preprocessing import Preprocessing
 
-# A layer is registered in the network and again in ``base``; training wraps the whole in ``module.`` and ``model.``.
+# A layer is registered in the network and again in `base`; training wraps the whole in `module.` and `model.`.
 _KEY = re.compile(
     r"^(?:module\.|model\.)*"
     r"(?:(?:base\.1|convs)\.(?P<conv>\d+)\.(?P<c>kernel|bias|q)"
@@ -32,7 +32,7 @@ class LipSim(Baseline):
     and its interface adds no bias to short embeddings.
 
     Args:
-        weights: a checkpoint of the published code, ``model.ckpt-N.pth``, or its state dict as safetensors. Channels,
+        weights: a checkpoint of the published code, `model.ckpt-N.pth`, or its state dict as safetensors. Channels,
             layers and the side of the image are read off its shapes.
         embedding_dim: how many values of the last layer are the embedding: 1792 of DreamSim's ensemble, which it
             imitates, 768 of DINO, 512 of CLIP. Files do not tell.
@@ -73,7 +73,7 @@ class LipSim(Baseline):
 
 
 class _Convolution(nn.Module):
-    """``y = x - 2 W^T diag(t) relu(W x + b)`` with a convolution W, kernel (inner, channels, 3, 3).
+    """`y = x - 2 W^T diag(t) relu(W x + b)` with a convolution W, kernel (inner, channels, 3, 3).
 
     Here q has no part in t: in the code that trained the published weights it stands on both sides of the fraction.
     """
@@ -92,7 +92,7 @@ class _Convolution(nn.Module):
 
 
 class _Linear(nn.Module):
-    """``y = x - 2 W^T diag(t) relu(W x + b)`` with a matrix W (inner, features)."""
+    """`y = x - 2 W^T diag(t) relu(W x + b)` with a matrix W (inner, features)."""
 
     def __init__(self, weight: Tensor, bias: Tensor, q: Tensor) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Linear(nn.Module):
 
 
 def linear_rates(weight: Tensor, q: Tensor) -> Tensor:
-    """``t_i = 1 / sum_j |W W^T|_ij exp(q_j - q_i)``, (inner,), 0 where the sum is 0.
+    """`t_i = 1 / sum_j |W W^T|_ij exp(q_j - q_i)`, (inner,), 0 where the sum is 0.
 
     With it the layer is 1-Lipschitz (Araujo et al., A Unified Algebraic Perspective on Lipschitz Neural Networks,
     ICLR 2023, theorem 3).
@@ -122,7 +122,7 @@ def linear_rates(weight: Tensor, q: Tensor) -> Tensor:
 
 
 def convolution_rates(kernel: Tensor) -> Tensor:
-    """The rates of a convolution: ``t_i = 1 / sum over j and shifts of |(W W^T)_ij|``, (inner,).
+    """The rates of a convolution: `t_i = 1 / sum over j and shifts of |(W W^T)_ij|`, (inner,).
 
     Args:
         kernel: (inner, channels, side, side).

@@ -27,26 +27,28 @@ _SCALING = ("scaling_layer.shift", "scaling_layer.scale")
 
 
 class LPIPS(Baseline):
-    """LPIPS v0.1 through the package ``lpips``, as a squared Euclidean distance of embeddings.
+    """LPIPS v0.1 through the package `lpips`, as a squared Euclidean distance of embeddings.
 
     With the features f_k (N, C_k, H_k, W_k) of layer k, scaled to length 1 along the channels, and the linear layers'
-    weights w_k >= 0 (C_k)::
+    weights w_k >= 0 (C_k):
 
-        embed(x)    = concatenation over k of sqrt(w_k / (H_k W_k)) * f_k(x)
-        compare     = |embed(a) - embed(b)|^2
-                    = sum over k of mean over places of sum over channels of w_k (f_k(a) - f_k(b))^2
+    ```text
+    embed(x)    = concatenation over k of sqrt(w_k / (H_k W_k)) * f_k(x)
+    compare     = |embed(a) - embed(b)|^2
+                = sum over k of mean over places of sum over channels of w_k (f_k(a) - f_k(b))^2
+    ```
 
     Args:
-        net: trunk, ``alex``, ``vgg`` or ``squeeze``.
-        weights: a file, safetensors or ``torch.save``: torchvision's ``features.*`` with or without the linear layers
-            ``linK.weight``, or a state dict of the package. Without linear layers it is the package's own v0.1.
+        net: trunk, `alex`, `vgg` or `squeeze`.
+        weights: a file, safetensors or `torch.save`: torchvision's `features.*` with or without the linear layers
+            `linK.weight`, or a state dict of the package. Without linear layers it is the package's own v0.1.
             None has torchvision download the trunk.
         complete: whether the file must hold the linear layers too.
 
     Raises:
         WeightsError: the file lacks something, or holds something else; a linear layer has negative weights.
         HubError: the trunk could not be downloaded.
-        MissingDependencyError: ``lpips`` is not installed.
+        MissingDependencyError: `lpips` is not installed.
     """
 
     embeds = True
@@ -125,7 +127,7 @@ def robust_lpips(*, weights: "str | os.PathLike[str]") -> LPIPS:
     Similarity Metric, 2023), from a checkpoint of its repository.
 
     Raises:
-        WeightsError, MissingDependencyError: as for :class:`LPIPS`.
+        WeightsError, MissingDependencyError: as for `LPIPS`.
     """
     metric = LPIPS("alex", weights=weights, complete=True, name="r-lpips")
     metric.source = f"{version_of('lpips')} with R-LPIPS's weights; Ghazanfari et al., R-LPIPS, 2023"
@@ -133,7 +135,7 @@ def robust_lpips(*, weights: "str | os.PathLike[str]") -> LPIPS:
 
 
 def _short(key: str) -> str | None:
-    """``features.0.weight``, ``lin0.weight`` or ``scaling_layer.shift``; None for what is none of them."""
+    """`features.0.weight`, `lin0.weight` or `scaling_layer.shift`; None for what is none of them."""
     if match := _TRUNK.match(key):
         return f"features.{match[1]}"
     if match := _LINEAR.match(key):

@@ -42,7 +42,7 @@ class Linf(_Pixels):
 
 
 class PSNR(_Pixels):
-    """Minus the peak signal-to-noise ratio, ``10 log10(mean squared difference)``, in decibels, in [-100, 0].
+    """Minus the peak signal-to-noise ratio, `10 log10(mean squared difference)`, in decibels, in [-100, 0].
 
     A mean squared difference below 1e-10 counts as that, so that identical images have -100 dB.
     """

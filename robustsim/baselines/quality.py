@@ -1,4 +1,4 @@
-"""DISTS and PieAPP, full-reference measures of image quality, with the networks of ``piq``."""
+"""DISTS and PieAPP, full-reference measures of image quality, with the networks of `piq`."""
 
 import os
 from typing import Any
@@ -27,16 +27,16 @@ class DISTS(Baseline):
     """DISTS (Ding et al., Image Quality Assessment: Unifying Structure and Texture Similarity, 2020), in [0, 1].
 
     1 minus the weighted sum, over the channels of VGG16's layers, of the similarities of their means and of their
-    variances. Images whose short side exceeds 256 pixels are shrunk to that, as ``piq`` does.
+    variances. Images whose short side exceeds 256 pixels are shrunk to that, as `piq` does.
 
     Args:
-        weights: a file with VGG16's ``features.*`` (a ``classifier`` is passed over), ``alpha`` and ``beta``, each
-            (1, 1475, 1, 1). None has torchvision and ``piq`` download them.
+        weights: a file with VGG16's `features.*` (a `classifier` is passed over), `alpha` and `beta`, each
+            (1, 1475, 1, 1). None has torchvision and `piq` download them.
 
     Raises:
         WeightsError: the file lacks something, or holds something else.
         HubError: the weights could not be downloaded.
-        MissingDependencyError: ``piq`` or torchvision is not installed.
+        MissingDependencyError: `piq` or torchvision is not installed.
     """
 
     def __init__(self, *, weights: "str | os.PathLike[str] | None" = None) -> None:
@@ -82,7 +82,7 @@ class DISTS(Baseline):
         return library, state["alpha"], state["beta"]
 
     def _settle(self, library: Any) -> None:
-        """What ``piq`` keeps as plain tensors, or makes at the first call, becomes buffers, which move along."""
+        """What `piq` keeps as plain tensors, or makes at the first call, becomes buffers, which move along."""
         with torch.no_grad():
             library.get_features(torch.zeros(1, 3, 32, 32))
         for module in library.model.modules():
@@ -108,12 +108,12 @@ class PieAPP(Baseline):
     27 pixels (the sparse sampling of the authors' code), their scores averaged by their weights.
 
     Args:
-        weights: the state dict ``PieAPPv0.1.pth``. None has ``piq`` download it.
+        weights: the state dict `PieAPPv0.1.pth`. None has `piq` download it.
 
     Raises:
         WeightsError: the file lacks something, or holds something else.
         HubError: the weights could not be downloaded.
-        MissingDependencyError: ``piq`` is not installed.
+        MissingDependencyError: `piq` is not installed.
     """
 
     least_side = 64

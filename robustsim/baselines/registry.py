@@ -63,7 +63,7 @@ _BASELINES: Mapping[str, _Entry] = {
 
 
 def list_baselines() -> list[str]:
-    """The names that :func:`load_baseline` knows, sorted."""
+    """The names that [`load_baseline`][robustsim.baselines.load_baseline] knows, sorted."""
     return sorted(_BASELINES)
 
 
@@ -76,9 +76,9 @@ def load_baseline(
     """A baseline by its name.
 
     Args:
-        name: one of :func:`list_baselines`.
-        weights: a file, or DreamSim's folder; None has the library that owns the metric download them. ``l2`` and the
-            like take none; ``lipsim`` and ``r-lpips`` must have them.
+        name: one of [`list_baselines`][robustsim.baselines.list_baselines].
+        weights: a file, or DreamSim's folder; None has the library that owns the metric download them. `l2` and the
+            like take none; `lipsim` and `r-lpips` must have them.
         device: where it computes; None for the CPU.
 
     Raises:

@@ -20,10 +20,12 @@ def ssim_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     With local means m, variances s and covariance s_ab under a Gaussian window of 11 x 11, sigma 1.5, taken where it
     lies inside the image (Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity,
-    2004)::
+    2004):
 
-        contrast = (2 s_ab + c2) / (s_a + s_b + c2)
-        ssim     = (2 m_a m_b + c1) / (m_a^2 + m_b^2 + c1) * contrast
+    ```text
+    contrast = (2 s_ab + c2) / (s_a + s_b + c2)
+    ssim     = (2 m_a m_b + c1) / (m_a^2 + m_b^2 + c1) * contrast
+    ```
     """
     window = _window(a)
     m_a, m_b, m_aa, m_bb, m_ab = (_blur(image, window) for image in (a, b, a * a, b * b, a * b))
@@ -34,7 +36,7 @@ def ssim_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SSIM(Baseline):
-    """``1 - SSIM``, in [0, 2], the mean over the channels.
+    """`1 - SSIM`, in [0, 2], the mean over the channels.
 
     Images whose short side is nearer to a multiple n > 1 of 256 pixels are first averaged over n x n, as the authors'
     code does.
@@ -54,7 +56,7 @@ class SSIM(Baseline):
 
 
 class MSSSIM(Baseline):
-    """``1 - MS-SSIM``, in [0, 1], the mean over the channels.
+    """`1 - MS-SSIM`, in [0, 1], the mean over the channels.
 
     The product over five scales, each half as large as the one before, of the contrast (of the SSIM itself at the last
     one) to the scale's power; what is negative counts as 0 (Wang, Simoncelli and Bovik, Multi-scale Structural
@@ -77,7 +79,7 @@ class MSSSIM(Baseline):
 
 
 def _power(x: Tensor, power: float) -> Tensor:
-    """``max(x, 0) ** power`` with the gradient 0 where x is not positive."""
+    """`max(x, 0) ** power` with the gradient 0 where x is not positive."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1) ** power, 0)
 

@@ -1,4 +1,4 @@
-"""The ``robustsim`` command: one file per command, heavy imports only inside the command that needs them."""
+"""The `robustsim` command: one file per command, heavy imports only inside the command that needs them."""
 
 import gc
 import io

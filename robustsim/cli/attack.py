@@ -1,4 +1,4 @@
-"""``robustsim attack``: change an image a little, so that a model sees another one."""
+"""`robustsim attack`: change an image a little, so that a model sees another one."""
 
 import os
 import sys
@@ -176,7 +176,7 @@ def _embed(metric: "RobustSim", targets: "list[Picture]") -> "Tensor":
 
 
 def _downsized(image: "Image.Image", most: int | None) -> "Image.Image":
-    """The picture, or a copy whose longer side has ``most`` pixels."""
+    """The picture, or a copy whose longer side has `most` pixels."""
     from PIL import Image
 
     longer = max(image.size)
@@ -240,7 +240,7 @@ def _attacked(
         metric: attacked.
         original: uint8 (H, W, 3), to start from.
         anchors: embeddings of the targets, if any.
-        origin: embedding (1, D) of what distances to the original are from, if that is not ``original``.
+        origin: embedding (1, D) of what distances to the original are from, if that is not `original`.
         norm: of the budget.
         eps: the budget.
         steps: of the attack.

@@ -1,4 +1,4 @@
-"""``robustsim compare``: distances of pairs, of one image to many, or of two folders."""
+"""`robustsim compare`: distances of pairs, of one image to many, or of two folders."""
 
 import os
 import unicodedata

@@ -1,4 +1,4 @@
-"""``robustsim convert``: published checkpoint files into a folder that ``--model`` takes."""
+"""`robustsim convert`: published checkpoint files into a folder that `--model` takes."""
 
 from pathlib import Path
 from typing import Annotated

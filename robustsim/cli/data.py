@@ -1,4 +1,4 @@
-"""``robustsim data``: look at data sets of human judgements."""
+"""`robustsim data`: look at data sets of human judgements."""
 
 from collections import Counter
 from pathlib import Path

@@ -15,7 +15,7 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
 def magnified(original: "NDArray[Any]", attacked: "NDArray[Any]") -> "tuple[NDArray[Any], float]":
-    """``0.5 + factor * change`` as 8-bit pixels, and the factor: the largest by which no change leaves the range.
+    """`0.5 + factor * change` as 8-bit pixels, and the factor: the largest by which no change leaves the range.
 
     Args:
         original: (H, W, 3) uint8.

@@ -1,4 +1,4 @@
-"""``robustsim embed``: the embeddings of a folder's images into one file."""
+"""`robustsim embed`: the embeddings of a folder's images into one file."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``robustsim evaluate``: how well do metrics agree with people, clean and under attack?"""
+"""`robustsim evaluate`: how well do metrics agree with people, clean and under attack?"""
 
 import gc
 import inspect

@@ -1,4 +1,4 @@
-"""``robustsim info``: what a bug report needs."""
+"""`robustsim info`: what a bug report needs."""
 
 import os
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""``robustsim matrix``: the distance of every image of a folder to every other."""
+"""`robustsim matrix`: the distance of every image of a folder to every other."""
 
 from pathlib import Path
 from typing import Annotated

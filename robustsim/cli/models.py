@@ -1,4 +1,4 @@
-"""``robustsim models``: the catalogue."""
+"""`robustsim models`: the catalogue."""
 
 from typing import Annotated, Any
 

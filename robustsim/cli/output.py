@@ -130,7 +130,7 @@ def print_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> None:
-    """A table for people on standard output; columns named in ``numbers`` are aligned to the right."""
+    """A table for people on standard output; columns named in `numbers` are aligned to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -195,7 +195,7 @@ def unseen(
 
 
 def tell_unseen(parts: Sequence[dict[str, Any]], *, aside: bool) -> None:
-    """The same for people, a line each; ``aside`` where standard output is for a machine."""
+    """The same for people, a line each; `aside` where standard output is for a machine."""
     for part in parts:
         (width, height), (left, top, right, bottom) = part["size"], part["looked_at"]
         (note if aside else typer.echo)(

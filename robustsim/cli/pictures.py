@@ -1,4 +1,4 @@
-"""Pictures that are named in the terminal: files, pipes, and ``-`` for standard input."""
+"""Pictures that are named in the terminal: files, pipes, and `-` for standard input."""
 
 import os
 import stat
@@ -20,7 +20,7 @@ def open_pictures(names: Iterable[str]) -> dict[str, Picture]:
     """What each name stands for: a path as it is, or the picture itself where it can be read only once.
 
     Args:
-        names: paths, or ``-``, each as often as it may be.
+        names: paths, or `-`, each as often as it may be.
 
     Raises:
         ImageError: what came out of a pipe, or of standard input, is no picture.

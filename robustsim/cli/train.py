@@ -1,4 +1,4 @@
-"""``robustsim train``, ``finetune`` and ``recipes``: make encoders robust, or nearer to people's judgement."""
+"""`robustsim train`, `finetune` and `recipes`: make encoders robust, or nearer to people's judgement."""
 
 import gc
 from pathlib import Path

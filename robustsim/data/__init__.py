@@ -1,11 +1,13 @@
 """Readers of human judgements: who looks more alike, which one does not belong, who sees a difference.
 
 Each reads one published layout, checks it row by row, and gives plain items with paths; nothing is decoded here.
-Problems of single rows can be collected (``on_error``); what ends the reading, such as a missing file or column or no
-row that is left, is raised in any case::
+Problems of single rows can be collected (`on_error`); what ends the reading, such as a missing file or column or no
+row that is left, is raised in any case:
 
-    triplets = read_nights("nights", split="test")
-    triplets = read_dataset("material-2afc/test.csv", "2afc")
+```python
+triplets = read_nights("nights", split="test")
+triplets = read_dataset("material-2afc/test.csv", "2afc")
+```
 """
 
 from typing import TYPE_CHECKING

@@ -20,14 +20,14 @@ BELOW = ("val", "2afc/val", "twoafc/val")
 def read_bapps(
     root: "str | os.PathLike[str]", *, splits: Sequence[str] = SPLITS, on_error: OnError | None = None
 ) -> DataSet[Triplet]:
-    """The 2AFC part of BAPPS: ``val/{split}/{ref,p0,p1}/000003.png`` and ``val/{split}/judge/000003.npy``.
+    """The 2AFC part of BAPPS: `val/{split}/{ref,p0,p1}/000003.png` and `val/{split}/judge/000003.npy`.
 
-    ``p0`` is left and ``p1`` right; ``judge`` holds the share of people who preferred ``p1``. Scored by share. Groups
-    are the splits, ids are like ``cnn/000003``. The set states `squash`: published figures are of whole patches,
+    `p0` is left and `p1` right; `judge` holds the share of people who preferred `p1`. Scored by share. Groups
+    are the splits, ids are like `cnn/000003`. The set states `squash`: published figures are of whole patches,
     upsampled (R-CLIP paper, appendix: 64 to 224), and a card that crops would show a metric 77 % of each.
 
     Args:
-        root: the folder that holds ``val``, or ``val`` itself, or the one that holds ``2afc/val``.
+        root: the folder that holds `val`, or `val` itself, or the one that holds `2afc/val`.
         splits: the kinds of distortion to take, in this order.
         on_error: takes each problem, whose item is skipped; without it the first one is raised.
 

@@ -16,11 +16,11 @@ class Triplet:
     """Which of two images looks more like the reference?
 
     Attributes:
-        id: unique within its set and stable: the file's own id, or where it was found (``cnn/000003``, ``row 17``).
-        reference: what the two are compared with; all paths are ones that ``open`` takes.
+        id: unique within its set and stable: the file's own id, or where it was found (`cnn/000003`, `row 17`).
+        reference: what the two are compared with; all paths are ones that `open` takes.
         left: the first of the two.
         right: the second of the two.
-        right_share: the share of people who found ``right`` nearer, in [0, 1].
+        right_share: the share of people who found `right` nearer, in [0, 1].
         group: a part of the set that is reported by itself; empty where there are none.
     """
 
@@ -45,7 +45,7 @@ class OddOneOut:
         id: unique within its set and stable.
         images: the three.
         odd: the index, 0 to 2, of the one that was chosen.
-        group: as in :class:`Triplet`.
+        group: as in [`Triplet`][robustsim.data.Triplet].
     """
 
     id: str
@@ -68,7 +68,7 @@ class Pair:
         a: one image.
         b: the other.
         same_share: the share of people who saw no difference, in [0, 1].
-        group: as in :class:`Triplet`.
+        group: as in [`Triplet`][robustsim.data.Triplet].
     """
 
     id: str
@@ -92,7 +92,7 @@ class Rating:
         reference: the undistorted image.
         image: the one that was rated.
         quality: a finite number, larger is better; its scale is the data set's own.
-        group: as in :class:`Triplet`.
+        group: as in [`Triplet`][robustsim.data.Triplet].
     """
 
     id: str
@@ -116,11 +116,11 @@ class DataSet(Generic[Item]):
     """Judgements of one kind, in the order of their files.
 
     Attributes:
-        name: ``nights``, ``bapps``, ``bapps-jnd``, ``things``, or a table's folder and stem (``material-2afc/test``).
+        name: `nights`, `bapps`, `bapps-jnd`, `things`, or a table's folder and stem (`material-2afc/test`).
         root: the folder that the paths in the set's files are relative to.
         items: the judgements; at least one.
-        scoring: how a :class:`Triplet` counts: ``majority`` gives 1 for the side that most people chose and 0 for the
-            other, ``share`` the share of people who agree (BAPPS).
+        scoring: how a [`Triplet`][robustsim.data.Triplet] counts: `majority` gives 1 for the side that most people
+            chose and 0 for the other, `share` the share of people who agree (BAPPS).
         left_out: rows that are valid but not used: too few votes, or a tie where the majority counts.
         description: one line on what was taken, for reports.
         preprocess: how a picture becomes the square that a metric looks at: `card` as the metric's card says, `squash`

@@ -32,15 +32,15 @@ COLUMNS = ("a", "b", "same")
 def read_jnd(
     root: "str | os.PathLike[str]", *, splits: Sequence[str] | None = None, on_error: OnError | None = None
 ) -> DataSet[Pair]:
-    """The JND part of BAPPS, ``jnd/val/{cnn,traditional}/{p0,p1,same}``, or a CSV with the columns ``a, b, same``.
+    """The JND part of BAPPS, `jnd/val/{cnn,traditional}/{p0,p1,same}`, or a CSV with the columns `a, b, same`.
 
-    ``same`` is the share of people who said that the two are the same: one number in each ``.npy`` file, or the cell
-    of the CSV, where ``group`` and ``id`` may be there too and paths are as in ``read_triplets``. BAPPS states
+    `same` is the share of people who said that the two are the same: one number in each `.npy` file, or the cell
+    of the CSV, where `group` and `id` may be there too and paths are as in `read_triplets`. BAPPS states
     `squash`, as in `read_bapps`.
 
     Args:
-        root: the folder that holds ``val`` or ``jnd/val``, or ``val`` itself, or the CSV.
-        splits: the kinds of distortion to take; None: those of ``cnn`` and ``traditional`` that are there.
+        root: the folder that holds `val` or `jnd/val`, or `val` itself, or the CSV.
+        splits: the kinds of distortion to take; None: those of `cnn` and `traditional` that are there.
         on_error: takes each problem, whose item is skipped; without it the first one is raised.
 
     Raises:

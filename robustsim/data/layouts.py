@@ -51,9 +51,9 @@ class Found(NamedTuple):
 
 
 def find_layout(path: "str | os.PathLike[str]") -> str:
-    """The layout of a data set: ``nights``, ``bapps``, ``jnd``, ``things``, ``triplets`` or ``ratings``.
+    """The layout of a data set: `nights`, `bapps`, `jnd`, `things`, `triplets` or `ratings`.
 
-    A folder that holds both parts of BAPPS is ``bapps``.
+    A folder that holds both parts of BAPPS is `bapps`.
 
     Args:
         path: a folder or a file. A folder with nothing but one CSV is told by that.
@@ -70,15 +70,16 @@ def read_dataset(
     """Find out which layout a path has, and read it.
 
     Args:
-        path: a folder or a file, as :func:`find_layout` takes it.
-        task: what the items are to be: ``2afc`` gives :class:`Triplet`, ``odd-one-out`` :class:`OddOneOut`, ``jnd``
-            :class:`Pair`, ``quality`` :class:`Rating`.
+        path: a folder or a file, as [`find_layout`][robustsim.data.find_layout] takes it.
+        task: what the items are to be: `2afc` gives [`Triplet`][robustsim.data.Triplet], `odd-one-out`
+            [`OddOneOut`][robustsim.data.OddOneOut], `jnd` [`Pair`][robustsim.data.Pair], `quality`
+            [`Rating`][robustsim.data.Rating].
         on_error: takes each problem, whose row is skipped; without it the first one is raised.
-        options: those of the reader, such as ``split``.
+        options: those of the reader, such as `split`.
 
     Raises:
         DataError: no layout fits, or what its reader raises.
-        InputError: the data answer another question than ``task``, or the reader does not take an option.
+        InputError: the data answer another question than `task`, or the reader does not take an option.
     """
     if task not in get_args(Task):
         raise InputError(f"task is {task!r}; it must be one of {', '.join(get_args(Task))}")

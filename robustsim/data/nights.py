@@ -30,14 +30,14 @@ def read_nights(
     imagenet: bool | None = None,
     on_error: OnError | None = None,
 ) -> DataSet[Triplet]:
-    """The folder of NIGHTS: ``data.csv``, whose columns are found by name, and the images beside it.
+    """The folder of NIGHTS: `data.csv`, whose columns are found by name, and the images beside it.
 
-    The file says which side won, not by how much: ``right_share`` is 0 or 1. Groups are ``imagenet`` and
-    ``non-imagenet``.
+    The file says which side won, not by how much: `right_share` is 0 or 1. Groups are `imagenet` and
+    `non-imagenet`.
 
     Args:
-        root: the folder, or the ``data.csv`` in it.
-        split: the rows to take. ``test_imagenet`` and ``test_no_imagenet`` in the file belong to ``test``.
+        root: the folder, or the `data.csv` in it.
+        split: the rows to take. `test_imagenet` and `test_no_imagenet` in the file belong to `test`.
         min_votes: rows with fewer votes are left out; 6 as in the paper.
         imagenet: only the triplets whose reference is of an ImageNet class (True) or of none (False).
         on_error: takes each problem, whose row is skipped; without it the first one is raised.
@@ -93,7 +93,7 @@ def splits_by_id(root: "str | os.PathLike[str]") -> dict[str, str]:
 
 
 def _ignore(error: DataError) -> None:
-    """Whoever asks has had the problems reported by :func:`read_nights`."""
+    """Whoever asks has had the problems reported by `read_nights`."""
 
 
 def _table(root: "str | os.PathLike[str]") -> Path:

@@ -1,4 +1,4 @@
-"""The layout of BAPPS: ``{split}/{ref,p0,p1,...}/000003.png`` beside ``{split}/{judge,same}/000003.npy``."""
+"""The layout of BAPPS: `{split}/{ref,p0,p1,...}/000003.png` beside `{split}/{judge,same}/000003.npy`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from robustsim.images.files import picture_suffixes
 
 
 def find_splits(root: Path, below: Sequence[str], splits: Sequence[str], answers: str) -> Path | None:
-    """The first of ``root`` and the folders ``below`` it that holds one of the splits with its answers."""
+    """The first of `root` and the folders `below` it that holds one of the splits with its answers."""
     for folder in (root, *(root / name for name in below)):
         if any((folder / split / answers).is_dir() for split in splits):
             return folder
@@ -88,7 +88,7 @@ def numbered(
 
 
 def read_share(path: Path) -> float:
-    """The one number in a ``.npy`` file, a share of people.
+    """The one number in a `.npy` file, a share of people.
 
     Raises:
         DataError: the file is damaged, or holds anything but one number in [0, 1].

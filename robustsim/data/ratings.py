@@ -21,10 +21,10 @@ SCORES = (("mos",), ("dmos",))
 
 
 def read_ratings(path: "str | os.PathLike[str]", *, on_error: OnError | None = None) -> DataSet[Rating]:
-    """A CSV with the columns ``reference, image`` and a mean opinion score.
+    """A CSV with the columns `reference, image` and a mean opinion score.
 
-    The score is ``mos``, where higher is better, or ``dmos``, where higher is worse and ``quality`` becomes its
-    negative; with both, ``mos`` counts. ``group`` and ``id`` may be there too. Paths are as in ``read_triplets``.
+    The score is `mos`, where higher is better, or `dmos`, where higher is worse and `quality` becomes its
+    negative; with both, `mos` counts. `group` and `id` may be there too. Paths are as in `read_triplets`.
 
     Args:
         path: the CSV, in UTF-8, with commas (or tabs, or semicolons).

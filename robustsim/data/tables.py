@@ -65,7 +65,7 @@ class Row:
 
     @property
     def id(self) -> str:
-        """The cell of the column ``id``, or ``row 17``."""
+        """The cell of the column `id`, or `row 17`."""
         if "id" not in self._columns:
             return f"row {self.number}"
         if not (name := self.get("id")):
@@ -119,7 +119,7 @@ def read_header(path: Path) -> tuple[str, ...]:
 
 
 def require(path: Path, columns: Sequence[str], needed: Sequence[str], one_of: Sequence[Sequence[str]] = ()) -> int:
-    """Check a header; the index in ``one_of`` of the first choice that is there whole.
+    """Check a header; the index in `one_of` of the first choice that is there whole.
 
     Raises:
         DataError: a column is missing, or named twice. The message names the columns seen and those needed.
@@ -159,7 +159,7 @@ def read_rows(path: Path, columns: Sequence[str], on_error: OnError | None) -> I
 
 
 def collect(rows: Iterable[Row], make: Callable[[Row], Item | None], on_error: OnError | None) -> tuple[Item, ...]:
-    """What ``make`` gives for each row; None is left out, a ``DataError`` reported, an id that comes twice as well."""
+    """What `make` gives for each row; None is left out, a `DataError` reported, an id that comes twice as well."""
     items = []
     seen: dict[str, int] = {}
     for row in rows:
@@ -194,7 +194,7 @@ def table_name(path: Path) -> str:
 
 
 def table_finder(path: Path) -> Finder:
-    """Paths in a table are relative to it, or, where nothing is there, to the folder ``images`` beside it."""
+    """Paths in a table are relative to it, or, where nothing is there, to the folder `images` beside it."""
     return Finder(path.parent, path.parent / "images")
 
 

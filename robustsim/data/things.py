@@ -46,21 +46,21 @@ def read_things(
 ) -> DataSet[OddOneOut]:
     """A folder with a list of images, one path on each line, and a file of triplets.
 
-    The triplets are a table with the columns ``image1, image2, image3, choice`` (image numbers from 1 on, and the
+    The triplets are a table with the columns `image1, image2, image3, choice` (image numbers from 1 on, and the
     position, 1 to 3, of the odd one), or lines of three image numbers from 0 on, of which the last is the odd one.
 
     Args:
-        root: the folder; paths in the list are relative to it or to its folder ``images``. Or the file of triplets in
+        root: the folder; paths in the list are relative to it or to its folder `images`. Or the file of triplets in
             it.
-        triplets: the file of triplets, in ``root`` or anywhere; None: the one in ``root`` or its ``triplet_dataset``,
-            ``validationset.txt`` where there are several.
-        images: the list of images; None: ``images.txt`` or the like, else the one ``.txt`` file that lists images.
+        triplets: the file of triplets, in `root` or anywhere; None: the one in `root` or its `triplet_dataset`,
+            `validationset.txt` where there are several.
+        images: the list of images; None: `images.txt` or the like, else the one `.txt` file that lists images.
         on_error: takes each problem, whose row is skipped; without it the first one is raised.
 
     Raises:
         DataError: a file cannot be found or told from others, an image is not there, a number is none or beyond the
             list, or nothing is left; the message names the file and the row.
-        InputError: ``root`` is a file, and ``triplets`` names another.
+        InputError: `root` is a file, and `triplets` names another.
     """
     folder = Path(root)
     if folder.is_file():
@@ -86,7 +86,7 @@ def holds_triplets(path: Path) -> bool:
 
 
 def find_triplets(folder: Path) -> list[Path]:
-    """The files of triplets in a folder and its ``triplet_dataset``."""
+    """The files of triplets in a folder and its `triplet_dataset`."""
     return [path for place in (folder, folder / _FOLDER) for path in _files(place, _TRIPLETS) if holds_triplets(path)]
 
 

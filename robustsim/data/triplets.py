@@ -28,21 +28,21 @@ _LABELS = {"0": 0.0, "left": 0.0, "1": 1.0, "right": 1.0}
 def read_triplets(
     path: "str | os.PathLike[str]", *, scoring: Scoring = "majority", on_error: OnError | None = None
 ) -> DataSet[Triplet]:
-    """A CSV with the columns ``reference, left, right`` and what people said.
+    """A CSV with the columns `reference, left, right` and what people said.
 
-    The answers are ``left_votes`` and ``right_votes`` (numbers from 0 on), or ``right_share`` (in [0, 1]), or
-    ``label`` (0 or ``left``, 1 or ``right``); the first of these that is there counts. ``group`` and ``id`` may be
+    The answers are `left_votes` and `right_votes` (numbers from 0 on), or `right_share` (in [0, 1]), or
+    `label` (0 or `left`, 1 or `right`); the first of these that is there counts. `group` and `id` may be
     there too, other columns are ignored. Paths are relative to the file, or, where nothing is there, to the folder
-    ``images`` beside it.
+    `images` beside it.
 
     Args:
         path: the CSV, in UTF-8, with commas (or tabs, or semicolons).
-        scoring: how an answer counts. Under ``majority``, tied rows are left out.
+        scoring: how an answer counts. Under `majority`, tied rows are left out.
         on_error: takes each problem, whose row is skipped; without it the first one is raised.
 
     Raises:
         DataError: a row or file is not as above, or no row is left; the message names the file and the row.
-        InputError: ``scoring`` is neither of the two.
+        InputError: `scoring` is neither of the two.
     """
     if scoring not in get_args(Scoring):
         raise InputError(f"scoring is {scoring!r}; it must be one of {', '.join(get_args(Scoring))}")

@@ -53,11 +53,11 @@ def read_adapters(folder: Path, encoder: Encoder) -> tuple[dict[str, Tensor], fl
     """The adapters in a folder of PEFT, for an encoder that they fit.
 
     Args:
-        folder: with ``adapter_config.json`` and the adapters.
+        folder: with `adapter_config.json` and the adapters.
         encoder: the base, its weights as they are without them.
 
     Returns:
-        The matrices as ``lora.<parameter>.a`` and ``.b``; what their product is multiplied with; and whether their
+        The matrices as `lora.<parameter>.a` and `.b`; what their product is multiplied with; and whether their
         names are those of DreamSim's package.
 
     Raises:
@@ -98,7 +98,7 @@ def _read_config(folder: Path) -> tuple[int, float]:
 
 
 def _match(tensors: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
-    """PEFT's adapter names as ``lora.<parameter>.a`` and ``.b``."""
+    """PEFT's adapter names as `lora.<parameter>.a` and `.b`."""
     parameters: dict[str, set[str]] = {}
     for parameter, _ in encoder.named_parameters():
         for spelling in _spellings(parameter):

@@ -33,7 +33,7 @@ def text_guided_attention(
     their lengths.
 
     Args:
-        tokens: (N, h * w, D), places in the space of the texts (``Encoder.features(pixels, project=True)``).
+        tokens: (N, h * w, D), places in the space of the texts (`Encoder.features(pixels, project=True)`).
         text: (N, D), one for each picture, of any length but 0; or (D,), one for all.
         grid: (h, w).
         size: side of the maps that are wanted; as coarse as the tokens if not given.
@@ -71,7 +71,7 @@ def _by_channel(tokens: Tensor, class_token: Tensor | None) -> Tensor:
 
 
 def complementary_attention(of_class: Tensor, of_rest: Tensor) -> Tensor:
-    """``A_class * (1 - A_nonclass)``: what looks like the class and not like the rest (Eq. 8).
+    """`A_class * (1 - A_nonclass)`: what looks like the class and not like the rest (Eq. 8).
 
     Args:
         of_class: (N, H, W), the attention of "This is a photo of a {class}".

@@ -33,11 +33,11 @@ class Architecture:
     """What to build.
 
     Attributes:
-        library: ``robustsim`` (our own files), ``open_clip`` or ``timm``.
+        library: `robustsim` (our own files), `open_clip` or `timm`.
         name: the architecture's name in that library.
         quick_gelu: CLIP's activation of OpenAI's weights; a repository that contradicts it is refused.
-        options: the rest: for open_clip a whole ``model_cfg`` where the name alone does not say it, for timm the
-            keyword arguments of ``timm.create_model``.
+        options: the rest: for open_clip a whole `model_cfg` where the name alone does not say it, for timm the
+            keyword arguments of `timm.create_model`.
     """
 
     library: Library
@@ -64,10 +64,10 @@ class Head:
     """What follows the trunk.
 
     Attributes:
-        kind: ``none``; ``mlp``, a residual block of two linear layers; ``lora``, low-rank adapters that lie beside
+        kind: `none`; `mlp`, a residual block of two linear layers; `lora`, low-rank adapters that lie beside
             the weights in the file and are merged into them at load.
         hidden: width of the MLP.
-        scale: what the adapters' product is multiplied with (``lora_alpha / r``).
+        scale: what the adapters' product is multiplied with (`lora_alpha / r`).
     """
 
     kind: HeadKind = "none"
@@ -95,15 +95,15 @@ class EncoderCard:
         head: what follows the trunk.
         text: whether the weights bring a text tower along.
         source: where the weights are published; None for a folder or the bundled encoder.
-        weights_sha256: checksum of ``model.safetensors`` beside the card.
+        weights_sha256: checksum of `model.safetensors` beside the card.
         parameters: number of values in the image encoder.
-        method: how it was trained against tampering, such as ``FARE``; None for a clean encoder.
-        threat: what it was trained to withstand, such as ``linf 4/255``.
+        method: how it was trained against tampering, such as `FARE`; None for a clean encoder.
+        threat: what it was trained to withstand, such as `linf 4/255`.
         data: what it was trained on.
         license: SPDX identifier, or where to find it.
         origin: who made it, and where it comes from.
         scores: published scores, in per cent, by name.
-        training: how robustsim made the weights: ``recipe``, ``seed``, ``steps``, and what they began as.
+        training: how robustsim made the weights: `recipe`, `seed`, `steps`, and what they began as.
     """
 
     name: str
@@ -170,7 +170,9 @@ class EncoderCard:
         )
 
     def to_json(self) -> str:
-        """The card as JSON, fields at their defaults left out; :meth:`from_json` reads it back."""
+        """The card as JSON, fields at their defaults left out; [`from_json`][robustsim.encoders.EncoderCard.from_json]
+        reads it back.
+        """
         return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **_dump(self)}, indent=2) + "\n"
 
     @classmethod
@@ -268,7 +270,7 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the catalogue that match a shell pattern, sorted: ``list_models("rclip-*")``."""
+    """Names of the catalogue that match a shell pattern, sorted: `list_models("rclip-*")`."""
     from fnmatch import fnmatchcase
 
     return [name for name in sorted(_catalogue()) if fnmatchcase(name, pattern)]

@@ -18,7 +18,7 @@ _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layer
 
 
 class ClipTrunk(nn.Module):
-    """open_clip's ``model.visual``: (N, 3, S, S) -> (N, D), the class token or pooled feature after the projection."""
+    """open_clip's `model.visual`: (N, 3, S, S) -> (N, D), the class token or pooled feature after the projection."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class ClipTrunk(nn.Module):
 
 
 def model_config(architecture: Architecture) -> dict[str, Any]:
-    """open_clip's ``model_cfg`` of an architecture, the card's activation set in it.
+    """open_clip's `model_cfg` of an architecture, the card's activation set in it.
 
     Raises:
-        CardError: open_clip knows no architecture of that name, and the card brings no ``model_cfg``.
+        CardError: open_clip knows no architecture of that name, and the card brings no `model_cfg`.
     """
     import open_clip
 
@@ -96,7 +96,7 @@ def adopt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
-    """A card for a repository in OpenCLIP's layout, from its ``open_clip_config.json``.
+    """A card for a repository in OpenCLIP's layout, from its `open_clip_config.json`.
 
     Raises:
         CardError: the file lacks what is needed.

@@ -36,10 +36,10 @@ def convert(
     threat: str | None = None,
     license: str | None = None,  # noqa: A002 - the card's word
 ) -> EncoderCard:
-    """Turn a published file into a folder that ``from_pretrained`` reads.
+    """Turn a published file into a folder that `from_pretrained` reads.
 
-    What the source is shows in it: a folder with ``adapter_config.json`` holds LoRA adapters of PEFT; a file whose
-    ``state_dict`` has names that begin with ``perceptual_model.mlp.`` is an MLP; any other file is the bare state dict
+    What the source is shows in it: a folder with `adapter_config.json` holds LoRA adapters of PEFT; a file whose
+    `state_dict` has names that begin with `perceptual_model.mlp.` is an MLP; any other file is the bare state dict
     of an image tower. Tuned checkpoints (LoRA, MLP) get the preprocessing they were tuned with, a squash to the
     square; a bare tower keeps its base's.
 
@@ -49,9 +49,9 @@ def convert(
         base: the model it belongs to: a catalogue name, Hub id or folder. For a bare tower its card is enough where
             the catalogue has it, and no weights are downloaded.
         name: the new card's name; the output folder's if not given.
-        method: how it was trained against tampering, such as ``FARE``. Nothing is taken over from the base's card: a
+        method: how it was trained against tampering, such as `FARE`. Nothing is taken over from the base's card: a
             card must not claim for these weights what was measured on others.
-        threat: what it was trained to withstand, such as ``linf 4/255``.
+        threat: what it was trained to withstand, such as `linf 4/255`.
         license: of these weights.
 
     Returns:

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
     """A trunk with its card, its normalisation and its head.
 
     Normalisation is inside, so that attacks and losses live in [0, 1] pixels. Parameters are as they were built,
-    not frozen: training wants them; :class:`robustsim.RobustSim` freezes its own.
+    not frozen: training wants them; [`RobustSim`][robustsim.RobustSim] freezes its own.
     """
 
     mean: Tensor
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         """Features of preprocessed images.
 
         Args:
-            pixels: (N, 3, S, S) in [0, 1], S the card's ``preprocessing.size``, on the encoder's device.
+            pixels: (N, 3, S, S) in [0, 1], S the card's `preprocessing.size`, on the encoder's device.
 
         Returns:
             (N, D) in the encoder's type, not normalised.
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         """Features of preprocessed images together with their patch tokens or last feature map.
 
         Args:
-            pixels: as for :meth:`forward`.
+            pixels: as for [`forward`][robustsim.encoders.Encoder.forward].
             project: bring the tokens into the space of the embedding, by the projection that CLIP applies to the
                 class token, so that they can be compared with embeddings of texts (C is D then).
 
@@ -133,7 +133,7 @@ def build_encoder(card: EncoderCard, *, text: bool = False, **options: Any) -> E
     Args:
         card: what to build.
         text: with the text tower.
-        options: for the library's own builder (see ``timm_models.build``).
+        options: for the library's own builder (see `timm_models.build`).
     """
     library = card.architecture.library
     # The fork catches what a constructor may draw in a way the mode does not see. New tensors are on the CPU, whatever

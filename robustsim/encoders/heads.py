@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from robustsim.encoders.finite import refuse_non_finite
 from robustsim.errors import WeightsError
 
-#: Adapters lie in a weights file as ``lora.<parameter>.a`` (r, in) and ``lora.<parameter>.b`` (out, r).
+#: Adapters lie in a weights file as `lora.<parameter>.a` (r, in) and `lora.<parameter>.b` (out, r).
 LORA_PREFIX = "lora."
 
 
 class ResidualMLP(nn.Module):
-    """``x + fc2(relu(fc1(x)))`` on the embedding, as the NIGHTS-tuned MLP checkpoints have it."""
+    """`x + fc2(relu(fc1(x)))` on the embedding, as the NIGHTS-tuned MLP checkpoints have it."""
 
     def __init__(self, dim: int, hidden: int = 512) -> None:
         super().__init__()
@@ -27,11 +27,11 @@ class ResidualMLP(nn.Module):
 
 
 def merge_lora(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Weights with their adapters added in: ``W + scale * B A`` (Hu et al., LoRA, 2021, Eq. 3).
+    """Weights with their adapters added in: `W + scale * B A` (Hu et al., LoRA, 2021, Eq. 3).
 
     Args:
-        weights: a state dict that holds adapters under ``lora.``, which the result no longer has.
-        scale: ``lora_alpha / r``.
+        weights: a state dict that holds adapters under `lora.`, which the result no longer has.
+        scale: `lora_alpha / r`.
 
     Raises:
         WeightsError: an adapter without its other half or its parameter, of a shape that does not fit, or with values

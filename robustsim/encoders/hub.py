@@ -48,9 +48,9 @@ class Folder:
 
 
 class HubRepository:
-    """A model repository of the Hub, its files downloaded through ``huggingface_hub`` when they are asked for.
+    """A model repository of the Hub, its files downloaded through `huggingface_hub` when they are asked for.
 
-    ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and the rest of huggingface_hub's settings apply.
+    `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_HOME` and the rest of huggingface_hub's settings apply.
     """
 
     def __init__(

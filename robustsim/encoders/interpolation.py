@@ -10,7 +10,7 @@ from robustsim.errors import InputError
 
 
 def interpolate_encoders(original: Encoder, tuned: Encoder, share: float) -> Encoder:
-    """``(1 - share) * original + share * tuned``, weight by weight (WiSE-FT; Wortsman et al. 2022, Eq. 1).
+    """`(1 - share) * original + share * tuned`, weight by weight (WiSE-FT; Wortsman et al. 2022, Eq. 1).
 
     Adversarial fine-tuning trades agreement on clean images for robustness. A little less of it gives some of the one
     back for some of the other, after the fact and without training; measure both to choose.
@@ -21,7 +21,7 @@ def interpolate_encoders(original: Encoder, tuned: Encoder, share: float) -> Enc
         share: how much of the fine-tuning to keep, in [0, 1].
 
     Returns:
-        An encoder with the card of ``tuned``, whose ``training`` names the share and the original. Neither argument is
+        An encoder with the card of `tuned`, whose `training` names the share and the original. Neither argument is
         changed.
 
     Raises:

@@ -26,10 +26,10 @@ _STEM, _HEAD = 32, 1280
 
 
 def build(card: EncoderCard) -> "LiteTrunk":
-    """The card's trunk; its architecture's one option is ``grid``.
+    """The card's trunk; its architecture's one option is `grid`.
 
     Raises:
-        CardError: it has another one, or ``embedding_dim`` is not that of the grid.
+        CardError: it has another one, or `embedding_dim` is not that of the grid.
     """
     options = dict(card.architecture.options)
     grid = options.pop("grid", 1)

@@ -38,17 +38,17 @@ def load_encoder(
     """An encoder with its weights, on the CPU, in eval mode and float32.
 
     Args:
-        name: a catalogue name, a Hub id ``org/repo`` or ``org/repo@revision``, or a folder, ``~`` for one's own
-            included. A folder wins over a Hub id, a catalogue name over both (write ``./name`` for a folder of that
+        name: a catalogue name, a Hub id `org/repo` or `org/repo@revision`, or a folder, `~` for one's own
+            included. A folder wins over a Hub id, a catalogue name over both (write `./name` for a folder of that
             name).
-        revision: branch, tag or commit on the Hub; not together with ``@revision``.
+        revision: branch, tag or commit on the Hub; not together with `@revision`.
         cache_dir: where downloads are kept; huggingface_hub's cache if not given.
         local_files_only: use the cache alone.
         text: with the text tower of a CLIP model.
 
     Raises:
         ModelNotFoundError: no such name; the message has the nearest spellings.
-        HubError: the Hub could not be used, see :mod:`robustsim.encoders.hub`.
+        HubError: the Hub could not be used, see `robustsim.encoders.hub`.
         CardError, WeightsError: the files are not what they should be.
         InputError: the name is that of a file or no name at all, or a revision is given for what has none.
     """
@@ -136,7 +136,7 @@ def _load_repository(repo: Repository, card: EncoderCard | None, *, text: bool) 
 
 
 def _load_folder(repo: Repository, card: EncoderCard, *, text: bool) -> Encoder:
-    """Our own layout: ``config.json`` and ``model.safetensors``, the names those of the encoder's state dict."""
+    """Our own layout: `config.json` and `model.safetensors`, the names those of the encoder's state dict."""
     path = repo.file(WEIGHTS)
     if path is None:
         repo.explain_absence(WEIGHTS)
@@ -241,7 +241,8 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
 
 
 def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapping[str, Tensor] | None = None) -> Path:
-    """Write ``config.json`` and ``model.safetensors``; :func:`load_encoder` reads them back bit for bit.
+    """Write `config.json` and `model.safetensors`; [`load_encoder`][robustsim.encoders.load_encoder] reads them back
+    bit for bit.
 
     Both are written beside their places first, and then put there, the weights before the card, which holds their
     checksum: a folder whose writing was interrupted never passes for whole.

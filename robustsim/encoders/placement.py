@@ -21,7 +21,7 @@ _TYPES: Mapping[str, torch.dtype] = {
 
 
 def parse_dtype(dtype: object) -> torch.dtype:
-    """A floating type of torch, or its name, as ``dtype=`` takes it; None is float32.
+    """A floating type of torch, or its name, as `dtype=` takes it; None is float32.
 
     Args:
         dtype: such as `torch.bfloat16`, `"torch.bfloat16"`, `"bfloat16"` or `"bf16"`.

@@ -27,7 +27,7 @@ class TimmTrunk(nn.Module):
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """The embedding, and the last layer's places, (N, C, h, w), after the norm where there is one.
 
-        ``project`` changes nothing: these models have no projection, their tokens live in the embedding's space.
+        `project` changes nothing: these models have no projection, their tokens live in the embedding's space.
 
         Raises:
             InputError: timm gives no access to this model's last layer.
@@ -44,7 +44,7 @@ def build(card: EncoderCard, *, classes: int = 0, native_size: bool = False) -> 
 
     Args:
         card: what to build.
-        classes: outputs of the classifier that a published file holds; :func:`finish` removes it.
+        classes: outputs of the classifier that a published file holds; `finish` removes it.
         native_size: keep the position embeddings at the architecture's own size, which a published file has.
 
     Raises:
@@ -82,7 +82,7 @@ def adopt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def card_from_config(name: str, config: Mapping[str, Any]) -> EncoderCard:
-    """A card for a repository in timm's layout, from its ``config.json``.
+    """A card for a repository in timm's layout, from its `config.json`.
 
     Raises:
         CardError: the file lacks what is needed, or the model looks at something else than squares.

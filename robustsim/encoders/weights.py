@@ -19,7 +19,7 @@ _NAMED_CODE = re.compile(r"GLOBAL ([\w.]+\w)")
 
 
 def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors``, or of a ``.bin``, ``.pt`` or ``.pth`` read with ``weights_only=True``.
+    """The tensors of a `.safetensors`, or of a `.bin`, `.pt` or `.pth` read with `weights_only=True`.
 
     Args:
         path: the file.
@@ -47,7 +47,7 @@ def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> 
 
 
 def read_pickle(path: Path) -> Any:
-    """What a file of ``torch.save`` holds; code in it is not run.
+    """What a file of `torch.save` holds; code in it is not run.
 
     Raises:
         CorruptFileError: it cannot be parsed, or holds more than tensors and plain data.
@@ -127,7 +127,7 @@ def _digest(path: Path, digest: Any) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes its place as ``path`` when the block ends well, and is gone when it does not.
+    """A path to write to; it takes its place as `path` when the block ends well, and is gone when it does not.
 
     Raises:
         OutputError: it cannot be written: permissions, disk full.
@@ -154,7 +154,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file to a path that :func:`whole_file` gave.
+    """Write a safetensors file to a path that `whole_file` gave.
 
     Raises:
         OutputError: it cannot be written.

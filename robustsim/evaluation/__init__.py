@@ -1,10 +1,12 @@
 """Judging metrics: how well does each agree with people, clean and under attack?
 
-A task asks questions, :func:`evaluate` puts them to a metric and writes a report::
+A task asks questions, [`evaluate`][robustsim.evaluation.evaluate] puts them to a metric and writes a report:
 
-    task = two_afc(read_triplets("triplets.csv"))
-    report = evaluate(RobustSim.from_pretrained(), task, output="reports", attack=AttackPlan(eps=("4/255",)))
-    report.results["accuracy"], report.threats
+```python
+task = two_afc(read_triplets("triplets.csv"))
+report = evaluate(RobustSim.from_pretrained(), task, output="reports", attack=AttackPlan(eps=("4/255",)))
+report.results["accuracy"], report.threats
+```
 """
 
 from typing import TYPE_CHECKING

@@ -31,13 +31,15 @@ def evaluate(
 ) -> Report:
     """Judge a metric, and write a report.
 
-    Each picture is encoded once. What is done is kept in a folder beside the report, its name ending in ``.partial``;
-    the same call continues from there, and one whose report is there already returns that. Started by ``accelerate
-    launch``, the processes share the work.
+    Each picture is encoded once. What is done is kept in a folder beside the report, its name ending in `.partial`;
+    the same call continues from there, and one whose report is there already returns that. Started by `accelerate
+    launch`, the processes share the work.
 
     Args:
-        metric: a :class:`robustsim.RobustSim`, a baseline, or what :func:`load_metric` returned.
-        task: see :mod:`robustsim.evaluation.tasks.questions` and :func:`distortion_ladder`.
+        metric: a [`RobustSim`][robustsim.RobustSim], a baseline, or what
+            [`load_metric`][robustsim.evaluation.load_metric] returned.
+        task: see `robustsim.evaluation.tasks.questions` and
+            [`distortion_ladder`][robustsim.evaluation.distortion_ladder].
         output: a folder for reports, made if it is not there.
         attack: also attack the metric's right decisions.
         seed: of the draw of attacked items, of the attacks and of the resampling.

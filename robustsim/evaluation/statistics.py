@@ -162,7 +162,7 @@ def interval_of(value: float, draws: Array, n: int, *, units: int) -> Interval:
     """An estimate with the middle 95 % of its draws.
 
     Draws for which it is not defined (a correlation with a constant) are left out; there is no interval where most of
-    them are, or where fewer than :data:`LEAST_UNITS` clusters were there to be drawn.
+    them are, or where fewer than `LEAST_UNITS` clusters were there to be drawn.
     """
     defined = draws[~np.isnan(draws)]
     sure = units >= LEAST_UNITS and 2 * len(defined) > len(draws) and not math.isnan(value)
@@ -246,7 +246,7 @@ def pearson_after_logistic(distances: Array, quality: Array) -> float:
     """Pearson's correlation of quality with distances that a falling logistic curve brought to its scale.
 
     The curve of VQEG (2000) has four parameters, fitted by least squares:
-    ``b2 + (b1 - b2) / (1 + exp((b3 - d) / |b4|))`` with ``b1 <= b2``. Where quality grows with the distance there is
+    `b2 + (b1 - b2) / (1 + exp((b3 - d) / |b4|))` with `b1 <= b2`. Where quality grows with the distance there is
     none, and the (negative) correlation of closeness and quality is returned as it is; below ten points, where four
     parameters could fit anything, NaN.
     """

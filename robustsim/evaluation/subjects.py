@@ -31,7 +31,7 @@ class Subject:
         preprocessing: how a file becomes pixels.
         device: where it works.
         embed: pixels (N, 3, S, S) in [0, 1] -> (N, D); None for a metric of pairs.
-        distance: of embeddings, or of pixels where there is no ``embed``, (N, ...) and (N, ...) -> (N,).
+        distance: of embeddings, or of pixels where there is no `embed`, (N, ...) and (N, ...) -> (N,).
         cosine: the order of distances is that of the inner products of unit embeddings, which attacks then work with.
         about: the card or the source, the hash of the weights, the preprocessing; for the report.
     """
@@ -46,7 +46,7 @@ class Subject:
 
     @property
     def objective_options(self) -> dict[str, Any]:
-        """``embed=`` and ``distance=`` of the objectives in :mod:`robustsim.attacks`."""
+        """`embed=` and `distance=` of the objectives in `robustsim.attacks`."""
         return {"embed": self.embed, "distance": None if self.cosine else self.distance}
 
     def seeing(self, preprocess: Preprocess) -> "Subject":
@@ -67,7 +67,7 @@ class Subject:
         return replace(self, preprocessing=whole)
 
     def in_units_of(self, scale: float) -> "Subject":
-        """The same metric with distances divided by ``scale``.
+        """The same metric with distances divided by `scale`.
 
         For attacks: cross-entropy has no gradient where distances differ by hundreds, and no digits where by
         millionths. Cosine similarities stay as they are, as published attacks are on those.
@@ -101,7 +101,7 @@ def subject(
     """A metric as evaluations see it.
 
     Args:
-        metric: a :class:`RobustSim`, or a baseline (:func:`robustsim.baselines.from_callable` makes one of anything).
+        metric: a `RobustSim`, or a baseline (`robustsim.baselines.from_callable` makes one of anything).
         name: what reports call it, if not by its own name.
         device: where the images of a baseline go; where its parameters are if not given, and to the CPU if it has none.
 
@@ -181,9 +181,10 @@ def load_metric(name: str, *, device: "str | torch.device | None" = None, weight
     """A metric by its name, to be judged.
 
     Args:
-        name: a baseline (:func:`robustsim.baselines.list_baselines`), a name of ``robustsim models``, a Hub id, a
-            folder, or ``package.module:name`` of any module or callable of two images.
-        device: as for :meth:`RobustSim.from_pretrained`; the CPU for baselines if not given and there is no CUDA.
+        name: a baseline ([`list_baselines`][robustsim.baselines.list_baselines]), a name of `robustsim models`, a Hub
+            id, a folder, or `package.module:name` of any module or callable of two images.
+        device: as for [`RobustSim.from_pretrained`][robustsim.RobustSim.from_pretrained]; the CPU for baselines if not
+            given and there is no CUDA.
         weights: a file, or folder, of weights for a baseline.
 
     Raises:

@@ -1,7 +1,7 @@
 """The one door for pictures: anything that shows something becomes RGB in [0, 1].
 
-An image is a path, ``bytes``, a PIL image, a NumPy array ``(H, W, 3)``, ``(H, W)`` or ``(N, H, W, 3)``, a tensor
-``(3, H, W)`` or ``(N, 3, H, W)``, or a list of those, of any sizes.
+An image is a path, `bytes`, a PIL image, a NumPy array `(H, W, 3)`, `(H, W)` or `(N, H, W, 3)`, a tensor
+`(3, H, W)` or `(N, 3, H, W)`, or a list of those, of any sizes.
 """
 
 from typing import TYPE_CHECKING

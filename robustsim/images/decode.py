@@ -1,20 +1,17 @@
 """Decode a picture and turn it into RGB, one rule for each kind of file; modes are known by their names.
 
-=====================  ==================================================================================
-what the file holds    what becomes of it
-=====================  ==================================================================================
-several frames         the first one
-EXIF orientation       applied, so that up is up
-alpha, or a            composited on white, premultiplied or not
-transparent colour
-palette, grey, 1 bit   expanded to RGB
-16 bits a channel      the high byte, as Pillow itself does for 16-bit RGB; a transparent colour likewise
-12 bits, in a TIFF     the upper eight of them
-32-bit integers        refused: they have no agreed range
-float grey             values in [0, 1] scaled to 0..255; other ranges are refused
-CMYK, YCbCr, HSV       Pillow's conversion; colour profiles are not applied, as in the reference pipelines
-LAB                    CIELAB under D50 to sRGB, by LittleCMS
-=====================  ==================================================================================
+| what the file holds | what becomes of it |
+|---|---|
+| several frames | the first one |
+| EXIF orientation | applied, so that up is up |
+| alpha, or a transparent colour | composited on white, premultiplied or not |
+| palette, grey, 1 bit | expanded to RGB |
+| 16 bits a channel | the high byte, as Pillow itself does for 16-bit RGB; a transparent colour likewise |
+| 12 bits, in a TIFF | the upper eight of them |
+| 32-bit integers | refused: they have no agreed range |
+| float grey | values in [0, 1] scaled to 0..255; other ranges are refused |
+| CMYK, YCbCr, HSV | Pillow's conversion; colour profiles are not applied, as in the reference pipelines |
+| LAB | CIELAB under D50 to sRGB, by LittleCMS |
 """
 
 import io
@@ -44,12 +41,12 @@ _WIDTH, _HEIGHT, _BITS = 0x0100, 0x0101, 0x0102  # TIFF's tags
 
 
 def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.Image:
-    """The picture behind a path, encoded ``bytes`` or a PIL image, as a PIL image in mode RGB.
+    """The picture behind a path, encoded `bytes` or a PIL image, as a PIL image in mode RGB.
 
     A path may be that of a pipe, which can be read once.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, too large (Pillow's ``MAX_IMAGE_PIXELS``, at twice which
+        ImageError: the file is missing, empty, truncated, too large (Pillow's `MAX_IMAGE_PIXELS`, at twice which
             it refuses), of no known format, or a URL. The message names the path.
     """
     if isinstance(source, Image.Image):
@@ -116,7 +113,7 @@ def loaded(image: Image.Image) -> Image.Image:
 
 
 def image_size(path: "str | os.PathLike[str]") -> tuple[int, int]:
-    """(width, height) of a picture as :func:`read_image` gives it, upright; only its head is read."""
+    """(width, height) of a picture as `read_image` gives it, upright; only its head is read."""
     with Image.open(path) as image:
         width, height = image.size
         # Some versions of Pillow give a TIFF's size upright already, some as it is stored: its tags say the latter.

@@ -126,7 +126,7 @@ class FoundImages(Iterator[Path]):
 def find_images(folder: "str | os.PathLike[str]", *, follow_links: bool = False) -> FoundImages:
     """The image files below a folder, relative to it, in a fixed order; nothing but one folder's names is held.
 
-    Files count by their suffix; see `picture_suffixes`. Left out, and counted in the result's ``passed_over``, are
+    Files count by their suffix; see `picture_suffixes`. Left out, and counted in the result's `passed_over`, are
     files of other suffixes, what is no regular file (pipes, sockets, devices), and pictures and folders whose names
     begin with a dot. What cannot be read (a broken link, a folder that may not be listed) is among the files, so that
     its reader reports it.
@@ -180,7 +180,7 @@ def _kind(entry: "os.DirEntry[str]") -> str:
 
 
 def printable(path: Path) -> str:
-    r"""A path's name with forward slashes; bytes that are no UTF-8 as ``\xNN``, which every format can hold."""
+    r"""A path's name with forward slashes; bytes that are no UTF-8 as `\xNN`, which every format can hold."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -193,10 +193,10 @@ def worker_count() -> int:
 def prefetch(
     function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None, ahead: int = 64
 ) -> Iterator[R]:
-    """``map(function, items)``, in order, computed by threads up to ``ahead`` items before they are asked for.
+    """`map(function, items)`, in order, computed by threads up to `ahead` items before they are asked for.
 
     Pillow lets go of the interpreter lock while it decodes and resizes, so threads are enough. An exception of
-    ``function`` is raised at its item's turn.
+    `function` is raised at its item's turn.
     """
     pool = ThreadPoolExecutor(workers or worker_count(), thread_name_prefix="robustsim-decode")
     pending: deque[Future[R]] = deque()

@@ -165,10 +165,10 @@ def stream_pixels(
     input_range: tuple[float, float] = (0, 1),
     batch_size: int | None = None,
 ) -> Iterator[Tensor]:
-    """The parts of :func:`split_images` as batches of float32 (N, 3, size, size) in [0, 1] on ``device``, in order.
+    """The parts of `split_images` as batches of float32 (N, 3, size, size) in [0, 1] on `device`, in order.
 
     Files, bytes, PIL images and uint8 arrays go through Pillow, decoded by threads ahead of the batch they belong to;
-    tensors and float arrays go through the differentiable path. All batches but the last are of ``batch_size``, tensors
+    tensors and float arrays go through the differentiable path. All batches but the last are of `batch_size`, tensors
     are cut for that; without one, there is a single batch.
 
     Raises:
@@ -195,7 +195,7 @@ def stream_pixels(
 
 
 def count_images(parts: Sequence[Any]) -> int:
-    """How many images the parts of :func:`split_images` are."""
+    """How many images the parts of `split_images` are."""
     return sum(part.shape[0] if isinstance(part, Tensor) else 1 for part in parts)
 
 

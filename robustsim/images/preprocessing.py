@@ -1,7 +1,7 @@
 """How a picture of any size becomes the square an encoder looks at.
 
-The file path goes through Pillow, so that it gives the pixels of the reference pipelines (torchvision's ``Resize``
-and ``CenterCrop``, as open_clip and timm compose them) bit for bit. The tensor path is differentiable.
+The file path goes through Pillow, so that it gives the pixels of the reference pipelines (torchvision's `Resize`
+and `CenterCrop`, as open_clip and timm compose them) bit for bit. The tensor path is differentiable.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ _MOST_PIXELS = 2**27
 
 
 def clip(pixels: "Tensor") -> "Tensor":
-    """``clamp(0, 1)`` whose gradient passes at the bounds, and as far beyond as rounding goes.
+    """`clamp(0, 1)` whose gradient passes at the bounds, and as far beyond as rounding goes.
 
-    That of ``torch.clamp`` may be 0 there: black and white pixels would not move, and a saturated picture would look
+    That of `torch.clamp` may be 0 there: black and white pixels would not move, and a saturated picture would look
     as if no attack could change it.
     """
     import torch
@@ -39,16 +39,16 @@ def clip(pixels: "Tensor") -> "Tensor":
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Resize, then crop or pad to ``size`` x ``size``.
+    """Resize, then crop or pad to `size` x `size`.
 
     Attributes:
         size: side of the square that the encoder sees, in pixels.
-        mode: ``squash`` resizes to a square whatever the aspect ratio; ``shortest`` resizes the short side to
-            ``resize`` and crops the centre; ``longest`` resizes the long side to ``size`` and pads with ``fill``.
-        resize: the side (``squash``) or short side (``shortest``) before the centre of ``size`` is cropped, in
-            pixels; ``size`` if not given, so that ``squash`` leaves nothing out.
-        interpolation: ``bicubic`` or ``bilinear``, both antialiased.
-        fill: grey level of the padding of ``longest``, 0..255.
+        mode: `squash` resizes to a square whatever the aspect ratio; `shortest` resizes the short side to
+            `resize` and crops the centre; `longest` resizes the long side to `size` and pads with `fill`.
+        resize: the side (`squash`) or short side (`shortest`) before the centre of `size` is cropped, in
+            pixels; `size` if not given, so that `squash` leaves nothing out.
+        interpolation: `bicubic` or `bilinear`, both antialiased.
+        fill: grey level of the padding of `longest`, 0..255.
     """
 
     size: int = 224
@@ -80,7 +80,7 @@ class Preprocessing:
         return int(short * width / height), short
 
     def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """What the encoder looks at of a ``width`` x ``height`` picture: (left, top, right, bottom), in its pixels."""
+        """What the encoder looks at of a `width` x `height` picture: (left, top, right, bottom), in its pixels."""
         if self.mode == "longest":
             return 0.0, 0.0, float(width), float(height)
         new_width, new_height = self.resized(width, height)
@@ -104,7 +104,7 @@ class Preprocessing:
         return new_width, new_height
 
     def apply(self, image: "Image.Image") -> "Image.Image":
-        """An RGB PIL image as the ``size`` x ``size`` RGB image of the reference pipeline.
+        """An RGB PIL image as the `size` x `size` RGB image of the reference pipeline.
 
         Raises:
             ImageError: the picture is so elongated that its resized form would not fit into memory.
@@ -127,11 +127,11 @@ class Preprocessing:
     def apply_tensor(self, pixels: "Tensor") -> "Tensor":
         """(N, 3, H, W) floating point in [0, 1] as (N, 3, size, size) in [0, 1]; differentiable.
 
-        Antialiased interpolation, clamped; within 2e-3 of :meth:`apply` on average, which rounds to 8 bits. Pixels
-        that need no resize, crop or padding come back as they are, without a copy.
+        Antialiased interpolation, clamped; within 2e-3 of [`apply`][robustsim.images.Preprocessing.apply] on average,
+        which rounds to 8 bits. Pixels that need no resize, crop or padding come back as they are, without a copy.
 
         Raises:
-            ImageError: as for :meth:`apply`.
+            ImageError: as for [`apply`][robustsim.images.Preprocessing.apply].
         """
         from robustsim.images.resize import resize_window
 

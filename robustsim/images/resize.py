@@ -58,7 +58,7 @@ def resize_window(
 
 
 def _weights(source: int, target: int, first: int, size: int, mode: str, like: Tensor) -> Tensor:
-    """(size, source): how much each value of a line is part of those after the resize, from the place ``first`` on."""
+    """(size, source): how much each value of a line is part of those after the resize, from the place `first` on."""
     scale = source / target
     stretch = cast(float, torch.sym_max(scale, 1.0))  # the kernel covers at least one value
     places = torch.arange(size, device=like.device) + first

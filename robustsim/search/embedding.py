@@ -46,12 +46,12 @@ class EmbedReport:
 def embed_images(
     metric: RobustSim, folder: "str | os.PathLike[str]", *, skip: int = 0, follow_links: bool = False
 ) -> "Iterator[tuple[Path, Tensor | ImageError]]":
-    """(path below the folder, embedding (D,) or what is wrong with the file), in the order of ``find_images``.
+    """(path below the folder, embedding (D,) or what is wrong with the file), in the order of `find_images`.
 
     Threads decode ahead while the encoder works; memory does not grow with the folder.
 
     Args:
-        metric: embeds, ``metric.batch_size`` images at a time.
+        metric: embeds, `metric.batch_size` images at a time.
         folder: the images.
         skip: files to leave out at the beginning.
         follow_links: whether to walk linked folders too.
@@ -117,16 +117,16 @@ def embed_folder(
 ) -> EmbedReport:
     """Embed all images below a folder into one file, which appears when it is whole.
 
-    Until then a folder beside it, its name ending in ``.partial``, keeps what is done, and the same call continues from
+    Until then a folder beside it, its name ending in `.partial`, keeps what is done, and the same call continues from
     there, to the same result.
     Files that cannot be read are skipped and counted.
 
     Args:
-        metric: embeds, ``metric.batch_size`` images at a time.
-        folder: the images; see :func:`robustsim.images.find_images` for what counts.
-        output: a file ending in ``.npz``, ``.parquet`` or ``.safetensors``.
+        metric: embeds, `metric.batch_size` images at a time.
+        folder: the images; see [`find_images`][robustsim.images.find_images] for what counts.
+        output: a file ending in `.npz`, `.parquet` or `.safetensors`.
         restart: forget what an interrupted run has done.
-        overwrite: replace ``output`` if it is there.
+        overwrite: replace `output` if it is there.
         follow_links: walk linked folders too.
         progress: called with the number of files done since the last call.
         on_error: called for each file that is skipped.
@@ -178,7 +178,7 @@ def _check_partial(partial_dir: Path, folder: Path) -> None:
 
 
 def _is_leftover(path: Path, name: str) -> bool:
-    """Whether a killed run left this when it wrote ``name`` through :func:`whole_file`."""
+    """Whether a killed run left this when it wrote `name` through `whole_file`."""
     return path.name.startswith(f".{name}.") and path.suffix == ".part"
 
 

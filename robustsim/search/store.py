@@ -27,7 +27,7 @@ _BLOCK = 4096
 
 
 class Writer(ABC):
-    """Writes ``count`` embeddings of ``dim`` values: first the names, then the rows, in blocks."""
+    """Writes `count` embeddings of `dim` values: first the names, then the rows, in blocks."""
 
     def __init__(self, path: Path, count: int, dim: int, model: str) -> None:
         self.path, self.count, self.dim, self.model = path, count, dim, model
@@ -62,7 +62,7 @@ class Writer(ABC):
 
 
 class NpzWriter(Writer):
-    """``np.load(path)`` gives ``files``, ``embeddings`` (N, D) float32 and ``model``; no pickle in it."""
+    """`np.load(path)` gives `files`, `embeddings` (N, D) float32 and `model`; no pickle in it."""
 
     def _start(self, path: Path) -> None:
         self._zip = self._stack.enter_context(zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True))
@@ -95,7 +95,7 @@ def _npy_header(entry: Any, kind: "np.dtype[Any]", shape: tuple[int, ...]) -> No
 
 
 class SafetensorsWriter(Writer):
-    """A tensor ``embeddings`` (N, D); the metadata has ``files``, a JSON list, and ``model``."""
+    """A tensor `embeddings` (N, D); the metadata has `files`, a JSON list, and `model`."""
 
     _LONGEST_HEADER = 100_000_000  # the format's limit
 
@@ -122,7 +122,7 @@ class SafetensorsWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    """Columns ``file`` (string) and ``embedding`` (list of D float32); the schema's metadata has ``model``."""
+    """Columns `file` (string) and `embedding` (list of D float32); the schema's metadata has `model`."""
 
     @staticmethod
     def check(path: Path) -> None:

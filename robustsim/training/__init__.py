@@ -1,9 +1,12 @@
 """Fine-tuning encoders: adversarially, so that they hold under tampering, and on human judgements.
 
-A recipe and a folder of images go in, a folder that :meth:`robustsim.RobustSim.from_pretrained` reads comes out::
+A recipe and a folder of images go in, a folder that [`from_pretrained`][robustsim.RobustSim.from_pretrained] reads
+comes out:
 
-    train("fare-lite", "photographs", "my-metric", changes=["steps=2000"])
-    metric = RobustSim.from_pretrained("my-metric")
+```python
+train("fare-lite", "photographs", "my-metric", changes=["steps=2000"])
+metric = RobustSim.from_pretrained("my-metric")
+```
 
 Methods are data and pure functions (`robustsim.training.methods`), recipes are YAML (`robustsim.training.recipes`), and
 a run that was stopped goes on to the same weights, bit for bit.

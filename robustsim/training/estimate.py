@@ -59,10 +59,10 @@ def rehearse_train(
     cpu: bool = False,
     tell: Callable[[str], object] = lambda text: None,
 ) -> tuple[str, Estimate]:
-    """The resolved recipe as YAML, and what ``train`` with these arguments would take.
+    """The resolved recipe as YAML, and what `train` with these arguments would take.
 
     Raises:
-        as for :func:`robustsim.training.train`, before anything runs.
+        as for `robustsim.training.train`, before anything runs.
     """
     chosen = load_recipe(recipe, changes)
     if not isinstance(chosen, TrainRecipe):
@@ -87,10 +87,10 @@ def rehearse_finetune(
     split: str | None = None,
     cpu: bool = False,
 ) -> tuple[str, Estimate]:
-    """The resolved recipe as YAML, and what ``finetune`` with these arguments would take.
+    """The resolved recipe as YAML, and what `finetune` with these arguments would take.
 
     Raises:
-        as for :func:`robustsim.training.finetune`, before anything runs.
+        as for `robustsim.training.finetune`, before anything runs.
     """
     chosen = load_recipe(recipe, changes)
     if not isinstance(chosen, FinetuneRecipe):
@@ -107,7 +107,7 @@ def measure(recipe: Recipe, task: Any, held_out: int, processes: Processes) -> E
 
     Args:
         recipe: the task's.
-        task: such as :class:`~robustsim.training.tasks.adversarial.Adversarial`; its gradients are gone afterwards.
+        task: such as `Adversarial`; its gradients are gone afterwards.
         held_out: how many samples are kept to judge on.
         processes: who would share the run.
     """
@@ -158,7 +158,7 @@ def _stages(recipe: Recipe, total: int) -> list[tuple[int, int]]:
 
 
 def _first(recipe: TrainRecipe, at: float, total: int) -> int:
-    """The first step of which the share ``at`` is over."""
+    """The first step of which the share `at` is over."""
     step = int(at * total)
     return step if step / total >= at else step + 1
 

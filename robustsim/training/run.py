@@ -1,4 +1,4 @@
-"""Runs from beginning to end: a recipe and data go in, a folder that ``RobustSim.from_pretrained`` reads comes out."""
+"""Runs from beginning to end: a recipe and data go in, a folder that `RobustSim.from_pretrained` reads comes out."""
 
 import dataclasses
 import hashlib
@@ -44,14 +44,14 @@ def train(
 ) -> Path:
     """Fine-tune an encoder adversarially; the same call goes on with a run that was stopped.
 
-    Under ``accelerate launch`` or ``torchrun`` all processes share the run.
+    Under `accelerate launch` or `torchrun` all processes share the run.
 
     Args:
         recipe: a bundled recipe's name, a YAML file, or a recipe.
-        data: images to train on: a folder, tar shards, or ``hf:NAME``; see :mod:`robustsim.training.sources.open`.
+        data: images to train on: a folder, tar shards, or `hf:NAME`; see `robustsim.training.sources.open`.
         output: the run's folder, and the result's.
-        changes: ``key=value`` for recipes from files.
-        validation: images to judge on meanwhile; without them some of ``data`` are held out.
+        changes: `key=value` for recipes from files.
+        validation: images to judge on meanwhile; without them some of `data` are held out.
         prototypes: a safetensors file with a row for each class, for encoders without a text tower.
         class_names: a file with the classes' names in the order of labels.
         split: of a Hugging Face data set.
@@ -130,21 +130,21 @@ def finetune(
 
     Args:
         recipe: a bundled recipe's name, a YAML file, or a recipe.
-        data: any 2AFC data set that :func:`robustsim.data.read_dataset` reads.
+        data: any 2AFC data set that [`read_dataset`][robustsim.data.read_dataset] reads.
         output: the run's folder, and the result's.
-        changes: as for :func:`train`.
-        validation: triplets to judge on meanwhile; without them some of ``data`` are held out.
-        split: of NIGHTS; ``train`` if not given. ``validation`` is read with ``val``.
-        restart: as for :func:`train`.
-        cpu: as for :func:`train`.
-        tensorboard: as for :func:`train`.
-        progress: as for :func:`train`.
+        changes: as for [`train`][robustsim.training.train].
+        validation: triplets to judge on meanwhile; without them some of `data` are held out.
+        split: of NIGHTS; `train` if not given. `validation` is read with `val`.
+        restart: as for [`train`][robustsim.training.train].
+        cpu: as for [`train`][robustsim.training.train].
+        tensorboard: as for [`train`][robustsim.training.train].
+        progress: as for [`train`][robustsim.training.train].
 
     Returns:
         The output folder.
 
     Raises:
-        as for :func:`train`.
+        as for [`train`][robustsim.training.train].
     """
     chosen = _recipe(recipe, changes, FinetuneRecipe)
     skipped: dict[str, None] = {}

@@ -27,19 +27,20 @@ AnyAttack = TypeVar("AnyAttack", bound="Attack")
 class Attack(ABC):
     """An attack with its options; call it with an objective and images.
 
-    Subclasses write :meth:`attack`; everything promised here is kept around it. Inputs stay untouched, the modules that
-    the objective visibly holds are in eval mode and frozen meanwhile and as before afterwards, no gradient of a weight
-    is computed, and what is returned is inside the budget to 1e-6 whatever happened before.
+    Subclasses write [`attack`][robustsim.attacks.Attack.attack]; everything promised here is kept around it. Inputs
+    stay untouched, the modules that the objective visibly holds are in eval mode and frozen meanwhile and as before
+    afterwards, no gradient of a weight is computed, and what is returned is inside the budget to 1e-6 whatever happened
+    before.
 
     Attributes:
-        norm: ``linf``, ``l2`` or ``l1``.
+        norm: `linf`, `l2` or `l1`.
         eps: the radius in units of pixels, a number or text such as `8/255`; (N,) for one for each image, a tensor,
             list or array. It becomes a float or a tensor.
         bounds: least and greatest value of a pixel.
         generator: of all random numbers, on any device; torch's default generator if not given.
         progress: show a progress bar on standard error.
-        callback: called with an :class:`AttackStep` after each step; a true value stops the attack, which returns what
-            it has.
+        callback: called with an [`AttackStep`][robustsim.attacks.AttackStep] after each step; a true value stops the
+            attack, which returns what it has.
     """
 
     norm: Norm = "linf"
@@ -71,7 +72,7 @@ class Attack(ABC):
         """Attack a batch.
 
         Args:
-            objective: images -> (N,) loss, which is maximised; see :mod:`robustsim.attacks.objectives.embeddings`.
+            objective: images -> (N,) loss, which is maximised; see `robustsim.attacks.objectives.embeddings`.
             images: (N, C, H, W) float32 or float64 within the bounds.
 
         Raises:
@@ -121,10 +122,10 @@ class Attack(ABC):
 class IterativeAttack(Attack):
     """An attack that looks at one point of each image after the other.
 
-    Subclasses write :meth:`search`.
+    Subclasses write `search`.
 
     Attributes:
-        stop_on_success: an image is done when it is broken; with an objective that offers ``select`` it leaves the
+        stop_on_success: an image is done when it is broken; with an objective that offers `select` it leaves the
             batch, so that attacking a model that is not robust costs little. Without this, the search goes on to the
             end for a better point. A plain callable always sees the whole batch.
     """
@@ -166,7 +167,7 @@ class IterativeAttack(Attack):
 
     @abstractmethod
     def search(self, run: Run) -> None:
-        """Look for good points, by ``run.evaluate`` and ``run.tick``, to the end or until the latter raises Over."""
+        """Look for good points, by `run.evaluate` and `run.tick`, to the end or until the latter raises Over."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,7 +13,7 @@ def ask(objective: Any, points: Tensor, *, success: bool = True) -> tuple[Tensor
     """Loss (n,), success (n,) or None, and the forward passes that they cost.
 
     Args:
-        objective: see :mod:`robustsim.attacks.objectives.embeddings`.
+        objective: see `robustsim.attacks.objectives.embeddings`.
         points: (n, ...).
         success: whether it is worth a pass of its own, where the objective does not tell both at once.
 

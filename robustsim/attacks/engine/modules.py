@@ -58,7 +58,7 @@ def modules_behind(objective: object) -> Iterator[nn.Module]:
 def _parts(holder: Any) -> list[object]:
     """What an object holds: the owner of a method, items, attributes, a closure, defaults, globals that it names.
 
-    Nothing of the holder's own is run for that, neither properties nor ``__getattr__``.
+    Nothing of the holder's own is run for that, neither properties nor `__getattr__`.
     """
     if isinstance(holder, partial):
         return [holder.func, *holder.args, *holder.keywords.values()]

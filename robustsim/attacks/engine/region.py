@@ -118,11 +118,11 @@ class Region:
     """The points that an attacker may reach from a batch of images.
 
     Attributes:
-        norm: see :class:`ThreatModel`.
+        norm: see `ThreatModel`.
         originals: the images, (N, ...).
         exact: their radii in float64, (N,).
         eps: their radii in the images' type, (N,).
-        bounds: see :class:`ThreatModel`.
+        bounds: see `ThreatModel`.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Region:
         return measure(points - self.originals, self.norm)
 
     def step(self, points: Tensor, gradient: Tensor, length: Tensor, share: Tensor | None = None) -> Tensor:
-        """Points moved by ``length``, (N,), along the steepest direction of the norm; see :func:`steepest`."""
+        """Points moved by `length`, (N,), along the steepest direction of the norm; see `steepest`."""
         if self.norm == "l2":
             norms = torch.linalg.vector_norm(gradient, dim=self._over, keepdim=True)
             if on_host(gradient) and bool((norms > _UNDERFLOW).all()):
@@ -269,7 +269,7 @@ class Region:
         return torch.where(((points <= low) & (gradient < 0)) | ((points >= high) & (gradient > 0)), 0, gradient)
 
     def tightened(self, points: Tensor) -> Tensor:
-        """:meth:`project`, until no rounding is left that would exceed a radius; NaN becomes the original.
+        """`project`, until no rounding is left that would exceed a radius; NaN becomes the original.
 
         For the end of an attack: sums over many pixels gather rounding, and whoever re-measures must not find more
         than the radius.
@@ -302,7 +302,7 @@ def on_device(generator: torch.Generator | None, device: torch.device) -> torch.
 
 
 def uniform(shape: Shape, like: Tensor, generator: Generators) -> Tensor:
-    """Uniform in [0, 1), of the type and on the device of ``like``, drawn where the generator is.
+    """Uniform in [0, 1), of the type and on the device of `like`, drawn where the generator is.
 
     Of several generators, each draws one row.
     """
@@ -310,7 +310,7 @@ def uniform(shape: Shape, like: Tensor, generator: Generators) -> Tensor:
 
 
 def normal(shape: Shape, like: Tensor, generator: Generators) -> Tensor:
-    """Standard normal numbers, otherwise as :func:`uniform`."""
+    """Standard normal numbers, otherwise as `uniform`."""
     return _drawn(torch.randn, shape, like, generator)
 
 

@@ -12,7 +12,7 @@ class AttackResult:
     Attributes:
         images: adversarial images, of the shape that was passed: of all points that were tried, the best successful
             one, or the best where none was. (An objective that tells success and loss apart is asked for success at
-            each step with ``stop_on_success`` only; without, the best is that of the largest loss.)
+            each step with `stop_on_success` only; without, the best is that of the largest loss.)
         success: (N,) bool, None if the objective has no notion of it.
         loss: (N,) float32, the objective's value there.
         distance: (N,), the size of the perturbation in the attack's norm.

@@ -31,7 +31,7 @@ class Seen:
 
     @property
     def slope(self) -> Tensor:
-        """``gradient``, where it was asked for."""
+        """`gradient`, where it was asked for."""
         return _there(self.gradient)
 
 
@@ -43,7 +43,7 @@ class Over(Exception):  # noqa: N818 - no error
 class Trial:
     """The best of the points that one go of an attack has tried, for the images that are still attacked.
 
-    ``rank`` orders points of equal success; the loss, unless the attack says otherwise.
+    `rank` orders points of equal success; the loss, unless the attack says otherwise.
     """
 
     images: Tensor
@@ -54,7 +54,7 @@ class Trial:
 
     @property
     def slope(self) -> Tensor:
-        """``gradient``, in a go that keeps it."""
+        """`gradient`, in a go that keeps it."""
         return _there(self.gradient)
 
 
@@ -131,13 +131,13 @@ class Run:
         return _there(self._trial)
 
     def evaluate(self, points: Tensor, *, gradient: bool = False, offer: bool = True) -> Seen:
-        """A forward pass, and with ``gradient`` a backward pass to the images.
+        """A forward pass, and with `gradient` a backward pass to the images.
 
         Args:
             points: (n, ...), one for each image that is still attacked.
             gradient: whether the gradient is wanted.
             offer: enter the points among the results. An attack that also looks outside its region says False, and
-                calls :meth:`offer` for what counts.
+                calls `offer` for what counts.
 
         Raises:
             ObjectiveError: the loss cannot be differentiated.
@@ -190,7 +190,7 @@ class Run:
 
         Returns:
             None; or the places, among the images that were attacked, of those that still are, by which the attack
-            reduces its own tensors (:func:`select`).
+            reduces its own tensors (`select`).
 
         Raises:
             Over: the attack should return.
@@ -345,7 +345,7 @@ def _there(value: "Thing | None") -> "Thing":
 
 
 def _put(target: Tensor, rows: Tensor, source: Tensor) -> None:
-    """``target[rows] = source[rows]`` for a mask of rows."""
+    """`target[rows] = source[rows]` for a mask of rows."""
     if target.device.type == "cpu":
         target[rows] = source[rows]
     else:  # a mask as an index would have to be counted on the host

@@ -17,7 +17,7 @@ _LISTS = (list, tuple)
 
 
 def parse_eps(text: str, norm: Norm = "linf") -> float:
-    """A radius as people write it: ``4/255``, ``0.0157``, ``3``.
+    """A radius as people write it: `4/255`, `0.0157`, `3`.
 
     Raises:
         InputError: no number, or one that cannot be meant, such as 4 in linf; the message says what may be.
@@ -89,10 +89,10 @@ def _check_eps(eps: Tensor, norm: str, bounds: tuple[float, float]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ThreatModel:
-    """A ball of radius ``eps`` around each image, cut with the box of valid pixels.
+    """A ball of radius `eps` around each image, cut with the box of valid pixels.
 
     Attributes:
-        norm: ``linf``, ``l2`` or ``l1``.
+        norm: `linf`, `l2` or `l1`.
         eps: the radius in units of pixels, a number or text such as `8/255`; (N,) for one radius for each image, a
             tensor, list or array; infinity for no ball at all. It becomes a float or a tensor.
         bounds: least and greatest value of a pixel.
@@ -145,21 +145,21 @@ class ThreatModel:
         return Region(self.norm, images, exact, self.bounds, beyond=low < self.bounds[0] or high > self.bounds[1])
 
     def project(self, images: Tensor, originals: Tensor) -> Tensor:
-        """The nearest point (in l2) of the ball around ``originals`` and the box: (N, ...) -> (N, ...)."""
+        """The nearest point (in l2) of the ball around `originals` and the box: (N, ...) -> (N, ...)."""
         return self.around(originals).project(images)
 
     def random_start(self, originals: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A random point of each image's set; see :meth:`Region.random_start`.
+        """A random point of each image's set; see `Region.random_start`.
 
         Raises:
-            InputError: the radius is infinite; else as for :meth:`around`.
+            InputError: the radius is infinite; else as for [`around`][robustsim.attacks.ThreatModel.around].
         """
         if bool(torch.isinf(torch.as_tensor(self.eps)).any()):
             raise InputError("an infinite radius has no random point: pass eps=")
         return self.around(originals).random_start(generator)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
-        """The direction of length 1 in the norm along which a linear function grows most; see :func:`steepest`."""
+        """The direction of length 1 in the norm along which a linear function grows most; see `steepest`."""
         return steepest(gradient, self.norm)
 
     def distance(self, images: Tensor, originals: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class APGD(IterativeAttack):
             goes without `targets`.
         targets: None maximises the objective itself. A number attacks that many of the likeliest wrong classes one
             after the other (APGD-T, by targeted DLR; by the margin where there are less than four classes); it needs
-            an objective that offers ``targeted``.
+            an objective that offers `targeted`.
         larger_eps: spend the first 60 % of the steps in balls of three and of two times the radius; None for l1 only.
             Of less than 12 steps none can be spared.
         eot: draws of a randomised objective to average each evaluation over.

@@ -30,13 +30,13 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CarliniWagner(MinimumNormAttack):
-    """Minimise ``|d|^2 + c * max(confidence - margin, 0)`` by Adam in the space of ``atanh``, and search for the c.
+    """Minimise `|d|^2 + c * max(confidence - margin, 0)` by Adam in the space of `atanh`, and search for the c.
 
     In that space pixels at the bounds are far away: a picture of nothing but black and white needs all of the steps.
 
     Attributes:
         steps: of Adam for each c.
-        searches: values of c, by bisection from ``first_weight``.
+        searches: values of c, by bisection from `first_weight`.
         learning_rate: of Adam.
         first_weight: the first c.
         confidence: by how much the boundary is to be passed.

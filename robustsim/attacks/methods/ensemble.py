@@ -26,7 +26,7 @@ class EnsembleAttack:
     """Attacks one after the other; an image is lost when any of them breaks it.
 
     With an objective that tells success, images that are wrong without any attack come back as they are, each attack
-    stops at success, and runs on what still stands if the objective offers ``select``. A plain callable is attacked by
+    stops at success, and runs on what still stands if the objective offers `select`. A plain callable is attacked by
     all of them, and the point with the largest loss is returned. When the callback of one stops it, the later ones do
     not begin.
 
@@ -46,11 +46,11 @@ class EnsembleAttack:
         )
 
     def __call__(self, objective: Goal, images: Tensor) -> AttackResult:
-        """As for any attack; ``distance`` is in the norm of the attack that found the image."""
+        """As for any attack; `distance` is in the norm of the attack that found the image."""
         return eagerly(self.on, objective, images)
 
     def on(self, objective: Any, images: Tensor, places: Tensor | None = None) -> AttackResult:
-        """See :meth:`Attack.on`."""
+        """See [`Attack.on`][robustsim.attacks.Attack.on]."""
         for attack in self.attacks:
             attack.threat.around(images)  # what cannot be attacked is refused before anything is evaluated
         places = torch.arange(len(images), device=images.device) if places is None else places
@@ -72,7 +72,7 @@ class EnsembleAttack:
         return best
 
     def for_images(self, indices: Tensor) -> "EnsembleAttack":
-        """See :meth:`Attack.for_images`."""
+        """See [`Attack.for_images`][robustsim.attacks.Attack.for_images]."""
         return EnsembleAttack([attack.for_images(indices) for attack in self.attacks])
 
 

@@ -20,7 +20,7 @@ class FAB(MinimumNormAttack):
     """Steps onto the linearised decision boundary that stay near the original, in l2, linf or l1.
 
     Each step projects the point and the original onto the boundary's tangent plane within the box, and goes to a point
-    between; from a success it steps back towards the original. Of several pictures in one row (``perturb="all"``) the
+    between; from a success it steps back towards the original. Of several pictures in one row (`perturb="all"`) the
     change is the smallest of all together.
 
     Attributes:
@@ -90,7 +90,7 @@ class FAB(MinimumNormAttack):
 
 
 def to_plane(points: Tensor, normal: Tensor, rise: Tensor, norm: Norm, bounds: tuple[float, float]) -> Tensor:
-    """The smallest change within the bounds that moves ``<normal, x>`` by ``rise``, or as far as they allow.
+    """The smallest change within the bounds that moves `<normal, x>` by `rise`, or as far as they allow.
 
     Args:
         points: (N, ...).

@@ -19,18 +19,18 @@ StepRule = Literal["constant", "linear", "cosine"]
 class PGD(IterativeAttack):
     """Steps of fixed length along the steepest direction, projected back.
 
-    With momentum m the direction is that of the velocity ``v <- m v + s(gradient)``, s the steepest step of the norm.
+    With momentum m the direction is that of the velocity `v <- m v + s(gradient)`, s the steepest step of the norm.
 
     Attributes:
         steps: gradients.
-        step_size: length of a step in the attack's norm; ``2.5 * eps / steps`` if not given.
-        step_rule: ``constant``, or the length falls to 0 along a line or half a cosine.
+        step_size: length of a step in the attack's norm; `2.5 * eps / steps` if not given.
+        step_rule: `constant`, or the length falls to 0 along a line or half a cosine.
         momentum: in [0, 1). In linf, one of 0.5 or less does nothing: what is left of earlier signs never outweighs the
             new one. Nor does the 0.9 of FARE's code, which keeps of its velocity the signs alone: that is 0 here.
         random_start: begin at a random point of the ball instead of the image.
         start: points to begin at instead, like the images; what lies outside the ball is brought into it.
         restarts: goes, each from a new random point.
-        keep: ``best`` returns the best point of all, for one more forward pass (steps + 1). ``last`` returns the last
+        keep: `best` returns the best point of all, for one more forward pass (steps + 1). `last` returns the last
             one without evaluating it: loss is that of no point then, NaN, and success None. Training wants that.
         share: in l1, the share of coordinates that a step moves (Tramer and Boneh 2019): along a single one, most of
             the radius would never be used.

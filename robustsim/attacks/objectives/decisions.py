@@ -35,7 +35,7 @@ class Decision(Objective):
 
     Attributes:
         labels: (N,) int64, the right decisions.
-        loss_name: see :class:`Classification`.
+        loss_name: see `Classification`.
         targets: (N,) int64 for targeted losses, else None.
     """
 
@@ -71,7 +71,7 @@ class Decision(Objective):
         return _TARGETED[self.loss_name](scores, self.labels, self.targets)
 
     def gap(self, scores: Tensor) -> Tensor:
-        """``max_{j != y} z_j - z_y``, (N,): any wrong decision is a success, whatever the loss aims at."""
+        """`max_{j != y} z_j - z_y`, (N,): any wrong decision is a success, whatever the loss aims at."""
         self._check_classes(scores)
         return losses.margin(scores, self.labels)
 
@@ -80,9 +80,9 @@ class Decision(Objective):
         return self.with_loss("margin")
 
     def targeted(self: AnyDecision, images: Tensor, count: int, *, boundary: bool = False) -> list[AnyDecision]:
-        """Objectives that lead to the ``count`` likeliest wrong classes, judged on these images by one forward pass.
+        """Objectives that lead to the `count` likeliest wrong classes, judged on these images by one forward pass.
 
-        By targeted DLR, where there are four classes, else by the margin to the target. ``boundary`` asks for that
+        By targeted DLR, where there are four classes, else by the margin to the target. `boundary` asks for that
         margin in any case: it is above 0 only where the attacker has won.
         """
         self.check_count(images)
@@ -108,9 +108,9 @@ class Classification(Decision):
     Args:
         model: N images -> (N, K) logits.
         labels: (N,) integers from 0, the right classes; a tensor, list or array.
-        loss: ``ce``, cross-entropy; ``margin``, that of Carlini and Wagner; ``dlr``, the difference of logits ratio, of
-            three classes or more; ``targeted-dlr`` (four or more), ``targeted-margin`` and ``targeted-ce`` lead to
-            ``targets``.
+        loss: `ce`, cross-entropy; `margin`, that of Carlini and Wagner; `dlr`, the difference of logits ratio, of
+            three classes or more; `targeted-dlr` (four or more), `targeted-margin` and `targeted-ce` lead to
+            `targets`.
         targets: likewise, for the targeted losses. Any wrong decision counts as success all the same.
 
     Raises:
@@ -133,24 +133,26 @@ class Classification(Decision):
 class TwoAFC(Decision):
     """Turn a metric's choice between two images around (R-CLIP paper, Eq. 4 and the problem after it).
 
-    The two similarities to the reference are the logits of a classifier with two classes. With ``embed`` alone they are
-    inner products, cosine similarities where embeddings have length 1; with ``distance``, negative distances. A tie is
-    no success of the attacker::
+    The two similarities to the reference are the logits of a classifier with two classes. With `embed` alone they are
+    inner products, cosine similarities where embeddings have length 1; with `distance`, negative distances. A tie is
+    no success of the attacker:
 
-        objective = TwoAFC(embed=metric.embed_pixels, reference=r, left=a, right=b, labels=nearer)
-        result = APGD(norm="linf", eps=4 / 255, steps=100)(objective, objective.images)
+    ```python
+    objective = TwoAFC(embed=metric.embed_pixels, reference=r, left=a, right=b, labels=nearer)
+    result = APGD(norm="linf", eps=4 / 255, steps=100)(objective, objective.images)
+    ```
 
     Args:
-        reference: (N, C, H, W); with ``embed``, embeddings (N, D) may stand in for pictures that are not attacked.
+        reference: (N, C, H, W); with `embed`, embeddings (N, D) may stand in for pictures that are not attacked.
         left: likewise.
         right: likewise.
         labels: (N,), 0 where people find left nearer, 1 where right; a tensor, list or array.
         embed: N images -> (N, D). Pictures that are not attacked are embedded once.
-        distance: (N images, N images) -> (N,); with ``embed`` it is given embeddings instead, (N, D) and (N, D). Where
-            distances differ by more than 100, cross-entropy has no gradient any more: scale them, or use ``margin``.
-        perturb: which of them is attacked. With ``all``, :attr:`images` is (N, 3, C, H, W), the three stacked in the
-            order of the arguments, each with the radius for itself.
-        loss: ``ce`` or ``margin``; DLR needs three classes, and a choice has two.
+        distance: (N images, N images) -> (N,); with `embed` it is given embeddings instead, (N, D) and (N, D). Where
+            distances differ by more than 100, cross-entropy has no gradient any more: scale them, or use `margin`.
+        perturb: which of them is attacked. With `all`, [`images`][robustsim.images] is (N, 3, C, H, W), the three
+            stacked in the order of the arguments, each with the radius for itself.
+        loss: `ce` or `margin`; DLR needs three classes, and a choice has two.
 
     Attributes:
         images: what to attack.
@@ -223,12 +225,12 @@ class OddOneOut(Decision):
     first; a tie is no success of the attacker.
 
     Args:
-        odd: (N, C, H, W); with ``embed``, embeddings (N, D) may stand in for pictures that are not attacked.
+        odd: (N, C, H, W); with `embed`, embeddings (N, D) may stand in for pictures that are not attacked.
         others: the two that belong together, each likewise.
-        embed: as for :class:`TwoAFC`.
+        embed: as for [`TwoAFC`][robustsim.attacks.TwoAFC].
         distance: likewise.
-        perturb: ``odd``, or ``all`` with :attr:`images` (N, 3, C, H, W), each with the radius for itself.
-        loss: ``ce``, ``margin`` or ``dlr``.
+        perturb: `odd`, or `all` with [`images`][robustsim.images] (N, 3, C, H, W), each with the radius for itself.
+        loss: `ce`, `margin` or `dlr`.
 
     Attributes:
         images: what to attack.

@@ -1,17 +1,17 @@
-"""What an attacker wants: functions ``images -> (N,) loss`` that attacks maximise, image by image.
+"""What an attacker wants: functions `images -> (N,) loss` that attacks maximise, image by image.
 
 Any callable of that form can be attacked. It may offer more, as all classes here do:
 
-- ``success(images) -> (N,) bool``: where the attacker has what he wants;
-- ``evaluate(images) -> (loss, success)``: both for one forward pass. Without it, success costs passes of its own: at
-  each step with ``stop_on_success=True``, else one at the end, of the points with the largest loss only;
-- ``select(indices)``: the same objective for some of its images, so that images that are done can leave the batch;
-- ``margin()``: an objective of the same success, whose loss is above 0 exactly there, for attacks on the boundary;
-- ``targeted(images, count, boundary=False)``: objectives that each lead to another class;
-- ``with_loss(name)``: the same success, attacked by another loss; AutoAttack begins with ``with_loss("ce")``.
+- `success(images) -> (N,) bool`: where the attacker has what he wants;
+- `evaluate(images) -> (loss, success)`: both for one forward pass. Without it, success costs passes of its own: at
+  each step with `stop_on_success=True`, else one at the end, of the points with the largest loss only;
+- `select(indices)`: the same objective for some of its images, so that images that are done can leave the batch;
+- `margin()`: an objective of the same success, whose loss is above 0 exactly there, for attacks on the boundary;
+- `targeted(images, count, boundary=False)`: objectives that each lead to another class;
+- `with_loss(name)`: the same success, attacked by another loss; AutoAttack begins with `with_loss("ce")`.
 
-The functions that they are given work on tensors: ``embed(images) -> (N, D)`` (``RobustSim.embed_pixels``, for
-example), ``distance(a, b) -> (N,)`` (any metric), ``model(images) -> (N, K)`` logits. Whatever does not depend on the
+The functions that they are given work on tensors: `embed(images) -> (N, D)` (`RobustSim.embed_pixels`, for
+example), `distance(a, b) -> (N,)` (any metric), `model(images) -> (N, K)` logits. Whatever does not depend on the
 attacked images is computed once, when the objective is made. What is given for each image must be as many as the
 images, and what the functions return must have a row for each: all else is refused with an `InputError`.
 """
@@ -128,14 +128,14 @@ class _Margin(Objective):
 
 
 class Untargeted(Objective):
-    """Move the embedding away from where it was (R-CLIP paper, Eq. 6): ``|u(x + d) - u(x)|^2`` of unit embeddings.
+    """Move the embedding away from where it was (R-CLIP paper, Eq. 6): `|u(x + d) - u(x)|^2` of unit embeddings.
 
     At the clean image the gradient is zero: start at random, as PGD and APGD do.
 
     Args:
         embed: N images -> (N, D).
         images: the clean images, or their embeddings (N, D).
-        threshold: the distance ``sqrt(1 - similarity)`` beyond which the attacker has won; without it, success is not
+        threshold: the distance `sqrt(1 - similarity)` beyond which the attacker has won; without it, success is not
             defined.
 
     Raises:
@@ -165,13 +165,13 @@ class Untargeted(Objective):
 
 
 class Targeted(Objective):
-    """Move the embedding towards a set of images (R-CLIP paper, Eq. 5): ``-sum_y |u(x + d) - u(y)|^2``.
+    """Move the embedding towards a set of images (R-CLIP paper, Eq. 5): `-sum_y |u(x + d) - u(y)|^2`.
 
     Args:
         embed: N images -> (N, D).
         targets: M images or embeddings (M, D), the same for all that are attacked; or embeddings (N, M, D), a set for
             each.
-        threshold: the attacker has won where the root of the mean of ``1 - similarity`` over the targets, for a single
+        threshold: the attacker has won where the root of the mean of `1 - similarity` over the targets, for a single
             one the distance, is below this; without it, success is not defined.
 
     Raises:
@@ -206,8 +206,8 @@ class TextTargeted(Objective):
 
     Args:
         embed: N images -> (N, D).
-        text: (D,) or (1, D), the embedded text to be reached (``RobustSim.embed_text``).
-        others: (M, D), embedded texts: the attacker has won where ``text`` is more similar than each of them; without
+        text: (D,) or (1, D), the embedded text to be reached (`RobustSim.embed_text`).
+        others: (M, D), embedded texts: the attacker has won where `text` is more similar than each of them; without
             them, success is not defined.
 
     Raises:
@@ -260,7 +260,7 @@ def same_width(name: str, fixed: Tensor, seen: Tensor) -> None:
 
 
 def seen_by(embed: Embed, images: Tensor, *, unit: bool = True) -> Tensor:
-    """Embeddings of what is attacked, (N, D), or (N, 3, D) of the pictures of triplets; of length 1 with ``unit``."""
+    """Embeddings of what is attacked, (N, D), or (N, 3, D) of the pictures of triplets; of length 1 with `unit`."""
     rows = images.flatten(0, 1) if images.ndim == 5 else images
     features = returned("embed", embed(rows), len(rows), "(N, D)").float()
     features = F.normalize(features, dim=-1) if unit else features
@@ -268,7 +268,7 @@ def seen_by(embed: Embed, images: Tensor, *, unit: bool = True) -> Tensor:
 
 
 def anchor(embed: Embed, images: Tensor, *, unit: bool = True) -> Tensor:
-    """Embeddings that stay as they are: of images (N, C, H, W), or given as such; of length 1 with ``unit``."""
+    """Embeddings that stay as they are: of images (N, C, H, W), or given as such; of length 1 with `unit`."""
     function("embed", embed)
     with undisturbed(embed), torch.inference_mode(False), torch.no_grad():
         still = detached(images)

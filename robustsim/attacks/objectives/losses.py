@@ -1,4 +1,4 @@
-"""Losses of a classifier that attacks maximise, each ``(N, K) logits -> (N,)``, as pure functions."""
+"""Losses of a classifier that attacks maximise, each `(N, K) logits -> (N,)`, as pure functions."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from robustsim.errors import InputError
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``-log softmax(z)_y``, (N,), as ``log(1 + sum_{j != y} exp(z_j - z_y))``.
+    """`-log softmax(z)_y`, (N,), as `log(1 + sum_{j != y} exp(z_j - z_y))`.
 
     So it is not 0, and has a gradient, where a softmax in float32 would be 1 already: beyond a gap of 17 an attack
     would see nothing, and the model look robust. Beyond about 100 that is so all the same: use the margin there.
@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """``max_{j != y} z_j - z_y``, (N,): above 0 where the decision is not y (Carlini and Wagner 2017).
+    """`max_{j != y} z_j - z_y`, (N,): above 0 where the decision is not y (Carlini and Wagner 2017).
 
     Raises:
         InputError: fewer than two classes.
@@ -33,13 +33,13 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin_to(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """``z_t - z_y``, (N,)."""
+    """`z_t - z_y`, (N,)."""
     _need(logits, 2, "the margin", "", labels, targets)
     return logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(1, labels[:, None]).squeeze(1)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, (N,): ``(max_{j != y} z_j - z_y) / (z_(1) - z_(3))`` (Croce and Hein 2020, Eq. 6).
+    """Difference of logits ratio, (N,): `(max_{j != y} z_j - z_y) / (z_(1) - z_(3))` (Croce and Hein 2020, Eq. 6).
 
     Raises:
         InputError: fewer than three classes.
@@ -50,7 +50,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)``, (N,) (Croce and Hein 2020, Eq. 7).
+    """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`, (N,) (Croce and Hein 2020, Eq. 7).
 
     Raises:
         InputError: fewer than four classes.
@@ -61,7 +61,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def targeted_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """``log softmax(z)_t``, (N,); the label plays no part."""
+    """`log softmax(z)_t`, (N,); the label plays no part."""
     return -cross_entropy(logits, targets)
 
 

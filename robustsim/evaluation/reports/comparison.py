@@ -28,12 +28,12 @@ class Comparison:
     """Two reports in one measure.
 
     Attributes:
-        measure: ``clean``, ``linf 4/255``, ``Spearman``, ...
+        measure: `clean`, `linf 4/255`, `Spearman`, ...
         a: the first metric.
         b: the second.
         value_a: the first one's figure on the items that both have.
         value_b: the second one's.
-        difference: ``value_a - value_b`` with its 95 % interval, by the paired bootstrap.
+        difference: `value_a - value_b` with its 95 % interval, by the paired bootstrap.
         p: of no difference, two-sided: for scores of items by exchanging the metrics at random (permutation test), for
             correlations and average precision from the paired bootstrap; 1 where a figure is not defined.
         p_adjusted: the same after Holm's correction for all comparisons that were made together.

@@ -24,7 +24,7 @@ def plot_radii(reports: Sequence[Report], output: "str | os.PathLike[str]") -> P
 
     Args:
         reports: runs with attacks; those of one metric, attacked in the same way on the same data, make one line.
-        output: a file ending in ``.png``, ``.pdf`` or ``.svg``.
+        output: a file ending in `.png`, `.pdf` or `.svg`.
 
     Raises:
         InputError: no run has an attack, or another ending.
@@ -56,7 +56,7 @@ def plot_iterations(reports: Sequence[Report], output: "str | os.PathLike[str]")
 
     Args:
         reports: runs with attacks.
-        output: as for :func:`plot_radii`.
+        output: as for [`plot_radii`][robustsim.evaluation.plot_radii].
 
     Raises:
         InputError: likewise.

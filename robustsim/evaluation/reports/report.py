@@ -193,7 +193,7 @@ def load_report(path: "str | os.PathLike[str]") -> Report:
 
 
 def percent(figure: Mapping[str, Any] | None, *, interval: bool = True) -> str:
-    """A share with its interval, in per cent: ``79.6 [77.3, 81.7]``."""
+    """A share with its interval, in per cent: `79.6 [77.3, 81.7]`."""
     if figure is None or figure["value"] is None or math.isnan(figure["value"]):
         return "-"
     text = f"{100 * figure['value']:.1f}"

@@ -36,7 +36,7 @@ USUAL_EPS = {"linf": "4/255", "l2": "3"}
 
 
 def _as_text(eps: str | float) -> str:
-    """Equal radii as equal text: fractions as they are, 1 for ``1``, ``"1.0"`` and ``1.0``."""
+    """Equal radii as equal text: fractions as they are, 1 for `1`, `"1.0"` and `1.0`."""
     if isinstance(eps, str) and "/" in eps:
         return eps.replace(" ", "")
     try:
@@ -51,13 +51,13 @@ class AttackPlan:
     """How decisions are attacked; one is lost when any attack of the list turns it.
 
     Attributes:
-        attacks: names of :data:`ATTACKS`, one after the other on what the ones before have left standing.
-        norm: ``linf``, ``l2`` or ``l1``.
-        eps: radii, as numbers or as text such as ``4/255``; the whole list of attacks for each.
+        attacks: names of `ATTACKS`, one after the other on what the ones before have left standing.
+        norm: `linf`, `l2` or `l1`.
+        eps: radii, as numbers or as text such as `4/255`; the whole list of attacks for each.
         steps: of gradient attacks.
         queries: of Square.
         perturb: which picture is attacked; what there is depends on the task, whose first is taken if not given.
-        loss: ``ce`` or ``margin``.
+        loss: `ce` or `margin`.
         attacked: attack so many items, drawn at random; all if not given.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The processes that share a run: one, or those that ``accelerate launch`` or ``torchrun`` has started."""
+"""The processes that share a run: one, or those that `accelerate launch` or `torchrun` has started."""
 
 import os
 from datetime import timedelta

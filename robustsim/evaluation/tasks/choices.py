@@ -144,7 +144,7 @@ class ForcedChoice(Choice):
     perturbable = ("reference", "left", "right", "all")
 
     def scores(self, distances: Array, questions: "Sequence[Question]") -> Array:
-        """See :class:`Task`."""
+        """See `Task`."""
         right_share = np.array([question.answer for question in questions])
         if self.data.get("scoring", "majority") == "majority":
             right_share = np.where(right_share == 0.5, 0.5, right_share > 0.5)
@@ -156,12 +156,12 @@ class ForcedChoice(Choice):
         return question.answer != 0.5
 
     def right(self, distances: Array, question: Question) -> bool:
-        """See :class:`Task`."""
+        """See `Task`."""
         left, right = distances
         return bool(right < left if question.answer > 0.5 else left < right)
 
     def attacked_places(self, question: Question, perturb: str) -> tuple[int, ...]:
-        """See :class:`Task`."""
+        """See `Task`."""
         return THREE[perturb]
 
     def objective(
@@ -172,7 +172,7 @@ class ForcedChoice(Choice):
         perturb: Any,
         loss: Loss,
     ) -> TwoAFC:
-        """See :class:`Task`."""
+        """See `Task`."""
         labels = torch.tensor([int(question.answer > 0.5) for question in questions], device=metric.device)
         return choice_between(metric, [row[:3] for row in seen], labels, perturb, loss)
 
@@ -189,18 +189,18 @@ class OddOneOutTask(Choice):
     perturbable = ("odd", "all")
 
     def scores(self, distances: Array, questions: "Sequence[Question]") -> Array:
-        """See :class:`Task`."""
+        """See `Task`."""
         nearest = distances == distances.min(1, keepdims=True)
         odd = np.array([int(question.answer) for question in questions])
         return np.asarray(nearest[np.arange(len(odd)), odd] / nearest.sum(1))
 
     def right(self, distances: Array, question: Question) -> bool:
-        """See :class:`Task`."""
+        """See `Task`."""
         odd = int(question.answer)
         return bool(distances[odd] < min(np.delete(distances, odd)))
 
     def attacked_places(self, question: Question, perturb: str) -> tuple[int, ...]:
-        """See :class:`Task`."""
+        """See `Task`."""
         return (0, 1, 2) if perturb == "all" else (int(question.answer),)
 
     def objective(
@@ -211,7 +211,7 @@ class OddOneOutTask(Choice):
         perturb: Any,
         loss: Loss,
     ) -> OddOneOut:
-        """See :class:`Task`."""
+        """See `Task`."""
         turned = []
         for question, row in zip(questions, seen, strict=True):
             odd = int(question.answer)

@@ -48,11 +48,11 @@ class LadderPhoto:
 
     @property
     def variant(self) -> str:
-        """See :class:`robustsim.evaluation.tasks.pictures.Picture`."""
+        """See `robustsim.evaluation.tasks.pictures.Picture`."""
         return "square"
 
     def read(self) -> Image.Image:
-        """See :class:`robustsim.evaluation.tasks.pictures.Picture`."""
+        """See `robustsim.evaluation.tasks.pictures.Picture`."""
         return _square(self.path).copy()
 
 
@@ -62,7 +62,7 @@ class Distorted:
 
     Attributes:
         path: the file.
-        kind: one of :data:`DISTORTIONS`.
+        kind: one of `DISTORTIONS`.
         level: 1 to 5.
         seed: of noise, of the direction of a turn and of the shape of a warp, which are the same at all levels.
     """
@@ -74,11 +74,11 @@ class Distorted:
 
     @property
     def variant(self) -> str:
-        """See :class:`robustsim.evaluation.tasks.pictures.Picture`."""
+        """See `robustsim.evaluation.tasks.pictures.Picture`."""
         return f"{self.kind} {self.level} {self.seed}"
 
     def read(self) -> Image.Image:
-        """See :class:`robustsim.evaluation.tasks.pictures.Picture`."""
+        """See `robustsim.evaluation.tasks.pictures.Picture`."""
         # A copy: Pillow writes into a picture that it saves, and several threads are at work on this one.
         return distort(_square(self.path).copy(), self.kind, self.level, self.seed)
 
@@ -98,9 +98,9 @@ def distort(image: Image.Image, kind: str, level: int, seed: int = 0) -> Image.I
 
     Args:
         image: of any size; amounts in pixels are meant for a side of 224.
-        kind: one of :data:`DISTORTIONS`.
+        kind: one of `DISTORTIONS`.
         level: 1 to 5.
-        seed: see :class:`Distorted`.
+        seed: see `Distorted`.
     """
     return _HOW[kind](image, _AMOUNTS[kind][level - 1], seed)
 

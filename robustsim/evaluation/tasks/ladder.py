@@ -30,7 +30,7 @@ class Ladder(Choice):
     """Order the distortions of a photograph by their strength.
 
     Pictures: the photograph, and its distortions at levels 1 to 5. Score: of the ten pairs of levels, the share that is
-    ordered rightly; ties count one half. Under attack, one pair of levels is put to the metric (``duel``), drawn at
+    ordered rightly; ties count one half. Under attack, one pair of levels is put to the metric (`duel`), drawn at
     random for each photograph and kind: reference the photograph, left the weaker, right the stronger distortion.
     """
 
@@ -40,23 +40,23 @@ class Ladder(Choice):
     perturbable = ("reference", "left", "right", "all")
 
     def scores(self, distances: Array, questions: Sequence[Question]) -> Array:
-        """See :class:`robustsim.evaluation.tasks.choices.Task`."""
+        """See `robustsim.evaluation.tasks.choices.Task`."""
         weak, strong = (distances[:, list(side)] for side in zip(*_STEPS, strict=True))
         return np.asarray(((strong > weak) + 0.5 * (strong == weak)).mean(1))
 
     def right(self, distances: Array, question: Question) -> bool:
-        """See :class:`robustsim.evaluation.tasks.choices.Task`."""
+        """See `robustsim.evaluation.tasks.choices.Task`."""
         weak, strong = question.duel
         return bool(distances[weak - 1] < distances[strong - 1])
 
     def attacked_places(self, question: Question, perturb: str) -> tuple[int, ...]:
-        """See :class:`robustsim.evaluation.tasks.choices.Task`."""
+        """See `robustsim.evaluation.tasks.choices.Task`."""
         return tuple((0, *question.duel)[place] for place in THREE[perturb])
 
     def objective(
         self, metric: Subject, questions: Sequence[Question], seen: Sequence[Sequence[Seen]], perturb: Any, loss: Loss
     ) -> TwoAFC:
-        """See :class:`robustsim.evaluation.tasks.choices.Task`."""
+        """See `robustsim.evaluation.tasks.choices.Task`."""
         rows = [[row[place] for place in (0, *question.duel)] for question, row in zip(questions, seen, strict=True)]
         labels = torch.zeros(len(rows), dtype=torch.int64, device=metric.device)  # the weaker one is nearer
         return choice_between(metric, rows, labels, perturb, loss)

@@ -51,7 +51,7 @@ class Photo:
         self.path = path
 
     def read(self) -> Image.Image:
-        """See :class:`Picture`."""
+        """See `Picture`."""
         return read_image(self.path)
 
     def __eq__(self, other: object) -> bool:
@@ -87,13 +87,13 @@ class Gallery:
 
     Pictures are encoded in batches that depend on the whole list alone, so that a run that was interrupted, or shares
     the work with others, gets the same embeddings to the bit. Threads decode ahead. A picture is let go after its last
-    use. Where the embeddings that must be held meanwhile would not fit (:data:`MOST_HELD`), pixels are held in their
+    use. Where the embeddings that must be held meanwhile would not fit (`MOST_HELD`), pixels are held in their
     place and the pictures of a question are encoded when it is asked.
 
     Args:
         metric: encodes.
         questions: the pictures of every question, in order.
-        asked: the questions (their places in that list) that :meth:`take` will be called for, in that order.
+        asked: the questions (their places in that list) that `take` will be called for, in that order.
         attacked: pictures whose pixels are needed too.
         batch_size: pictures per encoding.
     """

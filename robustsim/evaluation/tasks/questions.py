@@ -1,4 +1,4 @@
-"""Tasks from the data sets that :mod:`robustsim.data` reads."""
+"""Tasks from the data sets that `robustsim.data` reads."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from robustsim.images.files import printable
 
 
 def two_afc(data: DataSet[Any]) -> ForcedChoice:
-    """Two-alternative forced choice on triplets that :mod:`robustsim.data` read."""
+    """Two-alternative forced choice on triplets that [`robustsim.data`][robustsim.data] read."""
     return ForcedChoice(
         questions=tuple(
             Question(

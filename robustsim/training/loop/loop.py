@@ -36,7 +36,7 @@ _LOG_EVERY = 10
 
 
 class Task(Protocol):
-    """What is trained, and on what; :class:`~robustsim.training.tasks.adversarial.Adversarial` is one.
+    """What is trained, and on what; `Adversarial` is one.
 
     Attributes:
         unit: what a sample is called.

@@ -14,7 +14,7 @@ _FOREIGN = ("DEEPSPEED", "MEGATRON_LM", "XLA", "TPU")
 
 
 class Processes:
-    """The processes that share a run, through accelerate: one, or those that ``accelerate launch`` has started.
+    """The processes that share a run, through accelerate: one, or those that `accelerate launch` has started.
 
     Attributes:
         accelerator: accelerate's own.

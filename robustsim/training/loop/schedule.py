@@ -4,16 +4,16 @@ import math
 
 
 def learning_rate(step: int, total: int, *, lr: float, warmup_steps: int = 0, schedule: str = "cosine") -> float:
-    """The learning rate of a step, from 0 to ``total - 1``.
+    """The learning rate of a step, from 0 to `total - 1`.
 
-    It grows linearly over the warm-up, reaches ``lr`` and then falls to 0 along half a cosine, or stays.
+    It grows linearly over the warm-up, reaches `lr` and then falls to 0 along half a cosine, or stays.
 
     Args:
         step: which one.
         total: how many there are.
         lr: the rate after the warm-up.
         warmup_steps: how many steps that takes.
-        schedule: ``cosine`` or ``constant``.
+        schedule: `cosine` or `constant`.
     """
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps

@@ -20,7 +20,7 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 
 
 def seed(number: int, device: torch.device) -> None:
-    """Seed those two, and not those of other devices, as ``torch.manual_seed`` does."""
+    """Seed those two, and not those of other devices, as `torch.manual_seed` does."""
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -23,7 +23,7 @@ class Stopped(Exception):  # noqa: N818 - no error
 class Signals:
     """Notes SIGTERM and the first SIGINT while it is open; only the main thread hears of them.
 
-    Signals that the process ignores stay ignored, as SIGINT is behind ``nohup`` and in the background of a script.
+    Signals that the process ignores stay ignored, as SIGINT is behind `nohup` and in the background of a script.
 
     Attributes:
         number: of the signal that has come, or 0.

@@ -32,7 +32,7 @@ class Checkpoint:
 
     Attributes:
         step: updates done.
-        tensors: by name: ``model/...``, ``average/...``, ``optimizer/<parameter>/<entry>``.
+        tensors: by name: `model/...`, `average/...`, `optimizer/<parameter>/<entry>`.
         notes: plain data beside them.
     """
 
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def write_checkpoint(output: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint whole or not at all, and remove all but the newest ``keep``.
+    """Write a checkpoint whole or not at all, and remove all but the newest `keep`.
 
     Raises:
         OutputError: it cannot be written; older ones are still there.

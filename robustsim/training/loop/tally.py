@@ -48,7 +48,7 @@ class Tally:
         return means
 
     def notes(self) -> dict[str, Any]:
-        """As plain data; :meth:`resume` reads it."""
+        """As plain data; `resume` reads it."""
         return {"count": self._count, "sums": self._summed()}
 
     def resume(self, notes: Mapping[str, Any]) -> None:

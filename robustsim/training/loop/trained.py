@@ -136,7 +136,7 @@ class Trained:
         return {name: value for name, value in whole.items() if name in trained}
 
     def _memory(self) -> dict[str, Tensor]:
-        """``<parameter>/<entry>``, what the optimiser remembers."""
+        """`<parameter>/<entry>`, what the optimiser remembers."""
         if not self._processes.sharded:
             kept: dict[str, Any] = {name: self._optimizer.state.get(one, {}) for name, one in self._named}
         else:

@@ -1,6 +1,6 @@
 """What fine-tuning minimises: pure functions of embeddings, logits and attention maps, (N,) losses of N images.
 
-Symbols: z are embeddings, un-normalised, of the encoder that is trained; an ``original`` is the frozen encoder that it
+Symbols: z are embeddings, un-normalised, of the encoder that is trained; an `original` is the frozen encoder that it
 began as.
 """
 
@@ -12,7 +12,7 @@ from robustsim.images.resize import full_precision
 
 
 def embedding_distance(z: Tensor, original: Tensor) -> Tensor:
-    """``|z - z_orig|_2^2``, summed over the dimensions of un-normalised embeddings (FARE; R-CLIP paper, Eq. 2).
+    """`|z - z_orig|_2^2`, summed over the dimensions of un-normalised embeddings (FARE; R-CLIP paper, Eq. 2).
 
     Args:
         z: (N, D).
@@ -25,7 +25,7 @@ def embedding_distance(z: Tensor, original: Tensor) -> Tensor:
 
 
 def class_logits(z: Tensor, prototypes: Tensor, scale: float = 100.0) -> Tensor:
-    """``scale * cos(z, prototype_k)`` for each class k (R-CLIP paper, Eq. 1).
+    """`scale * cos(z, prototype_k)` for each class k (R-CLIP paper, Eq. 1).
 
     Args:
         z: (N, D).
@@ -40,18 +40,18 @@ def class_logits(z: Tensor, prototypes: Tensor, scale: float = 100.0) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``-log softmax(logits)[y]`` (TeCoA, FT-Clean, FT-Adv), (N,) from (N, K) and (N,)."""
+    """`-log softmax(logits)[y]` (TeCoA, FT-Clean, FT-Adv), (N,) from (N, K) and (N,)."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """``KL(softmax(p) || softmax(q))`` of logits, (N,) from (N, K) and (N, K)."""
+    """`KL(softmax(p) || softmax(q))` of logits, (N,) from (N, K) and (N, K)."""
     log_p, log_q = p.log_softmax(1), q.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 def confidence_weighted(adversarial: Tensor, clean_original: Tensor, labels: Tensor) -> Tensor:
-    """``KL(P_adv || P_clean,orig) * (1 - P_adv[y])``: images whose class is in doubt count more (CAW paper, L_CA).
+    """`KL(P_adv || P_clean,orig) * (1 - P_adv[y])`: images whose class is in doubt count more (CAW paper, L_CA).
 
     Args:
         adversarial: (N, K) logits of adversarial images.
@@ -66,13 +66,13 @@ def confidence_weighted(adversarial: Tensor, clean_original: Tensor, labels: Ten
 
 
 def feature_distance(z: Tensor, original: Tensor) -> Tensor:
-    """``|z - z_orig|_2``, not squared (CAW paper, L_Reg), (N,); its gradient at 0 is 0."""
+    """`|z - z_orig|_2`, not squared (CAW paper, L_Reg), (N,); its gradient at 0 is 0."""
     distance: Tensor = torch.linalg.vector_norm(z.float() - original.float(), dim=1)
     return distance
 
 
 def attention_distance(a: Tensor, b: Tensor) -> Tensor:
-    """``|A - B|_2`` of attention maps (CTGA paper, the distance of its two attention modules).
+    """`|A - B|_2` of attention maps (CTGA paper, the distance of its two attention modules).
 
     Args:
         a: (N, H, W).
@@ -86,10 +86,10 @@ def attention_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def hinge(to_left: Tensor, to_right: Tensor, right: Tensor, margin: float = 0.05) -> Tensor:
-    """``max(0, margin - y (d_left - d_right))``, y = 1 where people find right nearer, else -1 (DreamSim, Eq. 1).
+    """`max(0, margin - y (d_left - d_right))`, y = 1 where people find right nearer, else -1 (DreamSim, Eq. 1).
 
     Args:
-        to_left: (N,) cosine distances ``1 - similarity`` of the reference to the left image.
+        to_left: (N,) cosine distances `1 - similarity` of the reference to the left image.
         to_right: (N,) likewise to the right one.
         right: (N,) bool, where people find right nearer.
         margin: by how much the farther image should be farther.
@@ -102,7 +102,7 @@ def hinge(to_left: Tensor, to_right: Tensor, right: Tensor, margin: float = 0.05
 
 
 def order(anchor: Tensor, nearer: Tensor, farther: Tensor, temperature: float = 0.1) -> Tensor:
-    """``softplus(-m / t)``, m how far the anchor is on the side of what should be nearer.
+    """`softplus(-m / t)`, m how far the anchor is on the side of what should be nearer.
 
     All three on the unit sphere, the points that are as near to the one as to the other are a plane through its centre;
     m is the distance from it. An attack moves the anchor towards that plane however near the two are to each other, so

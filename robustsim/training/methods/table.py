@@ -1,6 +1,6 @@
 """The methods of fine-tuning: for each what its attack maximises and what its training minimises.
 
-A method is a :class:`Method` in :data:`METHODS`: two functions of :class:`Views` and the options that it reads. A new
+A method is a `Method` in `METHODS`: two functions of `Views` and the options that it reads. A new
 one is such an entry, and a recipe that names it.
 """
 
@@ -41,7 +41,7 @@ class Views:
     """A batch as the trained encoder and the original see it; every view is computed once, and only if asked for.
 
     Args:
-        student: the encoder that is trained, ``pixels -> Features`` or ``pixels -> (N, D)``.
+        student: the encoder that is trained, `pixels -> Features` or `pixels -> (N, D)`.
         original: the frozen encoder that it began as.
         clean: (N, 3, S, S) pixels.
         adversarial: (N, 3, S, S), or None while an attack is still looking for them.
@@ -50,7 +50,7 @@ class Views:
         options: the method's, by name.
         tokens: whether places are needed beside embeddings.
         seen: the original's features of the clean pixels where they are known already.
-        graded: a weaker and a stronger distortion of the clean pixels, where the option ``rank`` is set.
+        graded: a weaker and a stronger distortion of the clean pixels, where the option `rank` is set.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Method:
         terms: what training minimises: named means over the batch, of which the sum is the loss.
         labels: whether it needs labels and classes.
         tokens: whether it needs places beside embeddings.
-        options: what a recipe may set under ``method``, with the papers' values.
+        options: what a recipe may set under `method`, with the papers' values.
     """
 
     title: str

@@ -36,12 +36,13 @@ def load_recipe(name: "str | os.PathLike[str]", changes: Sequence[str] = ()) -> 
     """A recipe, checked, with everything that it is built on.
 
     Args:
-        name: a bundled recipe (:func:`list_recipes`), or a file that ends in ``.yaml`` or ``.yml``.
-        changes: ``key=value``, the key with dots (``attack.eps=2/255``), the value as YAML. Where steps are set, epochs
+        name: a bundled recipe ([`list_recipes`][robustsim.training.list_recipes]), or a file that ends in `.yaml` or
+            `.yml`.
+        changes: `key=value`, the key with dots (`attack.eps=2/255`), the value as YAML. Where steps are set, epochs
             no longer count, and the other way round; another method begins with its own options.
 
     Raises:
-        InputError: no such recipe, the nearest names are given; a change that is no ``key=value``.
+        InputError: no such recipe, the nearest names are given; a change that is no `key=value`.
         RecipeError: unknown keys or values that do not fit; the message names the file, the line and the nearest key.
     """
     data, places = _read(os.fspath(name), {})
@@ -51,7 +52,7 @@ def load_recipe(name: "str | os.PathLike[str]", changes: Sequence[str] = ()) -> 
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """A recipe as YAML with every value written out; :func:`load_recipe` reads it back."""
+    """A recipe as YAML with every value written out; [`load_recipe`][robustsim.training.load_recipe] reads it back."""
     values = recipe.model_dump(mode="json", exclude={"base"}, exclude_none=True)
     order = ["name", "description", "kind", "encoder", *values]
     text: str = yaml.safe_dump({key: values[key] for key in order if key in values}, sort_keys=False, width=100)
@@ -71,7 +72,7 @@ def _is_file(name: str) -> bool:
 
 
 def _read(name: str, above: Mapping[str, str]) -> tuple[dict[str, Any], _Places]:
-    """A recipe over its bases; ``above`` are those that are built on this one, by identity, as they were spelled."""
+    """A recipe over its bases; `above` are those that are built on this one, by identity, as they were spelled."""
     bundled = _bundled()
     if name in bundled:
         text, where, short = bundled[name].read_text(encoding="utf-8"), f"recipe {name!r}", name
@@ -191,7 +192,7 @@ def _spelled_out(key: str, value: Any) -> Any:
 
 
 def _set(data: dict[str, Any], places: _Places, change: str) -> dict[str, Any]:
-    """The recipe with ``key=value`` from the command line."""
+    """The recipe with `key=value` from the command line."""
     key, equals, text = (part.strip() for part in change.partition("="))
     if not equals or not key:
         raise InputError(f"--set wants key=value, such as attack.eps=2/255, not {change!r}")

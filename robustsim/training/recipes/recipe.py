@@ -31,13 +31,13 @@ class _Recipe(Section):
         description: in words.
         encoder: what is trained: a name of the catalogue, a Hub id or a folder.
         title: the name of the result's card.
-        optimizer: see :class:`OptimizerSection`.
-        steps: updates of the weights; give either this or ``epochs``.
+        optimizer: see `OptimizerSection`.
+        steps: updates of the weights; give either this or `epochs`.
         epochs: passes through the data.
         batch_size: images, or triplets, in one update, over all processes.
         accumulate: parts in which each process goes through its share of a batch.
-        precision: ``fp32``, or ``bf16`` for automatic mixed precision.
-        compile: run the encoder through ``torch.compile``.
+        precision: `fp32`, or `bf16` for automatic mixed precision.
+        compile: run the encoder through `torch.compile`.
         ema: decay of an exponential moving average of the weights, which is then the result; None for the last ones.
         seed: of everything random.
         license: of the result's weights, SPDX.
@@ -85,13 +85,13 @@ class TrainRecipe(_Recipe):
     """Adversarial fine-tuning of an encoder on images; what every recipe has, and these.
 
     Attributes:
-        kind: ``adversarial``.
-        original: what the losses compare with; ``encoder`` itself if not given. A training that goes on from an earlier
+        kind: `adversarial`.
+        original: what the losses compare with; `encoder` itself if not given. A training that goes on from an earlier
             one's result names here what that began as.
-        method: see :class:`MethodSection`; a name alone will do.
-        attack: see :class:`AttackSection`.
-        augment: see :class:`AugmentSection`.
-        preprocessing: see :class:`PreprocessingSection`, a mode alone will do; the encoder's own if not given.
+        method: see `MethodSection`; a name alone will do.
+        attack: see `AttackSection`.
+        augment: see `AugmentSection`.
+        preprocessing: see `PreprocessingSection`, a mode alone will do; the encoder's own if not given.
         stages: other image sizes in the course of the training; the card's own throughout if there are none.
     """
 
@@ -130,12 +130,12 @@ class TrainRecipe(_Recipe):
         return stages
 
     def size_at(self, step: int, total: int, usual: int) -> int:
-        """The side of the images in a step of ``total``; ``usual`` where there are no stages."""
+        """The side of the images in a step of `total`; `usual` where there are no stages."""
         done = step / total
         return next((stage.size for stage in reversed(self.stages) if stage.at <= done), usual)
 
     def eps_at(self, step: int, total: int) -> float:
-        """The attack's radius in a step of ``total``."""
+        """The attack's radius in a step of `total`."""
         grown = 1.0 if not self.attack.warmup else min(1.0, (step + 1) / (self.attack.warmup * total))
         return self.attack.eps * grown
 
@@ -144,8 +144,8 @@ class FinetuneRecipe(_Recipe):
     """Perceptual fine-tuning on human judgements; what every recipe has, and these.
 
     Attributes:
-        kind: ``2afc``.
-        adapter: see :class:`AdapterSection`.
+        kind: `2afc`.
+        adapter: see `AdapterSection`.
         margin: of the hinge loss.
         preprocessing: how pictures become squares; the encoder's own if not given.
     """

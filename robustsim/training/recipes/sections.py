@@ -26,17 +26,17 @@ class Section(BaseModel):
 
 
 class MethodSection(Section):
-    """Which method, and those of its options that differ from the papers'; see :mod:`robustsim.training.methods.table`.
+    """Which method, and those of its options that differ from the papers'; see `robustsim.training.methods.table`.
 
     Attributes:
         name: one of the methods.
         alpha: weight of the method's second term.
         beta: weight of its third.
-        clean_weight: share of the clean loss in FARE and TeCoA: ``(1 - w) adversarial + w clean``.
+        clean_weight: share of the clean loss in FARE and TeCoA: `(1 - w) adversarial + w clean`.
         trades: FARE and TeCoA in the manner of TRADES, with this weight on the steadiness; 0 for the plain method.
         rank: FARE's weight on the order of two distortions of an image: under attack, too, the weaker one should be
-            nearer to it (:func:`robustsim.training.methods.losses.order`).
-        prompt: the text of a class, ``{}`` its name.
+            nearer to it (`robustsim.training.methods.losses.order`).
+        prompt: the text of a class, `{}` its name.
         negative_prompt: the text of what a picture is not of.
         scale: inverse temperature of the logits.
         attention: `paper` or `published`, the formula of text-guided attention; see `text_guided_attention`.
@@ -106,8 +106,8 @@ class AttackSection(Section):
     """The inner attack: projected gradient ascent from a random point.
 
     Attributes:
-        norm: ``linf``, ``l2`` or ``l1``.
-        eps: the radius in units of pixels: a number, or text such as ``4/255``.
+        norm: `linf`, `l2` or `l1`.
+        eps: the radius in units of pixels: a number, or text such as `4/255`.
         steps: gradients.
         step_size: length of a step, written likewise; 2.5 eps / steps if not given.
         momentum: of the steps, in [0, 1).
@@ -139,15 +139,15 @@ class OptimizerSection(Section):
     """How weights follow their gradients.
 
     Attributes:
-        name: ``adamw``, ``adam`` or ``sgd``.
+        name: `adamw`, `adam` or `sgd`.
         lr: the learning rate after the warm-up.
-        relative: ``lr`` is a share of each tensor's own size, the root mean square of its values when the run begins,
+        relative: `lr` is a share of each tensor's own size, the root mean square of its values when the run begins,
             as in Adafactor. For weights of very different sizes, such as those that batch norms were folded into: one
             rate for all would hardly move the first layers and shake the last.
         weight_decay: of all parameters.
         betas: of Adam.
         momentum: of SGD.
-        schedule: ``cosine`` lets the rate fall to 0 along half a cosine, ``constant`` keeps it.
+        schedule: `cosine` lets the rate fall to 0 along half a cosine, `constant` keeps it.
         warmup_steps: steps over which the rate grows linearly.
         clip_norm: gradients of a greater norm are shortened to this one.
     """
@@ -170,8 +170,8 @@ class AugmentSection(Section):
         crop: least and greatest share of the area of a random crop; without it, the card's own preprocessing.
         ratio: greatest aspect ratio of a crop, and the inverse of the least.
         flip: mirror half of the images.
-        jitter: change brightness, contrast and saturation by a random factor from ``1 - jitter`` to ``1 + jitter``, and
-            turn hues by up to a quarter of ``jitter`` of the circle.
+        jitter: change brightness, contrast and saturation by a random factor from `1 - jitter` to `1 + jitter`, and
+            turn hues by up to a quarter of `jitter` of the circle.
         mixup: share of the images that are blended with another one, by a weight from 0 to 1 (Zhang et al. 2018). Where
             the frozen encoder says what is right, any picture will do, and this makes more of few (Beyer et al. 2022).
             Only for methods without labels.
@@ -195,10 +195,10 @@ class PreprocessingSection(Section):
     """How a picture becomes the encoder's square; the result's card says it, too.
 
     Attributes:
-        mode: ``shortest``, ``squash`` or ``longest``; see :class:`robustsim.images.Preprocessing`.
+        mode: `shortest`, `squash` or `longest`; see `robustsim.images.Preprocessing`.
         crop: the share of the side (`squash`) or short side (`shortest`) that the square in the centre keeps: 0.875 for
             an encoder of 224 resizes to 256 first.
-        interpolation: ``bicubic`` or ``bilinear``.
+        interpolation: `bicubic` or `bilinear`.
     """
 
     mode: Mode
@@ -261,7 +261,7 @@ class AdapterSection(Section):
     """What is trained on human judgements.
 
     Attributes:
-        name: ``lora`` for low-rank adapters in the trunk, ``mlp`` for a residual block on top of the frozen encoder.
+        name: `lora` for low-rank adapters in the trunk, `mlp` for a residual block on top of the frozen encoder.
         r: rank of the adapters.
         alpha: their scale, times r.
         dropout: of what goes into them.

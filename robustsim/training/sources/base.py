@@ -26,7 +26,7 @@ class Sample:
 
     Attributes:
         image: decoded, in mode RGB, upright, of the file's own size.
-        label: the place of its class in the source's ``classes``; None where the images have no labels.
+        label: the place of its class in the source's `classes`; None where the images have no labels.
     """
 
     image: Image.Image
@@ -62,21 +62,21 @@ class Source(ABC):
 
     @abstractmethod
     def place(self, index: int) -> str:
-        """What messages call an image: the path of its file, ``shard.tar:KEY``, or ``name:row``."""
+        """What messages call an image: the path of its file, `shard.tar:KEY`, or `name:row`."""
 
     @abstractmethod
     def _image(self, index: int) -> Image.Image:
-        """The decoded image; an ``ImageError`` says where it is."""
+        """The decoded image; an `ImageError` says where it is."""
 
     def label(self, index: int) -> int | None:
-        """What ``read(index).label`` is, without reading the image."""
+        """What `read(index).label` is, without reading the image."""
         return None if self.classes is None else self._labels[index]
 
     def read(self, index: int) -> Sample:
         """The image of an index, and its label.
 
         Args:
-            index: from 0 to ``len(self) - 1``.
+            index: from 0 to `len(self) - 1`.
 
         Raises:
             ImageError: the image cannot be read. The message names the file, or the shard and the member.
@@ -110,7 +110,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     """Names of classes in the order of their labels.
 
     A JSON file holds a list, or an object with a name for each label from "0". What stands for a name may be an object
-    that has it as ``name`` or ``words``, or a list that has it at its end. Any other file has one name a line.
+    that has it as `name` or `words`, or a list that has it at its end. Any other file has one name a line.
 
     Raises:
         DataError: the file cannot be read, or is none of these.
@@ -145,7 +145,7 @@ def _class_name(file: Path, label: int, entry: Any) -> str:
 
 
 def folder_name(path: Path) -> str:
-    """A folder's own name, behind that of its parent where it says little: ``nips17/images``."""
+    """A folder's own name, behind that of its parent where it says little: `nips17/images`."""
     whole = Path(os.path.abspath(path))
     says_little = whole.name.lower() in (*SPLITS, "images") and whole.parent.name
     return printable(Path(whole.parent.name, whole.name) if says_little else Path(whole.name or whole))

@@ -11,7 +11,7 @@ from robustsim.training.sources.base import Names, Source
 
 
 class FolderSource(Source):
-    """The images below a folder, at any depth, in the order of :func:`robustsim.images.find_images`.
+    """The images below a folder, at any depth, in the order of `robustsim.images.find_images`.
 
     Where every image lies in a subfolder of the folder, and there are two of those or more, they are the classes, in
     the order of their names. A subfolder without an image is no class.

@@ -1,4 +1,4 @@
-"""Images of Hugging Face data sets, from the Hub or a folder, by the optional package ``datasets``."""
+"""Images of Hugging Face data sets, from the Hub or a folder, by the optional package `datasets`."""
 
 import os
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ _IMAGES, _LABELS = ("image", "img"), ("label", "labels")
 class HuggingFaceSource(Source):
     """The rows of a data set that has a column of images.
 
-    The images are those of the column ``image``, or else of the first one of that type; the labels likewise those of
-    ``label`` or the first ``ClassLabel``. Rows keep what was stored, and images are decoded by robustsim's own rules.
+    The images are those of the column `image`, or else of the first one of that type; the labels likewise those of
+    `label` or the first `ClassLabel`. Rows keep what was stored, and images are decoded by robustsim's own rules.
 
     Args:
         data: the rows.
-        name: see :class:`Source`.
+        name: see `Source`.
 
     Raises:
         DataError: there is no column of images, or no row.
@@ -74,12 +74,12 @@ class HuggingFaceSource(Source):
 
 
 def load(what: str, split: str | None) -> HuggingFaceSource:
-    """Open ``NAME`` or ``NAME:CONFIG`` of the Hub, or of its cache.
+    """Open `NAME` or `NAME:CONFIG` of the Hub, or of its cache.
 
     Raises:
-        DataError: it cannot be loaded; see :class:`HuggingFaceSource` too.
+        DataError: it cannot be loaded; see `HuggingFaceSource` too.
         InputError: there is no name.
-        MissingDependencyError: the package ``datasets`` is not installed.
+        MissingDependencyError: the package `datasets` is not installed.
     """
     repository, _, config = what.partition(":")
     if not repository:
@@ -94,12 +94,12 @@ def load(what: str, split: str | None) -> HuggingFaceSource:
 
 
 def open_folder(path: Path, split: str | None, name: str) -> HuggingFaceSource:
-    """Open what ``save_to_disk`` has written.
+    """Open what `save_to_disk` has written.
 
     Raises:
-        DataError: it cannot be read; see :class:`HuggingFaceSource` too.
-        InputError: there is no such split, or none is given and there is no ``train``.
-        MissingDependencyError: the package ``datasets`` is not installed.
+        DataError: it cannot be read; see `HuggingFaceSource` too.
+        InputError: there is no such split, or none is given and there is no `train`.
+        MissingDependencyError: the package `datasets` is not installed.
     """
     datasets = _datasets()
     try:

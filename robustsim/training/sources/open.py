@@ -4,8 +4,8 @@ A training loop that can ask for any image shuffles them all by one seeded permu
 exactly where it was, and shares the work with other processes by sharing out the indices. Nothing is decoded when a
 source is opened. Its names are packed, so that a million images take some fifty megabytes.
 
-A folder may hold splits: subfolders ``train``, ``val`` and the like, or shards whose names have such a word in them.
-Where no split is asked for, ``train`` is taken, so that nobody trains on the images to validate with.
+A folder may hold splits: subfolders `train`, `val` and the like, or shards whose names have such a word in them.
+Where no split is asked for, `train` is taken, so that nobody trains on the images to validate with.
 """
 
 import os
@@ -32,30 +32,28 @@ def open_source(
 ) -> Source:
     """Open images to train on.
 
-    ==================================  ===============================================================
-    path                                what is opened
-    ==================================  ===============================================================
-    a folder of images                  :class:`robustsim.training.sources.folders.FolderSource`
-    a folder of ``*.tar`` files         :class:`robustsim.training.sources.shards.ShardSource`
-    ``x.tar``, ``x-{000..127}.tar``     the same
-    ``hf:NAME``, ``hf:NAME:CONFIG``     :class:`robustsim.training.sources.hf.HuggingFaceSource`
-    a folder written by save_to_disk    the same
-    ==================================  ===============================================================
+    | path | what is opened |
+    |---|---|
+    | a folder of images | `robustsim.training.sources.folders.FolderSource` |
+    | a folder of `*.tar` files | `robustsim.training.sources.shards.ShardSource` |
+    | `x.tar`, `x-{000..127}.tar` | the same |
+    | `hf:NAME`, `hf:NAME:CONFIG` | `robustsim.training.sources.hf.HuggingFaceSource` |
+    | a folder written by save_to_disk | the same |
 
     Args:
         path: see the table.
-        split: ``train`` if not given and there are splits. It is a subfolder's name, a word in the names of the shards
-            (``train-0000.tar``), or a split of the Hugging Face data set.
+        split: `train` if not given and there are splits. It is a subfolder's name, a word in the names of the shards
+            (`train-0000.tar`), or a split of the Hugging Face data set.
         classes: a file with other names for the classes, in the order of their labels: one a line, or a list in JSON.
         follow_links: whether to walk linked folders too, in a folder of images.
 
     Raises:
-        DataError: there is nothing at the path, or nothing that can be read; or ``classes`` has not one name for each
+        DataError: there is nothing at the path, or nothing that can be read; or `classes` has not one name for each
             class.
         ImageError: a folder of images may not be read.
-        InputError: there is no such split, or there are some without a ``train``; the path is a pattern that cannot be
-            expanded, or has no name after ``hf:``.
-        MissingDependencyError: a Hugging Face data set, and the package ``datasets`` is not installed.
+        InputError: there is no such split, or there are some without a `train`; the path is a pattern that cannot be
+            expanded, or has no name after `hf:`.
+        MissingDependencyError: a Hugging Face data set, and the package `datasets` is not installed.
     """
     source = _open(os.fspath(path), split, follow_links)
     if classes is not None:
@@ -70,7 +68,7 @@ def open_source(
 
 
 def tell_left_out(sources: "Iterable[Source | None]", tell: Callable[[str], object]) -> None:
-    """Call ``tell`` with what each source has passed over, a line for one that has."""
+    """Call `tell` with what each source has passed over, a line for one that has."""
     for source in sources:
         if source is not None and source.passed_over:
             tell(f"{source.name}: {tell_passed_over(source.passed_over)}")

@@ -1,10 +1,10 @@
 """Images in tar files of WebDataset's layout, read at any index.
 
-A sample is the members that share a KEY, which ends at the first dot of the name: an image (``KEY.jpg``) and, where
-there are labels, a whole number in text (``KEY.cls``). Opening reads the heads of the members, once; from then on an
+A sample is the members that share a KEY, which ends at the first dot of the name: an image (`KEY.jpg`) and, where
+there are labels, a whole number in text (`KEY.cls`). Opening reads the heads of the members, once; from then on an
 image is one read at its offset. Compressed archives have no offsets, so they are refused.
 
-The package ``webdataset`` is not used: it streams shards and shuffles within a buffer. A run that was interrupted
+The package `webdataset` is not used: it streams shards and shuffles within a buffer. A run that was interrupted
 cannot go on from the exact place there, and the order depends on how many processes share the shards.
 """
 
@@ -97,17 +97,17 @@ class _Descriptor:
 class ShardSource(Source):
     """The samples of some tar files, in the order of the files and of the images in each.
 
-    A shard that is damaged counts as far as it can be read, and is among ``problems``; so is one that is missing. A
-    sample whose ``.cls`` holds no label is left out. There are labels where every sample has one. The classes are those
-    of ``classes.json`` beside the first shard, else "0", "1" and so on.
+    A shard that is damaged counts as far as it can be read, and is among `problems`; so is one that is missing. A
+    sample whose `.cls` holds no label is left out. There are labels where every sample has one. The classes are those
+    of `classes.json` beside the first shard, else "0", "1" and so on.
 
     Args:
         paths: the tar files.
-        name: see :class:`Source`.
+        name: see `Source`.
         problems: what is known of before.
 
     Raises:
-        DataError: every shard is damaged, there is no sample, or ``classes.json`` has fewer names than there are
+        DataError: every shard is damaged, there is no sample, or `classes.json` has fewer names than there are
             labels.
     """
 
@@ -186,12 +186,12 @@ def open_shards(
         paths: the files.
         name: of the source; that of the split is added.
         split: a word in the names of the files to take.
-        divided: whether to take ``train`` where no split is given and the names have the words of several.
-        left_out: names of archives that cannot be read, for ``problems``.
+        divided: whether to take `train` where no split is given and the names have the words of several.
+        left_out: names of archives that cannot be read, for `problems`.
 
     Raises:
-        DataError: see :class:`ShardSource`.
-        InputError: there is no such split, or there are splits but no ``train``.
+        DataError: see `ShardSource`.
+        InputError: there is no such split, or there are splits but no `train`.
     """
     if split is None and divided:
         found = {word for path in paths for word in _words(path)} & set(SPLITS)
@@ -213,7 +213,7 @@ def open_shards(
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that ``{000..127}`` and ``{a,b}`` in a pattern stand for, as in a shell.
+    """The names that `{000..127}` and `{a,b}` in a pattern stand for, as in a shell.
 
     Raises:
         InputError: a brace holds neither, or they stand for too many names.

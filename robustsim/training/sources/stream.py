@@ -34,7 +34,7 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
 class Images(Protocol):
-    """What :mod:`robustsim.training.sources.open` opens."""
+    """What `robustsim.training.sources.open` opens."""
 
     def __len__(self) -> int: ...
 
@@ -69,7 +69,7 @@ class Augment:
         crop: least and greatest share of the picture's area, or None.
         ratio: greatest aspect ratio of a crop.
         flip: mirror half of the images.
-        jitter: how far brightness, contrast, saturation and hue are changed; see the recipe's ``augment``.
+        jitter: how far brightness, contrast, saturation and hue are changed; see the recipe's `augment`.
         mixup: share of the images that are blended with another one.
     """
 

@@ -31,13 +31,13 @@ _DEFAULTS = {
 def default_targets(encoder: Encoder) -> str:
     r"""The layers that adapters are laid on where none are named, as in the published NIGHTS-tuned checkpoints.
 
-    - transformers of timm (DINO, DINOv2): ``qkv`` of every block's attention;
-    - transformers of open_clip: ``in_proj`` of every block's attention, which is the same layer;
-    - ConvNeXt, of open_clip or of timm: ``fc1`` and ``fc2`` of every block's MLP;
-    - the bundled architecture: every 1x1 convolution (``expand``, ``project``, ``head``).
+    - transformers of timm (DINO, DINOv2): `qkv` of every block's attention;
+    - transformers of open_clip: `in_proj` of every block's attention, which is the same layer;
+    - ConvNeXt, of open_clip or of timm: `fc1` and `fc2` of every block's MLP;
+    - the bundled architecture: every 1x1 convolution (`expand`, `project`, `head`).
 
     Returns:
-        A regular expression for whole names of modules in ``encoder.trunk``, as :func:`add_lora` takes it.
+        A regular expression for whole names of modules in `encoder.trunk`, as `add_lora` takes it.
 
     Raises:
         InputError: the architecture is none of these.
@@ -63,26 +63,26 @@ def add_lora(
 ) -> Encoder:
     """Lay low-rank adapters on layers of the trunk, in place; all else is frozen.
 
-    A layer ``W x`` becomes ``W x + alpha / r * B A dropout(x)`` (Hu et al., LoRA, 2021, Eq. 3, with dropout as in the
-    authors' code; rank, scale and dropout are those of DreamSim, Fu et al., 2023). ``A`` is drawn from a uniform
-    distribution, ``B`` is 0: before the first step the encoder is what it was. What is to be trained are the parameters
-    with ``requires_grad``. No module changes between train and eval mode; an adapter has the mode of its layer.
+    A layer `W x` becomes `W x + alpha / r * B A dropout(x)` (Hu et al., LoRA, 2021, Eq. 3, with dropout as in the
+    authors' code; rank, scale and dropout are those of DreamSim, Fu et al., 2023). `A` is drawn from a uniform
+    distribution, `B` is 0: before the first step the encoder is what it was. What is to be trained are the parameters
+    with `requires_grad`. No module changes between train and eval mode; an adapter has the mode of its layer.
 
-    The attention of open_clip's transformers is taken apart into ``in_proj`` (query, key and value) and ``out_proj``
-    until :func:`merge_lora_adapters` puts it together again; by default ``in_proj`` alone has an adapter. PEFT's own
+    The attention of open_clip's transformers is taken apart into `in_proj` (query, key and value) and `out_proj`
+    until `merge_lora_adapters` puts it together again; by default `in_proj` alone has an adapter. PEFT's own
     layer for this attention would always adapt both, ignore dropout, round the frozen weights anew at every call, and
-    apply the change of ``out_proj`` twice (peft pull request 3774). The values stay those of the attention in one
+    apply the change of `out_proj` twice (peft pull request 3774). The values stay those of the attention in one
     piece, but for last digits where no gradient is wanted: PyTorch has a fused kernel of the whole for that.
 
     Args:
         encoder: what to adapt; without adapters.
         r: rank of the adapters, from 1.
-        alpha: scale, above 0; the adapters' product is multiplied with ``alpha / r``.
+        alpha: scale, above 0; the adapters' product is multiplied with `alpha / r`.
         dropout: probability, in [0, 1), with which an input of an adapter is dropped in train mode.
         targets: names of modules in the trunk, matched as PEFT does: a sequence holds whole names or their ends
-            (``fc1`` is every ``... .fc1``), one string is a regular expression for whole names. Linear layers and
-            convolutions of one group can be adapted. :func:`default_targets` if not given.
-        seed: of the initial ``A``; torch's global random state is left alone.
+            (`fc1` is every `... .fc1`), one string is a regular expression for whole names. Linear layers and
+            convolutions of one group can be adapted. `default_targets` if not given.
+        seed: of the initial `A`; torch's global random state is left alone.
 
     Returns:
         The encoder it was given.
@@ -126,7 +126,7 @@ def add_lora(
 
 
 def merge_lora_adapters(encoder: Encoder) -> Encoder:
-    """Add the adapters of :func:`add_lora` to the weights they lie on, ``W + alpha / r * B A``, in place.
+    """Add the adapters of `add_lora` to the weights they lie on, `W + alpha / r * B A`, in place.
 
     Afterwards the modules are the original ones, with the names and shapes they had, so that the encoder can be saved
     and loaded like any other. Its parameters stay frozen. Its card no longer has a source, a checksum or scores,
@@ -158,7 +158,7 @@ def merge_lora_adapters(encoder: Encoder) -> Encoder:
 def add_mlp(encoder: Encoder, *, hidden: int = 512, seed: int = 0) -> Encoder:
     """An encoder with a residual MLP on its embedding, which alone is to be trained.
 
-    Its second layer is 0, so that the embeddings are at first those of ``encoder``; its first is drawn as PyTorch draws
+    Its second layer is 0, so that the embeddings are at first those of `encoder`; its first is drawn as PyTorch draws
     linear layers.
 
     Args:
@@ -168,11 +168,11 @@ def add_mlp(encoder: Encoder, *, hidden: int = 512, seed: int = 0) -> Encoder:
         seed: of the initial first layer; torch's global random state is left alone.
 
     Returns:
-        A new encoder on the same device, in the same type and mode. Its card has ``Head(kind="mlp", hidden=hidden)``,
+        A new encoder on the same device, in the same type and mode. Its card has `Head(kind="mlp", hidden=hidden)`,
         and no source, checksum or scores.
 
     Raises:
-        InputError: ``hidden`` is below 1, or the encoder has a head or adapters already.
+        InputError: `hidden` is below 1, or the encoder has a head or adapters already.
     """
     if hidden < 1:
         raise InputError(f"an MLP of hidden width {hidden} is none: give 1 or more")
@@ -195,9 +195,9 @@ def add_mlp(encoder: Encoder, *, hidden: int = 512, seed: int = 0) -> Encoder:
 
 
 class _SplitAttention(nn.Module):
-    """``nn.MultiheadAttention`` of a sequence with itself, its packed input projection a layer of its own.
+    """`nn.MultiheadAttention` of a sequence with itself, its packed input projection a layer of its own.
 
-    Parameters are shared with the attention it was made from, and with the one that :meth:`joined` makes.
+    Parameters are shared with the attention it was made from, and with the one that `joined` makes.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:

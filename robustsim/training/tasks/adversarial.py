@@ -79,8 +79,8 @@ class AdversarialStep(nn.Module):
     def forward(self, views: Views, pixels: Tensor | None = None, *, embed: bool = False) -> Any:
         """The named terms of the loss.
 
-        With ``pixels``, (N,) what the attack maximises there: for a method that trains without one, how little they
-        look like their class. With ``embed`` too, (N, D) what the trained encoder makes of them.
+        With `pixels`, (N,) what the attack maximises there: for a method that trains without one, how little they
+        look like their class. With `embed` too, (N, D) what the trained encoder makes of them.
         """
         if pixels is None:
             return self.method.terms(views)
@@ -95,7 +95,7 @@ class Adversarial:
     """The task of the loop: batches of images, the inner attack, the loss, the validation.
 
     Args:
-        recipe: see :class:`TrainRecipe`.
+        recipe: see `TrainRecipe`.
         encoder: what is trained.
         source: the images.
         train: indices of those to train on.
@@ -222,7 +222,7 @@ class Adversarial:
         Of losses and cosines to the original, clean and under attack; and with labels, of right classes.
 
         Args:
-            through: as for :meth:`terms`.
+            through: as for `terms`.
             rank: this process's number.
             world: how many share the images.
             stopped: asked after each batch whether to leave it at that.

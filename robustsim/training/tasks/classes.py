@@ -27,7 +27,7 @@ def text_classes(encoder: Encoder, names: Sequence[str], prompt: str, negative: 
     Args:
         encoder: loaded with its text tower.
         names: K names of classes; underscores become spaces.
-        prompt: such as ``This is a photo of a {}``.
+        prompt: such as `This is a photo of a {}`.
         negative: the prompt of what a picture is not of.
 
     Raises:
@@ -102,7 +102,9 @@ def image_classes(encoder: Encoder, source: Images, *, per_class: int = 50) -> C
 
 
 def save_classes(classes: Classes, path: "str | os.PathLike[str]") -> Path:
-    """Write ``prototypes`` (and ``negatives``), (K, D), to a safetensors file; :func:`load_classes` reads it back."""
+    """Write `prototypes` (and `negatives`), (K, D), to a safetensors file;
+    [`load_classes`][robustsim.training.load_classes] reads it back.
+    """
     place = Path(path)
     tensors = {"prototypes": classes.prototypes}
     if classes.negatives is not None:
@@ -116,7 +118,7 @@ def load_classes(path: "str | os.PathLike[str]", *, dim: int, count: int | None 
     """Read class prototypes; they are brought to length 1.
 
     Args:
-        path: a safetensors file that holds ``prototypes`` (K, D), and ``negatives`` (K, D) if a method wants them.
+        path: a safetensors file that holds `prototypes` (K, D), and `negatives` (K, D) if a method wants them.
         dim: D of the encoder.
         count: K, where the data says it.
 

@@ -80,7 +80,7 @@ class Perceptual:
     """The task of the loop: batches of triplets, the loss, the agreement with people.
 
     Args:
-        recipe: see :class:`FinetuneRecipe`.
+        recipe: see `FinetuneRecipe`.
         encoder: what is adapted.
         train: triplets to train on; none of them is tied.
         held_out: those to judge on.
