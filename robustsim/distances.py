@@ -13,7 +13,11 @@ from torch import Tensor
 from robustsim.errors import EncodingError, InputError
 from robustsim.images.tracing import concrete, is_traced
 
+#: How far from 1 the length of a vector may be that is taken for an embedding.
+NO_EMBEDDING = 1e-2
+
 _SQRT_HALF = 0.5**0.5
+_UNIT = 1e-5  # within this of 1, a length is left as it is
 _DIGEST = 32  # bytes
 
 
@@ -27,6 +31,36 @@ def check_counts(counts: Sequence[int]) -> None:
     if any(count not in (1, most) for count in counts):
         seen = " against ".join(f"{count} images" if place == 0 else str(count) for place, count in enumerate(counts))
         raise InputError(f"{seen}: the counts must be equal, or one of them 1")
+
+
+def unit_embeddings(z: Tensor, size: int, model: str) -> Tensor:
+    """Somebody's embeddings, (N, D) or (D,), as unit ones (N, D) float32; those that have length 1 stay as they are.
+
+    Args:
+        z: what was passed.
+        size: D.
+        model: whose embeddings they should be, for the message.
+
+    Raises:
+        InputError: another shape or type, or, where nothing is compiled, another length than 1.
+    """
+    if z.shape[-1] != size or not z.is_floating_point() or 0 in z.shape:
+        raise InputError(
+            f"a {z.dtype} tensor of shape {tuple(z.shape)} is neither an image, (3, H, W) or (N, 3, H, W), nor an "
+            f"embedding of {model!r}, floating point (N, {size})"
+        )
+    z = z.to(torch.float32).reshape(-1, size)
+    length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    if not torch.compiler.is_compiling():  # the check would break the graph
+        low, high = torch.stack(torch.aminmax(concrete(length))).tolist()
+        if not (low >= 1 - NO_EMBEDDING and high <= 1 + NO_EMBEDDING):
+            raise InputError(
+                f"a tensor of shape {tuple(z.shape)} could be embeddings of {model!r}, but these have length 1, and "
+                f"its rows {low:.4g} to {high:.4g}. If they are embeddings, divide them by their lengths "
+                "(torch.nn.functional.normalize); if it is a grey image, give it three channels "
+                "(tensor.expand(3, -1, -1))"
+            )
+    return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
 
 
 def pair_distance(u: Tensor, v: Tensor, same: "Tensor | None", *, squared: bool) -> Tensor:
@@ -76,15 +110,23 @@ def joined(batches: Sequence[Tensor]) -> Tensor:
     return batches[0] if len(batches) == 1 else torch.cat(tuple(batches))
 
 
-def finite(values: Tensor) -> Tensor:
-    """The values themselves, if they are numbers; traced, unchecked.
+def finite(values: Tensor, *embeddings: Tensor) -> Tensor:
+    """The values themselves, if they are numbers, and those of embeddings with a direction; traced, unchecked.
+
+    Args:
+        values: what is going to be returned.
+        embeddings: what they are made of, (N, D): of length 1, or 0 where an encoder gave nothing but zeros.
 
     Raises:
-        EncodingError: they are not all finite.
+        EncodingError: values are not finite, or the length is 0.
     """
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(concrete(values)).all()):
+    if torch.compiler.is_compiling():
+        return values
+    # One answer from the device for all.
+    fine = [torch.isfinite(concrete(values)).all(), *(concrete(z).square().sum(-1).gt(0).all() for z in embeddings)]
+    if not bool(torch.stack(fine).all()):
         raise EncodingError(
-            "the encoder gave values that are not finite: its weights are damaged, or they do not fit into its type "
-            "(float16 ends at 65,504; use dtype=torch.float32 or torch.bfloat16)"
+            "the encoder gave values that are not finite, or nothing but zeros: its weights are damaged, or do not fit "
+            "into its type (float16 ends at 65,504; use dtype=torch.float32 or torch.bfloat16)"
         )
     return values

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustsim.distances import (
+    NO_EMBEDDING,
     check_counts,
     finite,
     identities,
@@ -28,14 +29,14 @@ from robustsim.distances import (
     pair_distance,
     same_of_all,
     same_pictures,
+    unit_embeddings,
 )
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.load import load_encoder, save_encoder
-from robustsim.encoders.placement import cast_encoder, find_device, parse_dtype
+from robustsim.encoders.placement import find_device, parse_dtype, refuse_overflow
 from robustsim.errors import InputError
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
-from robustsim.images.tracing import concrete
 
 #: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as `RobustSim.embed` returns, or a
 #: NumPy array of them, such as `robustsim embed` writes.
@@ -46,9 +47,6 @@ Range: TypeAlias = tuple[float, float]
 # pixels, (N,) or (1,) bool. Pixels are compared, and not embeddings: those of equal pixels, encoded in batches of other
 # sizes, differ by rounding.
 _Encoded: TypeAlias = tuple[list[Tensor], dict[tuple[int, int], Tensor]]
-
-# How far from 1 the length of an embedding may be to be left alone, and to be taken for an embedding at all.
-_UNIT, _NO_EMBEDDING = 1e-5, 1e-2
 
 
 class RobustSim(nn.Module):
@@ -127,7 +125,7 @@ class RobustSim(nn.Module):
             encoder = load_encoder(
                 name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
             )
-            return cls(cast_encoder(encoder, wanted), persistent=persistent).to(place)
+            return cls(encoder, persistent=persistent).to(place, wanted)
 
     def save_pretrained(self, folder: "str | os.PathLike[str]") -> Path:
         """Write `config.json` and `model.safetensors`; [`from_pretrained`][robustsim.RobustSim.from_pretrained] reads
@@ -183,7 +181,8 @@ class RobustSim(nn.Module):
         """Unit-length embeddings, (N, D) float32. Arguments and errors as for
         [`preprocess`][robustsim.RobustSim.preprocess].
         """
-        return finite(self._encode(images, input_range))
+        z = self._encode(images, input_range)
+        return finite(z, z)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Unit-length embeddings of images that [`preprocess`][robustsim.RobustSim.preprocess] returned: (N, 3, S, S)
@@ -206,7 +205,8 @@ class RobustSim(nn.Module):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InputError("embed_text takes a text or a list of at least one")
-        return finite(F.normalize(self.encoder.encode_text(texts).to(torch.float32), dim=1))
+        z = F.normalize(self.encoder.encode_text(texts).to(torch.float32), dim=1)
+        return finite(z, z)
 
     def forward(
         self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, *, squared: bool = False, input_range: Range = (0, 1)
@@ -243,12 +243,11 @@ class RobustSim(nn.Module):
         input_range: Range = (0, 1),
     ) -> Tensor:
         """Distance of every a to every b, (N, M) float32, in N + M encodings; of every a to every a without b."""
-        pictures: list[Tensor] = []
-        u = self._encode(a, input_range, pictures)
-        v = u if b is None else self._encode(b, input_range, pictures)
-        only_pictures = len(pictures) == (1 if b is None else 2)
-        same = same_of_all(pictures[0], pictures[-1]) if only_pictures else None
-        return finite(matrix_distance(u, v, same, squared=squared))
+        groups = [self._stand_in(group) for group in ((a,) if b is None else (a, b))]
+        pictures: list[Tensor] | None = None if any(map(_is_embedding, groups)) else []
+        encoded = [self._encode(group, input_range, pictures) for group in groups]
+        same = same_of_all(pictures[0], pictures[-1]) if pictures else None
+        return finite(matrix_distance(encoded[0], encoded[-1], same, squared=squared), *encoded)
 
     def two_afc(
         self,
@@ -265,10 +264,11 @@ class RobustSim(nn.Module):
         """
         z, same = self._encode_groups((reference, left, right), input_range)
         to_left, to_right = (pair_distance(z[0], z[side], same.get((0, side)), squared=True) for side in (1, 2))
+        finite(to_left + to_right, *z)
         tie = to_right == to_left
         if (1, 2) in same:
             tie = tie | same[1, 2]
-        return torch.where(tie, 0.5, (finite(to_right) < finite(to_left)).to(torch.float32))
+        return torch.where(tie, 0.5, (to_right < to_left).to(torch.float32))
 
     def train(self, mode: bool = True) -> "RobustSim":
         """Stays in eval mode, whatever `mode`: the metric must not change while something is trained with it."""
@@ -276,7 +276,7 @@ class RobustSim(nn.Module):
 
     def _pairs(self, a: ImagesOrEmbeddings, b: ImagesOrEmbeddings, squared: bool, input_range: Range) -> Tensor:
         (u, v), same = self._encode_groups((a, b), input_range)
-        return finite(pair_distance(u, v, same.get((0, 1)), squared=squared))
+        return finite(pair_distance(u, v, same.get((0, 1)), squared=squared), u, v)
 
     def _encode_groups(self, groups: Sequence[ImagesOrEmbeddings], input_range: Range) -> _Encoded:
         """Embed groups of N images, or of 1 that stands against all of them; pictures of one batch go together."""
@@ -313,7 +313,10 @@ class RobustSim(nn.Module):
     def _embed_together(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
         """Embeddings of pixels of several groups, in one pass where it computes no gradient that nobody wants."""
         if len(batch) == 1 or len({pixels.requires_grad for pixels in batch}) > 1:
-            return [self.embed_pixels(pixels) for pixels in batch]
+            # Those with a gradient last: FSDP1 keeps the weights that the last pass needs.
+            order = sorted(range(len(batch)), key=lambda i: batch[i].requires_grad)
+            found = {i: self.embed_pixels(batch[i]) for i in order}
+            return [found[i] for i in range(len(batch))]
         return torch.split(self.embed_pixels(torch.cat(tuple(batch))), [pixels.shape[0] for pixels in batch])
 
     def _encode(self, images: ImagesOrEmbeddings, input_range: Range, pictures: "list[Tensor] | None" = None) -> Tensor:
@@ -332,31 +335,13 @@ class RobustSim(nn.Module):
         return joined(encoded)
 
     def _embedding(self, z: Tensor) -> Tensor:
-        """Somebody's embeddings, (N, D) or (D,), as unit ones (N, D) on the metric's device."""
-        size = self.card.embedding_dim
-        if z.shape[-1] != size or not z.is_floating_point() or 0 in z.shape:
-            raise InputError(
-                f"a {z.dtype} tensor of shape {tuple(z.shape)} is neither an image, (3, H, W) or "
-                f"(N, 3, H, W), nor an embedding of {self.card.name!r}, floating point (N, {size})"
-            )
-        z = z.to(self.device, torch.float32).reshape(-1, size)
-        length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        if not torch.compiler.is_compiling():  # the check would break the graph
-            low, high = torch.stack(torch.aminmax(concrete(length))).tolist()
-            if not (low >= 1 - _NO_EMBEDDING and high <= 1 + _NO_EMBEDDING):
-                raise InputError(
-                    f"a tensor of shape {tuple(z.shape)} could be embeddings of {self.card.name!r}, but these have "
-                    f"length 1, and its rows {low:.4g} to {high:.4g}. If they are embeddings, divide them by their "
-                    "lengths (torch.nn.functional.normalize); if it is a grey image, give it three channels "
-                    "(tensor.expand(3, -1, -1))"
-                )
-        return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
+        return unit_embeddings(z, self.card.embedding_dim, self.card.name).to(self.device)
 
     def _stand_in(self, images: ImagesOrEmbeddings) -> ImagesOrEmbeddings:
         """An array of embeddings, such as np.load gives, as a tensor; any other array (H, W) is a grey picture."""
         if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim in (1, 2):
             lengths = np.linalg.norm(images, axis=-1)
-            if images.shape[-1] == self.card.embedding_dim and np.allclose(lengths, 1, atol=_NO_EMBEDDING):
+            if images.shape[-1] == self.card.embedding_dim and np.allclose(lengths, 1, atol=NO_EMBEDDING):
                 return torch.from_numpy(np.array(images, dtype=np.float32))
         return images
 
@@ -379,17 +364,19 @@ class RobustSim(nn.Module):
             inner = f"{prefix}encoder."
             held = {key[len(inner) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(inner)}
             try:
-                self.encoder.load_state_dict(
-                    held, strict=False, assign=local_metadata.get("assign_to_params_buffers", False)
-                )
-            except RuntimeError as error:  # shapes that differ
+                if held or not prefix:  # all of it, or another encoder would be mixed into this one
+                    self.encoder.load_state_dict(held, assign=local_metadata.get("assign_to_params_buffers", False))
+            except RuntimeError as error:  # names or shapes that differ
                 lists[-1].append(str(error))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RobustSim":
+        before = self.encoder.mean.dtype
         if not self.persistent:
             self.encoder._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.encoder.mean.dtype != before:
+            refuse_overflow(self.encoder)
         return self
 
 

@@ -165,7 +165,18 @@ def test_what_fits_is_right(name):
     assert torch.equal(won, torch.cat([one[1] for one in alone]))
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.asarray, lambda v: np.asarray(v, dtype=np.uint8), torch.tensor])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        tuple,
+        np.asarray,
+        lambda v: np.asarray(v, dtype=np.uint8),
+        torch.tensor,
+        lambda v: np.asarray(v[::-1])[::-1],
+        lambda v: np.asarray(v, ">i8"),
+    ],
+)
 def test_labels_may_be_lists_and_arrays_of_integers(kind):
     labels = [3, 0, 9, 2]
     objective = Classification(model, kind(labels), loss="targeted-ce", targets=kind([1, 1, 1, 1]))
@@ -174,7 +185,9 @@ def test_labels_may_be_lists_and_arrays_of_integers(kind):
     assert torch.equal(objective.success(images()), wanted)
     sides = TwoAFC(embed=embed, reference=images(), left=images(1), right=images(2), labels=kind([0, 1, 0, 1]))
     assert sides.labels.tolist() == [0, 1, 0, 1]
-    for floats in ([0.0, 1.0, 0.0, 1.0], np.zeros(4)):
+    for floats in ([0.0, 1.0, 0.0, 1.0], np.zeros(4), torch.tensor([0.0, 1.0, 0.0, 1.0])):
+        likewise = TwoAFC(embed=embed, reference=images(), left=images(1), right=images(2), labels=floats)
+        assert torch.equal(likewise.labels, torch.as_tensor(floats).long())
         with pytest.raises(InputError, match="labels must be integers"):
             Classification(model, floats)
 

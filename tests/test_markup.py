@@ -50,6 +50,17 @@ def test_markup_is_told_from_text(text, kinds):
     assert raw(text) == kinds
 
 
+def test_what_is_raised_has_a_name():
+    """An entry without one is dropped from the built page, with a warning."""
+    for path in sorted((ROOT / "robustsim").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                section = re.search(r"^Raises:\n((?:    .*\n?|\n)+)", ast.get_docstring(node) or "", re.M)
+                for line in section[1].splitlines() if section else ():
+                    if re.match(r"    \S", line):
+                        assert re.match(r"    \w+(, \w+)*: ", line), f"{path}, {node.name}: {line}"
+
+
 def test_docstrings_have_no_markup_that_the_site_shows_raw():
     found = []
     for path in sorted((ROOT / "robustsim").rglob("*.py")):

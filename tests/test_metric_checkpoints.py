@@ -92,6 +92,18 @@ def test_wrapped_models_save_and_load(one_process, encoder, tmp_path, wrap, pers
         torch.testing.assert_close(restored(x, y), expected, rtol=0, atol=1e-6)
 
 
+def test_what_has_a_gradient_is_encoded_last(encoder):
+    """FSDP1 keeps of a unit what its last pass needs, whichever side the gradient is on."""
+    model = Model(encoder, persistent=True)
+    seen = []
+    model.metric.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].requires_grad))
+    generated = model.layer(pictures(0)).sigmoid()
+    for pair in ((generated, pictures(1)), (pictures(1), generated)):
+        seen.clear()
+        model.metric(*pair)
+        assert seen == [False, True]
+
+
 def test_without_the_metric_no_module_sees_it(encoder):
     model = Model(encoder, persistent=False)
     assert set(dict(model.named_parameters())) == set(model.state_dict()) == OWN
@@ -124,6 +136,13 @@ def test_a_checkpoint_that_holds_the_metric_is_read_without_being_asked_for(enco
     wrong["metric.encoder.trunk.visual.proj"] = torch.zeros(2, 2)
     with pytest.raises(RuntimeError, match=r"size mismatch for trunk\.visual\.proj"):
         without.load_state_dict(wrong, strict=True)
+    half = {key: value for place, (key, value) in enumerate(with_it.state_dict().items()) if place % 2 == 0}
+    with pytest.raises(RuntimeError, match="Missing key"):  # a mixture of two encoders would measure something else
+        without.load_state_dict(half, strict=False)
     alone = RobustSim(copy.deepcopy(encoder), persistent=False)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        alone.load_state_dict({})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        alone.load_state_dict({**with_it.metric.state_dict(), "encoder.trunk.more": torch.zeros(1)})
     assert alone.load_state_dict(with_it.metric.state_dict(), strict=True).unexpected_keys == []
     assert set(alone.state_dict()) == set(with_it.metric.state_dict()) != set()

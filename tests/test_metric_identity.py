@@ -150,10 +150,37 @@ def test_what_is_not_finite_is_an_error_everywhere(tiny, value):
             call()
 
 
+def test_pictures_of_which_nothing_is_seen_have_no_distance(tiny):
+    blank = copy.deepcopy(tiny)
+    with torch.no_grad():
+        blank.encoder.trunk.visual.proj.zero_()
+    x, y = blocks(2), blocks(2, seed=1)
+    for call in (
+        lambda: blank(x, y),
+        lambda: blank.similarity(x, tiny.embed(y)),
+        lambda: blank.distance_matrix(x, y),
+        lambda: blank.two_afc(x, x, y),
+        lambda: blank.embed(x),
+    ):
+        with pytest.raises(EncodingError, match="nothing but zeros"):
+            call()
+
+
+def test_a_matrix_with_embeddings_compares_no_pixels(tiny, monkeypatch):
+    from robustsim import metric as module
+
+    monkeypatch.setattr(module, "identities", None)
+    x = blocks(3)
+    z = tiny.embed(x)
+    torch.testing.assert_close(tiny.distance_matrix(x, z), tiny.distance_matrix(z, x).T)
+    assert tiny.distance_matrix(z).shape == (3, 3)
+
+
 def test_features_beyond_float16_are_an_error(tiny):
     large = copy.deepcopy(tiny)
     with torch.no_grad():
-        large.encoder.trunk.visual.proj.mul_(1e6)
+        projection = large.encoder.trunk.visual.proj
+        projection.mul_(6e4 / projection.abs().max())  # itself within the range of float16
     assert torch.isfinite(large.distance(blocks(1), blocks(1, seed=1))).all()
     with pytest.raises(EncodingError, match="float16 ends at 65,504"):
         large.half().distance(blocks(1), blocks(1, seed=1))

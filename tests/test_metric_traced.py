@@ -1,6 +1,7 @@
 """The metric where torch traces it: compiled, exported, under the transforms of torch.func."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -58,6 +59,32 @@ def test_compiled_it_takes_any_sequence_of_shapes(metric, tiny, backend, name):
         torch.testing.assert_close(d, seen, rtol=1e-4, atol=1e-6)
         # At a kink of an activation, the last bit of a value decides on a gradient.
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
+def test_a_stream_of_any_sizes_stays_within_the_limit_of_graphs(tiny, mode):
+    """Sizes that guards could tell apart: landscape, portrait, square, the card's own, one against many, both alike."""
+    preprocessing = Preprocessing(size=32, mode=mode, resize=40 if mode == "shortest" else None)
+    encoder = copy.deepcopy(tiny.encoder)
+    encoder.trunk = Small(tiny.card.embedding_dim)
+    encoder.card = dataclasses.replace(encoder.card, preprocessing=preprocessing)
+    one = RobustSim(encoder)
+    torch._dynamo.reset()
+    compiled = torch.compile(one, fullgraph=True, backend="eager")
+    generator = torch.Generator().manual_seed(0)
+    for call in range(40):
+        count, height, width, other_height, other_width = torch.randint(2, 60, (5,), generator=generator).tolist()
+        count = 1 + count % 4
+        if call % 3 == 0:
+            width = height
+        if call % 4 == 0:
+            other_height, other_width = height, width
+        if call % 7 == 0:
+            height = width = 32
+        a = images(count, height, width).requires_grad_(call % 2 == 1)
+        b = images(1 if call % 5 == 0 else count, other_height, other_width, seed=1)
+        with torch.set_grad_enabled(call % 2 == 1):
+            torch.testing.assert_close(compiled(a, b), one(a, b), rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])

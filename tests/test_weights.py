@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from robustsim import RobustSim
 from robustsim.encoders import Encoder, EncoderCard, Head, convert, load_card, load_encoder, save_encoder
 from robustsim.encoders.containers import find_state, flatten, strip_wrappers, unwrap
 from robustsim.encoders.encoder import build_encoder
 from robustsim.encoders.finite import refuse_non_finite
 from robustsim.encoders.heads import merge_lora
-from robustsim.encoders.placement import cast_encoder, parse_dtype
+from robustsim.encoders.placement import find_device, parse_dtype
 from robustsim.encoders.weights import read_pickle, read_weights
 from robustsim.errors import CardError, CorruptFileError, InputError, ModelNotFoundError, WeightsError
 from tests import layouts
@@ -226,26 +227,48 @@ def test_what_is_no_type_to_compute_in(said):
 
 @pytest.mark.parametrize("said", ["bf16", "float16", torch.float64])
 def test_an_encoder_in_a_type(made, said):
-    encoder = load_encoder(made["dino"][0])
-    assert cast_encoder(encoder, said) is encoder
+    encoder = RobustSim.from_pretrained(made["dino"][0], device="cpu", dtype=said).encoder
     wanted = parse_dtype(said)
     assert {value.dtype for value in (*encoder.parameters(), *encoder.buffers())} == {wanted}
     assert encoder(torch.rand(1, 3, 64, 64)).dtype == wanted
 
 
-def test_weights_that_a_type_cannot_hold_are_refused(made):
-    with torch.no_grad():
-        large = load_encoder(made["dino"][0])
-        large.trunk.model.blocks[1].mlp.fc1.weight[3, 2] = 7e4
-    assert cast_encoder(large, "float32") is large
-    with pytest.raises(
-        WeightsError, match=r"too large for torch\.float16, which ends at 6\.55e\+04: trunk\.model\.blocks\.1\.mlp\.fc1"
-    ):
-        cast_encoder(large, "float16")
-    with torch.no_grad():
-        large = load_encoder(made["dino"][0])
-        large.trunk.model.blocks[1].mlp.fc1.weight[3, 2] = 7e4
-    cast_encoder(large, torch.bfloat16)
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("way", ["dtype", "half", "to", "parent"])
+def test_weights_that_a_type_cannot_hold_are_refused(made, tmp_path, way, persistent):
+    def large():
+        encoder = load_encoder(made["dino"][0])
+        with torch.no_grad():
+            encoder.trunk.model.blocks[1].mlp.fc1.weight[3, 2] = 7e4
+        return RobustSim(encoder, persistent=persistent)
+
+    folder = large().save_pretrained(tmp_path / "large")
+    into_half = {
+        "dtype": lambda: RobustSim.from_pretrained(folder, device="cpu", dtype="float16", persistent=persistent),
+        "half": lambda: large().half(),
+        "to": lambda: large().to(torch.float16),
+        "parent": lambda: nn.Sequential(nn.Linear(2, 2), large()).half(),
+    }
+    end = r"too large for torch\.float16, which ends at 6\.55e\+04: trunk\.model\.blocks\.1\.mlp\.fc1"
+    with pytest.raises(WeightsError, match=end):
+        into_half[way]()
+    large().to(torch.bfloat16).to(torch.float64)
+
+
+@pytest.mark.parametrize("said", ["toaster", "cpu:x", "meta", "vulkan", "xla", "", ["cpu"], object(), 1.5])
+def test_what_is_no_device(said):
+    with pytest.raises(InputError, match=r"use (device=)?'cpu'"):
+        find_device(said)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_refused(made, tmp_path, kind):
+    encoder = load_encoder(made["dino"][0])
+    wrong = {key.removeprefix("trunk.model."): value.to(kind) for key, value in encoder.state_dict().items()}
+    torch.save(wrong, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=rf"of another kind \(trunk\.model\.\S+ is {kind}, not torch\.float32"):
+        convert(tmp_path / "a.pt", tmp_path / "out", base=made["dino"][0])
+    assert not (tmp_path / "out").exists()
 
 
 # --- another device for new tensors

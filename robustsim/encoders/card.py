@@ -284,8 +284,9 @@ def load_card(name: str) -> EncoderCard:
     """
     known = _catalogue()
     if name not in known:
+        meant = did_you_mean(name, list(known)) or "."
         raise ModelNotFoundError(
-            f"no model is called {name!r}{did_you_mean(name, list(known))} `robustsim models` lists the catalogue; "
+            f"no model is called {name!r}{meant} `robustsim models` lists the catalogue; "
             "a Hub id has the form org/repo or org/repo@revision, a folder must exist"
         )
     resource = known[name]

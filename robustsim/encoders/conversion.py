@@ -77,10 +77,6 @@ def convert(
     # What the caller has set as the device of new tensors is not where weights are read.
     with torch.device("cpu"):
         if path.is_dir():
-            if not (path / adapters.CONFIG).is_file():
-                raise WeightsError(
-                    f"the folder {os.fspath(source)!r} is no PEFT adapter: it holds no {adapters.CONFIG}"
-                )
             encoder, matrices = _with_lora(path, base)
             return _save(encoder, output, claims, matrices)
         where = repr(os.fspath(path))

@@ -219,6 +219,11 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
     weights = {key: value for key, value in weights.items() if key not in computed}
     missing = sorted(wanted.keys() - weights.keys())
     extra = sorted(weights.keys() - wanted.keys())
+    kinds = [
+        f"{key} is {weights[key].dtype}, not {wanted[key].dtype}"
+        for key in sorted(wanted.keys() & weights.keys())
+        if _kind(weights[key]) != _kind(wanted[key])
+    ]
     shapes = [
         f"{key} is {tuple(weights[key].shape)}, not {tuple(wanted[key].shape)}"
         for key in sorted(wanted.keys() & weights.keys())
@@ -226,7 +231,12 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
     ]
     found = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("left over", extra),
+            ("of another shape", shapes),
+            ("of another kind", kinds),
+        )
         if names
     ]
     if found:
@@ -238,6 +248,11 @@ def fill(encoder: Encoder, weights: Mapping[str, Tensor], where: str) -> Encoder
     # What arrived is looked at, not what came: a double may be too large for a float.
     refuse_non_finite(encoder.state_dict(), f"the weights in {where}")
     return encoder
+
+
+def _kind(tensor: Tensor) -> str:
+    """What cannot become another by a change of precision alone."""
+    return "complex" if tensor.is_complex() else "floating" if tensor.is_floating_point() else "whole"
 
 
 def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapping[str, Tensor] | None = None) -> Path:

@@ -18,6 +18,7 @@ _TYPES: Mapping[str, torch.dtype] = {
     "float64": torch.float64,
     "fp64": torch.float64,
 }
+_NO_DEVICE = "this machine, or this build of torch, has no {!r} device: use device='cpu'"
 
 
 def parse_dtype(dtype: object) -> torch.dtype:
@@ -40,23 +41,18 @@ def parse_dtype(dtype: object) -> torch.dtype:
     return found
 
 
-def cast_encoder(encoder: Encoder, dtype: object) -> Encoder:
-    """The encoder itself, its weights and buffers brought to a type that `parse_dtype` understands.
+def refuse_overflow(encoder: Encoder) -> None:
+    """Refuse an encoder some of whose weights have become infinities in the type that it was brought to.
 
     Raises:
-        InputError: an encoder cannot compute in it.
-        WeightsError: some of the weights are too large for it, and would be infinities.
+        WeightsError: they have; the message names them.
     """
-    wanted = parse_dtype(dtype)
-    if wanted == encoder.mean.dtype:
-        return encoder
-    over = non_finite(encoder.to(wanted).state_dict())
-    if over:
+    if over := non_finite(encoder.state_dict()):
+        kind = encoder.mean.dtype
         raise WeightsError(
-            f"weights of {encoder.card.name!r} are too large for {wanted}, which ends at "
-            f"{torch.finfo(wanted).max:.4g}: {some(over)}. Use torch.bfloat16 or torch.float32"
+            f"weights of {encoder.card.name!r} are too large for {kind}, which ends at {torch.finfo(kind).max:.4g}: "
+            f"{some(over)}. Use torch.bfloat16 or torch.float32, and load it anew: what was too large is lost"
         )
-    return encoder
 
 
 def find_device(device: "str | torch.device | None") -> torch.device:
@@ -71,9 +67,16 @@ def find_device(device: "str | torch.device | None") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"{device!r} is no device: use 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+    if place.type == "meta":
+        raise InputError("on the device 'meta' there are no weights to compute with: use device='cpu'")
     missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if place.type not in ("cpu", *missing):
+        try:
+            torch.empty(0, device=place)
+        except Exception as error:  # each backend has its own way to say that it is not there
+            raise InputError(_NO_DEVICE.format(place.type)) from error
     if missing.get(place.type):
-        raise InputError(f"this machine, or this build of torch, has no {place.type!r} device: use device='cpu'")
+        raise InputError(_NO_DEVICE.format(place.type))
     return place

@@ -41,7 +41,8 @@ def picture_suffixes() -> frozenset[str]:
 
 def suffix_of(name: str) -> str:
     """The suffix of a file's name in small letters, with its dot; "" if it has none."""
-    return os.path.splitext(name)[1].lower()
+    suffix = os.path.splitext(name)[1].lower()
+    return "" if suffix == "." else suffix
 
 
 class FoundImages(Iterator[Path]):

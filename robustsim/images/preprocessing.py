@@ -75,9 +75,8 @@ class Preprocessing:
         if self.mode == "longest":
             ratio = max(width, height) / self.size
             return max(1, round(width / ratio)), max(1, round(height / ratio))
-        if width <= height:
-            return short, int(short * height / width)
-        return int(short * width / height), short
+        side = min(width, height)  # no branch: for a compiler each would be a graph of its own
+        return int(short * width / side), int(short * height / side)
 
     def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """What the encoder looks at of a `width` x `height` picture: (left, top, right, bottom), in its pixels."""
@@ -133,10 +132,12 @@ class Preprocessing:
         Raises:
             ImageError: as for [`apply`][robustsim.images.Preprocessing.apply].
         """
+        import torch
+
         from robustsim.images.resize import resize_window
 
         width, height = self._check(pixels.shape[-1], pixels.shape[-2])
-        if pixels.shape[-2:] == (self.size, self.size) == (height, width):
+        if not torch.compiler.is_compiling() and pixels.shape[-2:] == (self.size, self.size) == (height, width):
             return pixels
         if self.mode == "longest":
             top, left = -((self.size - height) // 2), -((self.size - width) // 2)

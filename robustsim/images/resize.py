@@ -26,7 +26,7 @@ def resize_window(
 
     Where torch traces the program, both are one product of matrices for rows and one for columns: the kernel behind
     `interpolate` has no gradient for sizes that a graph leaves open, and no size in between may depend on them.
-    Elsewhere that kernel, which is faster on large pictures.
+    Elsewhere that kernel, which is faster on large pictures; but not for a result of one column, which it gets wrong.
 
     Args:
         pixels: (N, 3, H, W) floating point in [0, 1].
@@ -40,7 +40,7 @@ def resize_window(
         (N, 3, size, size), not clamped.
     """
     (height, width), (top, left) = resized, corner
-    if is_traced(pixels):
+    if is_traced(pixels) or width == 1:
         with full_precision(pixels):
             down, across = (
                 _weights(source, target, first, size, mode, pixels)

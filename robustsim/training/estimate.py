@@ -62,7 +62,7 @@ def rehearse_train(
     """The resolved recipe as YAML, and what `train` with these arguments would take.
 
     Raises:
-        as for `robustsim.training.train`, before anything runs.
+        RobustSimError: as for `robustsim.training.train`, before anything runs.
     """
     chosen = load_recipe(recipe, changes)
     if not isinstance(chosen, TrainRecipe):
@@ -90,7 +90,7 @@ def rehearse_finetune(
     """The resolved recipe as YAML, and what `finetune` with these arguments would take.
 
     Raises:
-        as for `robustsim.training.finetune`, before anything runs.
+        RobustSimError: as for `robustsim.training.finetune`, before anything runs.
     """
     chosen = load_recipe(recipe, changes)
     if not isinstance(chosen, FinetuneRecipe):

@@ -144,7 +144,7 @@ def finetune(
         The output folder.
 
     Raises:
-        as for [`train`][robustsim.training.train].
+        RobustSimError: as for [`train`][robustsim.training.train].
     """
     chosen = _recipe(recipe, changes, FinetuneRecipe)
     skipped: dict[str, None] = {}

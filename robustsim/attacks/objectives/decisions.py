@@ -9,7 +9,16 @@ from torch import Tensor
 
 from robustsim.attacks.objectives import losses
 from robustsim.attacks.objectives.embeddings import Embed, Objective, anchor, same_width, seen_by
-from robustsim.attacks.objectives.inputs import as_many, detached, function, integers, pictures, returned, within
+from robustsim.attacks.objectives.inputs import (
+    as_many,
+    detached,
+    function,
+    integers,
+    numbers,
+    pictures,
+    returned,
+    within,
+)
 from robustsim.errors import InputError
 
 Loss = Literal["ce", "margin", "dlr", "targeted-ce", "targeted-margin", "targeted-dlr"]
@@ -303,7 +312,7 @@ def _functions(**given: Callable[..., Tensor] | None) -> None:
 
 def _sides(labels: Labels) -> Tensor:
     """The choices between two, (N,) int64; numbers other than integers may say them, as `two_afc` does."""
-    choices = labels if isinstance(labels, Tensor) else integers("labels", labels)
+    choices = numbers("labels", labels)
     if choices.ndim != 1 or choices.is_complex():
         raise InputError(f"labels must be numbers (N,), not {choices.dtype} {tuple(choices.shape)}")
     if not bool(((choices == 0) | (choices == 1)).all()):

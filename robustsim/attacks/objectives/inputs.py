@@ -7,6 +7,7 @@ another question.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,17 +23,29 @@ def detached(tensor: Tensor) -> Tensor:
         return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
+def numbers(name: str, values: Any) -> Tensor:
+    """A tensor as it is, a list or an array of numbers as one.
+
+    Raises:
+        InputError: something else.
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        # A copy in the machine's own order, whatever view or order of bytes it came in.
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{name} must be numbers (N,), a tensor, list or array, not {_seen(values)}") from None
+
+
 def integers(name: str, values: Any) -> Tensor:
     """Class numbers, (N,) int64, of a tensor, a list or an array of integers.
 
     Raises:
         InputError: anything else, or a number below 0.
     """
-    if not isinstance(values, Tensor):
-        try:
-            values = torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise InputError(f"{name} must be integers (N,), a tensor, list or array, not {_seen(values)}") from None
+    values = numbers(name, values)
     if values.ndim != 1 or values.is_floating_point() or values.is_complex():
         raise InputError(f"{name} must be integers (N,), not {values.dtype} {tuple(values.shape)}")
     return detached(values).long()

@@ -13,6 +13,7 @@ from robustsim.errors import OutputError
 from robustsim.training.loop import log, state
 from robustsim.training.loop.processes import Processes
 from robustsim.training.recipes.files import Recipe, dump_recipe, load_recipe
+from robustsim.training.recipes.recipe import TrainRecipe
 
 RECIPE = "recipe.yaml"
 README = "README.md"
@@ -116,12 +117,20 @@ def _clear(output: Path) -> None:
 
 def _difference(before: Recipe, now: Recipe) -> str:
     """The first value in which two recipes differ, among those that matter to the result."""
-    a, b = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    a, b = _values(before), _values(now)
     for key in sorted({*a, *b}):
         free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
         if not free and a.get(key) != b.get(key):
             return f"{key} was {a.get(key)!r}, is {b.get(key)!r}"
     return ""
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says, by key; of its method's options also those that it leaves as they are."""
+    values = recipe.model_dump(mode="json")
+    if isinstance(recipe, TrainRecipe):
+        values["method"] = {**values["method"], **recipe.method.options}
+    return _flat(values)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
