@@ -389,7 +389,7 @@ def test_messages_name_what_is_wrong(robust):
     ):
         with pytest.raises(InputError, match=message):
             PGD(**LINF, **wrong)
-    with pytest.raises(InputError, match="queries must be at least 1"):
+    with pytest.raises(InputError, match="queries must be a whole number of at least 1"):
         AutoAttack(**LINF, queries=0)
     with pytest.raises(InputError, match="learning_rate must be above 0"):
         CarliniWagner(learning_rate=-1.0)
@@ -399,7 +399,7 @@ def test_messages_name_what_is_wrong(robust):
         Untargeted(lambda x: x.flatten(1), images, threshold=-0.1)
     with pytest.raises(InputError, match="momentum must be in"):
         PGD(**LINF, momentum=1.0)
-    with pytest.raises(InputError, match="steps must be at least 1, not 0"):
+    with pytest.raises(InputError, match="steps must be a whole number of at least 1, not 0"):
         APGD(**LINF, steps=0)
     with pytest.raises(InputError, match="step_rule='log' is none of constant, linear, cosine"):
         PGD(**LINF, step_rule="log")

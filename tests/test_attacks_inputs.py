@@ -3,6 +3,7 @@
 All of it is an InputError that names what came, or right; nothing is spread over a batch without a word.
 """
 
+import re
 from collections import OrderedDict
 from functools import partial
 
@@ -495,8 +496,143 @@ def test_images_are_tensors(name, wrong):
             one(objective, wrong)
 
 
-@pytest.mark.parametrize("steps", ["10", None, float("nan"), [3], 0])
-def test_counts_that_are_none_are_refused(steps):
-    for make, option in ((PGD, "steps"), (APGD, "steps"), (SquareAttack, "queries"), (RandomNoise, "draws")):
-        with pytest.raises(InputError, match=f"{option} must be at least 1"):
-            make(eps=0.1, **{option: steps})
+COUNTS = [
+    *((PGD, option) for option in ("steps", "restarts", "eot")),
+    *((APGD, option) for option in ("steps", "restarts", "eot", "targets")),
+    *((FAB, option) for option in ("steps", "restarts", "targets")),
+    *((CarliniWagner, option) for option in ("steps", "searches")),
+    *((AutoAttack, option) for option in ("steps", "queries", "targets")),
+    (SquareAttack, "queries"),
+    (RandomNoise, "draws"),
+]
+MASKING = partial(check_gradient_masking, Classification(model, torch.arange(N)), images(), eps=0.1)
+BATCHES = partial(attack_in_batches, PGD(eps=0.1, steps=1), Classification(model, torch.arange(N)), images())
+
+
+@pytest.mark.parametrize(("make", "option"), COUNTS, ids=lambda value: getattr(value, "__name__", value))
+def test_counts_are_whole_numbers(make, option):
+    for wrong in ("10", float("nan"), [3], 0, -1, 5.5, 5.0, True, np.bool_(True), torch.tensor(True), 1j, {}):
+        with pytest.raises(InputError, match=f"{option} must be a whole number of at least 1, not "):
+            make(eps=0.1, **{option: wrong})
+    if option != "targets":
+        with pytest.raises(InputError, match=f"{option} must be a whole number of at least 1, not None"):
+            make(eps=0.1, **{option: None})
+    for count in (2, np.int64(2), np.uint8(2), torch.tensor(2)):
+        read = getattr(make(eps=0.1, **{option: count}), option)
+        assert type(read) is int
+        assert read == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "least"), [(MASKING, "steps", 10), (MASKING, "queries", 1), (MASKING, "batch_size", 1),
+    (BATCHES, "batch_size", 1)],
+)  # fmt: skip
+def test_counts_of_functions_are_whole_numbers(call, option, least):
+    for wrong in ("20", None, float("nan"), 20.5, True, least - 1):
+        with pytest.raises(InputError, match=f"{option} must be a whole number of at least {least}, not "):
+            call(**{option: wrong})
+
+
+NUMBERS = {
+    (PGD, "share"): "in (0, 1]",
+    (PGD, "momentum"): "in [0, 1)",
+    (SquareAttack, "p"): "in (0, 1]",
+    (CarliniWagner, "learning_rate"): "above 0",
+    (CarliniWagner, "first_weight"): "above 0",
+    (CarliniWagner, "confidence"): "at least 0",
+    (lambda eps, **given: MASKING(**given), "tolerance"): "at least 0",
+}
+
+
+@pytest.mark.parametrize(("make", "option"), NUMBERS, ids=lambda value: getattr(value, "__name__", value))
+def test_other_options_are_numbers_in_their_range(make, option):
+    for wrong in ("0.5", None, float("nan"), [0.5], -0.1, True, np.bool_(True), 1j):
+        with pytest.raises(InputError, match=re.escape(f"{option} must be {NUMBERS[make, option]}, not {wrong!r}")):
+            make(eps=0.1, **{option: wrong})
+
+
+@pytest.mark.parametrize("make", [PGD, APGD])
+def test_lengths_of_steps_are_read_as_radii_are(make):
+    for given, wanted in (
+        ("2/255", 2 / 255), (" 0.25 ", 0.25), (1, 1.0), (np.float32(0.25), 0.25), (np.array(0.5), 0.5),
+        (torch.tensor(0.5, requires_grad=True), 0.5), (None, None),
+    ):  # fmt: skip
+        read = make(eps=0.1, steps=2, step_size=given).step_size
+        assert read == wanted
+        assert read is None or type(read) is float
+    told, plain = (make(eps=0.1, steps=3, step_size=size, start=images()) for size in ("2/255", 2 / 255))
+    objective = Classification(model, torch.arange(N))
+    assert torch.equal(told(objective, images()).images, plain(objective, images()).images)
+    least = "above 0" if make is APGD else "at least 0"
+    for wrong in ("two", "nan", "2/0", "", "inf", -0.1, float("nan"), float("inf"), True, torch.tensor(True), 1j, {},
+                  [0.1, 0.2], torch.ones(N)):  # fmt: skip
+        with pytest.raises(InputError, match=f"step_size must be {least} and finite, a number or text such as 2/255"):
+            make(eps=0.1, step_size=wrong)
+    if make is APGD:
+        with pytest.raises(InputError, match="step_size must be above 0"):
+            make(eps=0.1, step_size=0)
+    else:
+        make(eps=0.1, step_size=0)
+
+
+@pytest.mark.parametrize("make", [PGD, APGD])
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        ([0.5], "start must be a tensor like the images, not list"),
+        (images().numpy(), "start must be a tensor like the images, not ndarray"),
+        ("image", "start must be a tensor like the images, not str"),
+        ((images() * 255).to(torch.uint8), r"not torch.uint8: use start.float\(\) / 255"),
+        (images().long(), r"not torch.int64: use start.float\(\)"),
+        (images().bool(), r"not torch.bool: use start.float\(\)"),
+        (images().to(torch.complex64), "not torch.complex64"),
+        (images() / 0, "start must be finite"),
+        (torch.where(images() > 0.9, torch.nan, images()), "start must be finite"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_beginning_is_refused_at_once(make, start, told):
+    with pytest.raises(InputError, match=told):
+        make(eps=0.1, start=start)
+
+
+@pytest.mark.parametrize("make", [PGD, APGD])
+@pytest.mark.parametrize("count", [1, N - 1, N + 1, 2 * N])
+def test_a_beginning_that_does_not_fit_is_refused_before_anything_is_evaluated(make, count):
+    seen = []
+
+    def told(pixels):
+        seen.append(len(pixels))
+        return model(pixels)
+
+    objective = Classification(told, torch.arange(N))
+    attack = make(eps=0.1, steps=1, start=images(count=count))
+    ensemble = EnsembleAttack([PGD(eps=0.1, steps=1), attack])
+    for call in (
+        attack,
+        ensemble,
+        partial(attack_in_batches, attack, batch_size=3),
+        partial(attack_in_batches, ensemble, batch_size=3),
+    ):
+        with pytest.raises(InputError, match=rf"start is \({count}, 3, 6, 6\), the images are \({N}, 3, 6, 6\)"):
+            call(objective, images())
+    with pytest.raises(InputError, match=r"start is \(4, 3, 8, 8\)"):
+        EnsembleAttack([make(eps=0.1, start=images(side=8))])(objective, images())
+    assert seen == []
+
+
+@pytest.mark.parametrize("make", [PGD, APGD])
+def test_a_beginning_that_fits_goes_through_ensembles_and_batches(make):
+    begun = []
+
+    def told(pixels):
+        begun.append(pixels.detach().clone())
+        return model(pixels)
+
+    start = images(1)
+    objective = Classification(told, model(images()).argmax(1))
+    attack = make(eps=0.1, steps=1, start=start)
+    attack_in_batches(EnsembleAttack([attack]), objective, images(), batch_size=3)
+    expected = attack.threat.project(start, images())
+    for rows in (slice(0, 3), slice(3, 4)):
+        assert any(torch.equal(one, expected[rows]) for one in begun)

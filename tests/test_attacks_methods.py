@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,16 @@ def test_no_query_of_square_is_spent_on_what_is_known(shape, better):
         best = points if better(1) > 0 else best
     colours = torch.stack([(images - 0.1).clamp_min(0), (images + 0.1).clamp_max(1)])
     assert bool(((points - colours).abs() < 1e-6).any(0).all())
+
+
+def test_square_in_linf_draws_nothing_that_it_does_not_use():
+    """Where it begins does not depend on how many queries will follow."""
+    images, begun = torch.full((2, 3, 6, 6), 0.5), []
+    for queries in (2, 50):
+        seen = Watched(lambda count: -count)
+        SquareAttack(norm="linf", eps=0.1, queries=queries, generator=generator())(seen, images)
+        begun.append(seen.points[0])
+    assert torch.equal(*begun)
 
 
 def test_squares_of_square_lie_anywhere_and_in_each_image_elsewhere():
@@ -137,6 +148,75 @@ def test_square_in_l1_climbs():
     assert noise < many
 
 
+# What a step of Square in l2 and l1 is, once more, image by image and number by number.
+
+
+def hill(height, width):
+    """Rectangular rings around the centre: at ring r the sum of 1 / k^2 from k = r + 1."""
+    ring = [[max(abs(i - height // 2), abs(j - width // 2)) for j in range(width)] for i in range(height)]
+    last = max(height, width) // 2 + 1
+    values = np.array([[sum(1 / k**2 for k in range(r + 1, last + 1)) for r in row] for row in ring])
+    return values / np.linalg.norm(values)
+
+
+def next_change(change, norm, radius, side, draw, signs):
+    """The perturbation (C, H, W) after one step, where no pixel meets a bound."""
+    order = {"l2": 2, "l1": 1}[norm]
+
+    def size(values):
+        return (np.abs(values) ** order).sum() ** (1 / order)
+
+    def window(down, right):
+        top, left = int(down * (change.shape[1] - side + 1)), int(right * (change.shape[2] - side + 1))
+        return slice(top, top + side), slice(left, left + side)
+
+    to, source = window(*draw[:2]), window(*draw[2:4])
+    pattern = np.concatenate([hill(side // 2, side), -hill(side - side // 2, side)])
+    pattern = (pattern.T if draw[4] < 0.5 else pattern) / size(pattern)
+    both = np.zeros(change.shape[1:], bool)
+    both[to] = both[source] = True
+    spare = radius**order - size(change) ** order
+    result, count = change.copy(), len(change)
+    result[:, source[0], source[1]] = 0
+    for channel in range(count):
+        old = change[channel][to]
+        fresh = old / size(old) + signs[channel] * pattern
+        if norm == "l2":  # the energy of this channel, and its part of what was spare
+            length = np.sqrt((change[channel][both] ** 2).sum() + spare / count)
+        else:  # the mass of all channels to each
+            length = spare + count * np.abs(change[:, both]).sum()
+        result[channel][to] = fresh / size(fresh) * length
+    if norm == "l2":
+        return result * radius / size(result)
+    low, high = 0.0, np.abs(result).max()  # soft threshold, to the radius
+    for _ in range(60):
+        level = (low + high) / 2
+        low, high = (level, high) if np.maximum(np.abs(result) - level, 0).sum() > radius else (low, level)
+    return np.sign(result) * np.maximum(np.abs(result) - high, 0)
+
+
+@pytest.mark.parametrize(("norm", "radius"), [("l2", 1.0), ("l1", 2.0)])
+@pytest.mark.parametrize(("seed", "turned"), [(0, True), (3, True), (2, False), (5, False)])  # 2 and 3: windows overlap
+def test_a_step_of_square_is_what_the_papers_say(norm, radius, seed, turned, monkeypatch):
+    images = torch.full((2, 3, 12, 11), 0.5, dtype=torch.float64)
+    before = torch.randn(images.shape, generator=generator(100 + seed), dtype=torch.float64)
+    order = {"l2": 2, "l1": 1}[norm]
+    before *= 0.6 * radius / torch.linalg.vector_norm(before, order, dim=(1, 2, 3), keepdim=True)  # some is spare
+    monkeypatch.setattr(SquareAttack, "_tiles", lambda self, run: images + before)
+    seen = Watched(lambda count: -count)
+    SquareAttack(norm=norm, eps=radius, queries=2, p=25 / 132, generator=generator(seed))(seen, images)
+    same = generator(seed)
+    draw = torch.rand(2, 5, generator=same)[0].tolist()
+    signs = torch.where(torch.rand(2, 3, 1, 1, generator=same, dtype=torch.float64) < 0.5, -1, 1).flatten(1).numpy()
+    assert (draw[4] < 0.5) == turned
+    after = (seen.points[1] - images).numpy()
+    for image in range(2):
+        wanted = next_change(before[image].numpy(), norm, radius, 5, draw, signs[image])
+        assert np.abs(wanted).max() < 0.5
+        # In l1 a thousandth of the radius may stay unused.
+        np.testing.assert_allclose(after[image], wanted, rtol=0, atol=1e-9 if norm == "l2" else 1e-3 * radius / 20)
+
+
 # -- where APGD begins
 
 
@@ -159,7 +239,7 @@ def test_apgd_begins_where_it_is_told(norm):
     assert torch.equal(attack.for_images(rows).start, start[rows])
     with pytest.raises(InputError, match=r"start is \(3, 3, 6, 6\), the images are \(2, 3, 6, 6\)"):
         attack(loss, images[:2])
-    with pytest.raises(InputError, match="start is list, the images are"):
+    with pytest.raises(InputError, match="start must be a tensor like the images, not list"):
         APGD(norm=norm, eps=0.2, start=[0.5])(loss, images)
     with pytest.raises(InputError, match="one restart"):
         APGD(norm=norm, eps=0.2, start=start, restarts=2)
@@ -181,6 +261,30 @@ def test_a_beginning_goes_with_its_image(options):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("larger", [False, True])
+@pytest.mark.parametrize("options", [{}, {"loss": "ce"}, {"loss": "dlr"}, {"targets": 3}], ids=str)
+def test_each_aim_begins_where_it_is_told(norm, larger, options):
+    """Whatever it maximises: the beginning is brought into the ball that the search begins in."""
+    images, labels = crops(4, seed=3)
+    start = (images + torch.linspace(-0.5, 0.5, 4).view(4, 1, 1, 1)).clamp(0, 1)
+    seen = []
+
+    def model(pixels):
+        seen.append(pixels.detach().clone())
+        return trained()(pixels)
+
+    steps, eps = 12, EPS[norm]
+    attack = APGD(norm=norm, eps=eps, steps=steps, start=start, larger_eps=larger, **options)
+    attack(Classification(model, labels), images)
+    ranking = 1 if options.keys() & {"targets"} or options.get("loss") == "dlr" else 0  # looks at the classes, before
+    factor = 3 if larger else 1
+    expected = APGD(norm=norm, eps=factor * eps).threat.project(start, images)
+    assert not bool(torch.isclose(expected, images).flatten(1).all(1).any())
+    for aim in range(options.get("targets", 1)):
+        torch.testing.assert_close(seen[ranking + aim * (steps + 1)], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_first_step_is_as_long_as_it_is_told(norm):
     images, order = torch.full((2, 3, 6, 6), 0.5), {"linf": math.inf, "l2": 2, "l1": 1}[norm]
     for step_size, larger, factor in ((0.01, False, 1), (None, False, 1), (0.01, True, 3)):
@@ -196,9 +300,9 @@ def test_the_first_step_is_as_long_as_it_is_told(norm):
         torch.testing.assert_close(first, torch.full((2,), wanted), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("step_size", [0, -1.0, math.inf, math.nan, "1/255"])
+@pytest.mark.parametrize("step_size", [0, -1.0, math.inf, math.nan, "one"])
 def test_steps_that_lead_nowhere_are_refused(step_size):
-    with pytest.raises(InputError, match="step_size must be"):
+    with pytest.raises(InputError, match="step_size must be above 0 and finite"):
         APGD(eps=0.1, step_size=step_size)
 
 

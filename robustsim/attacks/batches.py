@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustsim.attacks.engine.base import Attack, at_least, eagerly
+from robustsim.attacks.engine.base import Attack, eagerly
+from robustsim.attacks.engine.options import whole
 from robustsim.attacks.engine.result import AttackResult
 from robustsim.attacks.methods.ensemble import EnsembleAttack, Stop, clean, watched
 from robustsim.errors import InputError
@@ -28,7 +29,7 @@ def attack_in_batches(
     Raises:
         InputError: the objective cannot be split; else as for the attack.
     """
-    at_least("batch_size", batch_size, 1)
+    batch_size = whole("batch_size", batch_size)
     if not hasattr(objective, "select"):
         raise InputError("to attack in batches, the objective must offer select(indices), as those here do")
     return eagerly(partial(_in_batches, attack, batch_size), objective, images)
@@ -37,7 +38,7 @@ def attack_in_batches(
 def _in_batches(attack: "Attack | EnsembleAttack", batch_size: int, objective: Any, images: Tensor) -> AttackResult:
     check_count(objective, images)
     for one in attack.attacks if isinstance(attack, EnsembleAttack) else (attack,):
-        one.threat.around(images)  # as many radii as images, among other things
+        one.around(images)  # as many radii and beginnings as images, among other things
     stop, parts = Stop(), []
     for rows in torch.split(torch.arange(len(images), device=images.device), batch_size):
         part = objective.select(rows)

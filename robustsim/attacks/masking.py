@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from robustsim.attacks.batches import attack_in_batches, check_count
-from robustsim.attacks.engine.base import Attack, alone, at_least
+from robustsim.attacks.engine.base import Attack, alone
+from robustsim.attacks.engine.options import number, whole
 from robustsim.attacks.engine.region import Norm
 from robustsim.attacks.engine.run import Run
 from robustsim.attacks.engine.threat import ThreatModel
@@ -120,8 +121,9 @@ def check_gradient_masking(
         raise InputError(f"eps must be one radius above 0 and finite, not {eps!r}")
     eps = radius
     check_count(objective, images)
-    for name, value, least in (("steps", steps, 10), ("queries", queries, 1), ("tolerance", tolerance, 0)):
-        at_least(name, value, least)
+    steps, queries = whole("steps", steps, 10), whole("queries", queries)
+    batch_size = whole("batch_size", batch_size)
+    tolerance = number("tolerance", tolerance, "at least 0", lambda value: value >= 0)
     common: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": generator, "progress": progress}
     count = len(images)
     slack = max(tolerance, 1 / count) + 1e-9

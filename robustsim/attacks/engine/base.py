@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustsim.attacks.engine.judging import ask, judge, refuse_nan
 from robustsim.attacks.engine.modules import undisturbed
+from robustsim.attacks.engine.options import whole
 from robustsim.attacks.engine.region import Norm, Region
 from robustsim.attacks.engine.result import AttackResult
 from robustsim.attacks.engine.run import Callback, Over, Run, Seen
@@ -63,6 +64,17 @@ class Attack(ABC):
         """Norm, radius and bounds."""
         return ThreatModel(self.norm, self.eps, self.bounds)
 
+    def around(self, images: Tensor) -> Region:
+        """What may be reached from these images.
+
+        Raises:
+            InputError: the images cannot be attacked, or what the attack holds for each image is not like them.
+        """
+        region, start = self.threat.around(images), getattr(self, "start", None)
+        if start is not None and start.shape != images.shape:
+            raise InputError(f"start is {tuple(start.shape)}, the images are {tuple(images.shape)}")
+        return region
+
     @property
     def judges(self) -> bool:
         """Whether the points that are returned have been evaluated."""
@@ -90,7 +102,7 @@ class Attack(ABC):
             images: likewise.
             places: (N,) what messages and callbacks call the images, if not 0 to N - 1.
         """
-        region = self.threat.around(images)
+        region = self.around(images)
         result = self.attack(objective, region, places)
         # The last projection, which trusts nobody.
         kept = region.tightened(result.images)
@@ -106,6 +118,15 @@ class Attack(ABC):
     @abstractmethod
     def attack(self, objective: Goal, region: Region, places: Tensor | None) -> AttackResult:
         """The attack without the promises around it."""
+
+    def _read(self, name: str, reader: Callable[..., Any], *given: Any, **named: Any) -> None:
+        """Read an option, which then is what the reader makes of it."""
+        object.__setattr__(self, name, reader(name, getattr(self, name), *given, **named))
+
+    def _read_counts(self, *names: str) -> None:
+        """Read options that are whole numbers of at least 1."""
+        for name in names:
+            self._read(name, whole)
 
     def for_images(self: AnyAttack, indices: Tensor) -> AnyAttack:
         """The same attack for some of a batch: with their radii and beginnings, where each image has its own."""
@@ -210,16 +231,6 @@ class MinimumNormAttack(IterativeAttack):
         distance = run.region.distance(points)
         won = self.won(seen) & (distance <= run.region.eps)
         run.offer(points, replace(seen, won=won), torch.where(won, -distance, -torch.inf))
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Refuse an option below its least value, or what is no number."""
-    try:
-        fits = bool(value >= least)
-    except (TypeError, ValueError, RuntimeError):
-        fits = False
-    if not fits:
-        raise InputError(f"{name} must be at least {least:g}, not {value!r}")
 
 
 def eagerly(on: Callable[[Goal, Tensor], AttackResult], objective: Goal, images: Tensor) -> AttackResult:

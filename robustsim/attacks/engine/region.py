@@ -13,8 +13,6 @@ from typing import Any, Literal, TypeAlias, Union
 import torch
 from torch import Tensor
 
-from robustsim.errors import InputError
-
 Norm = Literal["linf", "l2", "l1"]
 Shape: TypeAlias = Union[torch.Size, tuple[int, ...]]
 Generators: TypeAlias = Union[torch.Generator, Sequence[torch.Generator], None]
@@ -239,14 +237,7 @@ class Region:
         return torch.addcmul(self.originals, change, delta.sign_()).clamp_(*self._limits)
 
     def beginning(self, start: Tensor) -> Tensor:
-        """Points that a caller wants to begin at, (N, ...) like the images, brought into the set.
-
-        Raises:
-            InputError: another shape than the images'.
-        """
-        if not isinstance(start, Tensor) or start.shape != self.originals.shape:
-            seen = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
-            raise InputError(f"start is {seen}, the images are {tuple(self.originals.shape)}")
+        """Points that a caller wants to begin at, (N, ...) like the images, brought into the set."""
         return self.project(start.detach().to(self.originals))
 
     def random_start(self, generator: Generators = None) -> Tensor:

@@ -1,12 +1,12 @@
 """Auto-PGD (Croce and Hein 2020, "Reliable evaluation of adversarial robustness"; in l1 their "Mind the box", 2021)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustsim.attacks.engine.base import IterativeAttack, at_least
+from robustsim.attacks.engine.base import IterativeAttack
+from robustsim.attacks.engine.options import check_start, length
 from robustsim.attacks.engine.region import Region, per_image
 from robustsim.attacks.engine.run import Run, Trial, select
 from robustsim.errors import InputError
@@ -50,10 +50,10 @@ class APGD(IterativeAttack):
 
     Attributes:
         steps: iterations of one go.
-        step_size: length of the first step in the attack's norm, `2 * eps` if not given, in l1 `eps`; where the
-            ball is larger for a while, so is the step.
-        start: points to begin at instead of random ones, like the images; what lies outside the ball is brought into
-            it. Goes with one restart.
+        step_size: length of the first step in the attack's norm, a number or text such as `2/255`; `2 * eps` if not
+            given, in l1 `eps`. Where the ball is larger for a while, so is the step. It becomes a float.
+        start: points to begin at instead of random ones, finite and like the images; what lies outside the ball is
+            brought into it. Goes with one restart.
         restarts: goes, each from a new random point.
         loss: a loss of the objective's to work by instead of its own, such as `dlr`, which gives way to `margin`
             where there are two classes; success stays the same. It needs an objective that offers `with_loss`, and
@@ -67,7 +67,7 @@ class APGD(IterativeAttack):
     """
 
     steps: int = 100
-    step_size: float | None = None
+    step_size: float | str | None = None
     start: Tensor | None = None
     restarts: int = 1
     loss: str | None = None
@@ -77,14 +77,9 @@ class APGD(IterativeAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "restarts", "eot"):
-            at_least(name, getattr(self, name), 1)
-        if self.targets is not None:
-            at_least("targets", self.targets, 1)
-        if self.step_size is not None:
-            at_least("step_size", self.step_size, 0)
-            if not 0 < self.step_size < math.inf:
-                raise InputError(f"step_size must be above 0 and finite, not {self.step_size!r}")
+        self._read_counts("steps", "restarts", "eot", *([] if self.targets is None else ["targets"]))
+        self._read("step_size", length)
+        check_start(self.start)
         if self.start is not None and self.restarts > 1:
             raise InputError("start= is one beginning: it goes with one restart")
         if self.loss is not None and self.targets is not None:
@@ -183,7 +178,7 @@ class APGD(IterativeAttack):
         """The first step of a stage, (n,)."""
         if self.step_size is None:
             return region.eps * (1.0 if self.norm == "l1" else 2.0)
-        return torch.full_like(region.eps, self.step_size * factor)
+        return torch.full_like(region.eps, float(self.step_size) * factor)
 
     def _intervals(self, steps: int) -> tuple[int, int, int]:
         """Steps to the first checkpoint, by how much the next intervals are shorter, and the shortest."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustsim.attacks.engine.base import MinimumNormAttack, at_least
+from robustsim.attacks.engine.base import MinimumNormAttack
+from robustsim.attacks.engine.options import number
 from robustsim.attacks.engine.region import Norm, per_image
 from robustsim.attacks.engine.run import Run, select
 from robustsim.errors import InputError
@@ -53,12 +54,10 @@ class CarliniWagner(MinimumNormAttack):
         super().__post_init__()
         if self.norm != "l2":
             raise InputError(f"CarliniWagner knows l2, not {self.norm}")
-        for name in ("steps", "searches"):
-            at_least(name, getattr(self, name), 1)
-        at_least("confidence", self.confidence, 0)
+        self._read_counts("steps", "searches")
+        self._read("confidence", number, "at least 0", lambda value: value >= 0)
         for name in ("learning_rate", "first_weight"):
-            if not 0 < getattr(self, name) < _HUGE:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)!r}")
+            self._read(name, number, "above 0", lambda value: 0 < value < _HUGE)
 
     def search(self, run: Run) -> None:
         run.switch(self.boundary(run))

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from robustsim.attacks.engine.base import Attack, Goal, IterativeAttack, at_least, eagerly
+from robustsim.attacks.engine.base import Attack, Goal, IterativeAttack, eagerly
 from robustsim.attacks.engine.judging import ask, refuse_nan
 from robustsim.attacks.engine.region import Region
 from robustsim.attacks.engine.result import AttackResult, AttackStep
@@ -52,7 +52,7 @@ class EnsembleAttack:
     def on(self, objective: Any, images: Tensor, places: Tensor | None = None) -> AttackResult:
         """See [`Attack.on`][robustsim.attacks.Attack.on]."""
         for attack in self.attacks:
-            attack.threat.around(images)  # what cannot be attacked is refused before anything is evaluated
+            attack.around(images)  # what cannot be attacked is refused before anything is evaluated
         places = torch.arange(len(images), device=images.device) if places is None else places
         best = clean(objective, images, places)
         # Without a notion of success, any attack's point is better than none.
@@ -150,8 +150,8 @@ class AutoAttack(Attack):
         super().__post_init__()
         if self.version not in get_args(Version):
             raise InputError(f"version={self.version!r} is none of {', '.join(get_args(Version))}")
-        for name in ("steps", "queries"):  # whether the version has a use for them or not
-            at_least(name, getattr(self, name), 1)
+        # Whether the version has a use for them or not.
+        self._read_counts("steps", "queries", *([] if self.targets is None else ["targets"]))
         self.attacks()  # refuses what does not fit
 
     def attacks(self) -> list[Attack]:

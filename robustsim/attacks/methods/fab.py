@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustsim.attacks.engine.base import MinimumNormAttack, at_least
+from robustsim.attacks.engine.base import MinimumNormAttack
 from robustsim.attacks.engine.region import Norm, fill_level, measure, per_image, uniform
 from robustsim.attacks.engine.run import Run
 from robustsim.errors import InputError
@@ -37,9 +37,7 @@ class FAB(MinimumNormAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "restarts", "targets"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
+        self._read_counts("steps", "restarts", *([] if self.targets is None else ["targets"]))
         if self.restarts > 1 and bool(torch.isinf(torch.as_tensor(self.eps)).any()):
             raise InputError("restarts= needs eps=, within which the later goes begin")
 

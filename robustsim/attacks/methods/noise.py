@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from robustsim.attacks.engine.base import IterativeAttack, at_least
+from robustsim.attacks.engine.base import IterativeAttack
 from robustsim.attacks.engine.run import Run
 
 
@@ -18,7 +18,7 @@ class RandomNoise(IterativeAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("draws", self.draws, 1)
+        self._read_counts("draws")
 
     def search(self, run: Run) -> None:
         run.begin()

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robustsim.attacks.engine.base import IterativeAttack, at_least
+from robustsim.attacks.engine.base import IterativeAttack
+from robustsim.attacks.engine.options import check_start, length, number
 from robustsim.attacks.engine.region import Region, per_image, steepest
 from robustsim.attacks.engine.run import Run
 from robustsim.errors import InputError
@@ -23,12 +24,13 @@ class PGD(IterativeAttack):
 
     Attributes:
         steps: gradients.
-        step_size: length of a step in the attack's norm; `2.5 * eps / steps` if not given.
+        step_size: length of a step in the attack's norm, a number or text such as `2/255`; `2.5 * eps / steps` if not
+            given. It becomes a float.
         step_rule: `constant`, or the length falls to 0 along a line or half a cosine.
         momentum: in [0, 1). In linf, one of 0.5 or less does nothing: what is left of earlier signs never outweighs the
             new one. Nor does the 0.9 of FARE's code, which keeps of its velocity the signs alone: that is 0 here.
         random_start: begin at a random point of the ball instead of the image.
-        start: points to begin at instead, like the images; what lies outside the ball is brought into it.
+        start: points to begin at instead, finite and like the images; what lies outside the ball is brought into it.
         restarts: goes, each from a new random point.
         keep: `best` returns the best point of all, for one more forward pass (steps + 1). `last` returns the last
             one without evaluating it: loss is that of no point then, NaN, and success None. Training wants that.
@@ -38,7 +40,7 @@ class PGD(IterativeAttack):
     """
 
     steps: int = 40
-    step_size: float | None = None
+    step_size: float | str | None = None
     step_rule: StepRule = "constant"
     momentum: float = 0.0
     random_start: bool = True
@@ -50,18 +52,15 @@ class PGD(IterativeAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "restarts", "eot"):
-            at_least(name, getattr(self, name), 1)
+        self._read_counts("steps", "restarts", "eot")
         if self.step_rule not in get_args(StepRule):
             raise InputError(f"step_rule={self.step_rule!r} is none of {', '.join(get_args(StepRule))}")
         if self.keep not in ("best", "last"):
             raise InputError(f"keep={self.keep!r} is none of best, last")
-        if self.step_size is not None and not 0 <= self.step_size < math.inf:
-            raise InputError(f"step_size must be at least 0 and finite, not {self.step_size!r}")
-        if not 0 < self.share <= 1:
-            raise InputError(f"share must be in (0, 1], not {self.share!r}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}")
+        self._read("step_size", length, zero=True)
+        self._read("share", number, "in (0, 1]", lambda value: 0 < value <= 1)
+        self._read("momentum", number, "in [0, 1)", lambda value: 0 <= value < 1)
+        check_start(self.start)
         if self.keep == "last" and (self.restarts > 1 or self.stop_on_success):
             raise InputError("keep='last' does not judge its points: it goes with one restart and no stop_on_success")
         if self.start is not None and self.restarts > 1:
@@ -113,7 +112,7 @@ class PGD(IterativeAttack):
         return steepest(region.blocked(x, slope), self.norm, slope.new_full((len(slope),), self.share))
 
     def _length(self, eps: Tensor, step: int) -> Tensor:
-        full = 2.5 * eps / self.steps if self.step_size is None else torch.full_like(eps, self.step_size)
+        full = 2.5 * eps / self.steps if self.step_size is None else torch.full_like(eps, float(self.step_size))
         done = step / self.steps
         return (
             full * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.step_rule]

@@ -1,13 +1,16 @@
 """Square Attack (Andriushchenko et al. 2020; in l1 Croce and Hein 2021, "Mind the box"): random search, no gradient."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustsim.attacks.engine.base import IterativeAttack, at_least
+from robustsim.attacks.engine.base import IterativeAttack
+from robustsim.attacks.engine.options import number
 from robustsim.attacks.engine.region import ORDERS, Generators, Region, dims, uniform
 from robustsim.attacks.engine.run import Run
 from robustsim.errors import InputError
@@ -40,30 +43,31 @@ class SquareAttack(IterativeAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("queries", self.queries, 1)
-        if not 0 < self.p <= 1:
-            raise InputError(f"p must be in (0, 1], not {self.p!r}")
+        self._read_counts("queries")
+        self._read("p", number, "in (0, 1]", lambda value: 0 < value <= 1)
 
     def search(self, run: Run) -> None:
         if run.region.originals.ndim < 4:
             raise InputError(f"SquareAttack needs images (N, C, H, W), not {tuple(run.region.originals.shape)}")
         if hasattr(run.objective, "with_loss") and hasattr(run.objective, "margin"):
             run.switch(run.objective.margin())
-        # Places and shapes for all steps at once: a GPU need not be asked for them one by one.
-        draws = uniform((self.queries, 5), torch.empty(0), run.generator).tolist()
+        start, change = self._ways(run)
         run.begin()
-        start, change = {
-            "linf": (self._stripes, self._recolour),
-            "l2": (self._tiles, self._move_energy),
-            "l1": (self._tiles, self._move_mass),
-        }[self.norm]
         points = start(run)
         for step in range(self.queries):
             run.evaluate(points)
             run.tick(self.queries)
             if step == self.queries - 1:
                 return
-            points = change(run, step, draws[step])
+            points = change(run, step)
+
+    def _ways(self, run: Run) -> "tuple[Callable[[Run], Tensor], Callable[[Run, int], Tensor]]":
+        """How to begin, and how to change what was best."""
+        if self.norm == "linf":
+            return self._stripes, self._recolour
+        # Places and shapes for all steps at once: a GPU need not be asked for them one by one.
+        draws = uniform((self.queries, 5), torch.empty(0), run.generator).tolist()
+        return self._tiles, partial(self._move_energy if self.norm == "l2" else self._move_mass, draws)
 
     def _side(self, step: int, region: Region) -> int:
         """The square's side in pixels at this change, counted from 0."""
@@ -85,7 +89,7 @@ class SquareAttack(IterativeAttack):
         x = region.originals
         return region.project(x + region.radius * self._signs(run, (1, x.shape[-1])))
 
-    def _recolour(self, run: Run, step: int, draw: list[float]) -> Tensor:
+    def _recolour(self, run: Run, step: int) -> Tensor:
         region, best = run.region, run.trial.images
         planes = (len(best), -1, *best.shape[-2:])  # the channels of all pictures of a row
         place = _places(best, self._side(step, region), run.generator)
@@ -114,7 +118,8 @@ class SquareAttack(IterativeAttack):
                 delta[..., top : top + side, left : left + side] = pattern * self._signs(run)
         return _within(run.region, delta)
 
-    def _move_energy(self, run: Run, step: int, draw: list[float]) -> Tensor:
+    def _move_energy(self, draws: list[list[float]], run: Run, step: int) -> Tensor:
+        draw = draws[step]
         region, delta, to, source = self._windows(run, step, draw)
         # What the two windows hold, and what the whole falls short of the radius, goes into the new window.
         both = torch.zeros_like(delta[:1, ..., :1, :, :])
@@ -126,7 +131,8 @@ class SquareAttack(IterativeAttack):
         delta[to] = fresh * (held + spare.clamp_min(0) / delta.shape[-3]).sqrt()
         return _within(region, delta)
 
-    def _move_mass(self, run: Run, step: int, draw: list[float]) -> Tensor:
+    def _move_mass(self, draws: list[list[float]], run: Run, step: int) -> Tensor:
+        draw = draws[step]
         region, delta, to, source = self._windows(run, step, draw)
         both = torch.zeros_like(delta[:1, ..., :1, :, :])
         both[to], both[source] = 1, 1
