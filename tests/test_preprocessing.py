@@ -153,3 +153,17 @@ def test_cards_are_data_that_reads_back():
         assert card.name == name
         assert card.license
         assert card.origin
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("width", "height"), [(1, 40), (40, 1), (5, 500), (500, 5), (20, 500), (2, 64)])
+def test_elongated_pictures_are_the_same_by_both_paths(mode, interpolation, width, height):
+    from robustsim.images import Preprocessing
+
+    preprocessing = Preprocessing(size=32, mode=mode, interpolation=interpolation)
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    by_file = torch.from_numpy(np.array(preprocessing.apply(Image.fromarray(picture)))).permute(2, 0, 1) / 255
+    by_tensor = preprocessing.apply_tensor(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255)[0]
+    torch.testing.assert_close(by_tensor, by_file, rtol=0, atol=0.02)
+    assert (by_tensor - by_file).abs().mean() < 2e-3
