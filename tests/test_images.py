@@ -454,3 +454,22 @@ def test_the_callers_image_is_left_untouched():
     image.info["transparency"] = (0x1200, 0x1200, 0x1200)  # as Pillow reports it of a 16-bit PNG
     assert np.asarray(read_image(image))[0, :, 0].tolist() == [255, 0]
     assert image.info["transparency"] == (0x1200, 0x1200, 0x1200)
+
+
+@pytest.mark.parametrize("colour", [(0x12, 0x34, 0xFF), (0x1234, 0x5678, 0x9ABC), (0, 0, 200)])
+def test_transparent_colours_of_sixteen_bit_rgb(colour):
+    """The colour that is meant is white, and none that only has its number of bits in common with it."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    other = tuple((part << 8) & 0xFFFF for part in colour)
+    row = b"\0" + b"".join(struct.pack(">3H", *one) for one in (colour, other, (0x8000, 0x4000, 0x2000)))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", 3, 1, 16, 2, 0, 0, 0))
+    data += chunk(b"tRNS", struct.pack(">3H", *colour)) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    got = np.asarray(read_image(data))[0]
+    assert got[0].tolist() == [255, 255, 255]
+    assert got[1].tolist() == [part >> 8 for part in other]
+    assert got[2].tolist() == [0x80, 0x40, 0x20]

@@ -127,6 +127,7 @@ def _decode(stream: BinaryIO, what: str) -> Image.Image:
     # new format brings new ones; all of them mean that this picture cannot be read.
     try:
         with Image.open(stream) as image:
+            _tell_colour(image)
             image.load()
             return _convert(image, what)
     except ImageError:
@@ -139,6 +140,13 @@ def _decode(stream: BinaryIO, what: str) -> Image.Image:
         ) from None
     except Exception as error:
         raise ImageError(f"cannot read {what}: {error or type(error).__name__}; the file is damaged") from error
+
+
+def _tell_colour(image: Image.Image) -> None:
+    """A transparent colour of 16-bit RGB by its high bytes, as the pixels will be; only the tiles tell the depth."""
+    colour = image.info.get("transparency")
+    if isinstance(colour, tuple) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        image.info["transparency"] = tuple(part >> 8 for part in colour)
 
 
 def _convert(image: Image.Image, what: str) -> Image.Image:
