@@ -115,6 +115,15 @@ def test_no_file_imports_in_a_circle():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+def test_no_room_is_entered_by_a_name_made_up_at_run_time():
+    """What imports by a string escapes the tests above: `lazy` alone does, for what they follow."""
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+                written = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+                assert module == "robustsim.lazy" or not str(written).startswith(("robustsim", ".")), module
+
+
 def test_no_file_is_too_long():
     for module, path in MODULES.items():
         assert len(path.read_text().splitlines()) <= LONGEST, module

@@ -735,3 +735,14 @@ def test_sizes_change_at_their_share_of_the_training(starts, total):
 def test_without_stages_images_have_the_usual_size():
     recipe = load_recipe("fare4-vit-b-32")
     assert {recipe.size_at(step, 10, 224) for step in range(10)} == {224}
+
+
+def test_an_option_that_is_said_and_one_that_is_left_alone_are_no_difference():
+    """A run begun by a recipe from before an option was there goes on where its value is said."""
+    from robustsim.training.loop.output import _difference
+
+    silent, said, other = (
+        load_recipe("tga-zsr-vit-b-32", [f"method.attention={value}"]) for value in ("null", "paper", "published")
+    )
+    assert _difference(silent, said) == _difference(said, silent) == ""
+    assert _difference(silent, other) == "method.attention was 'paper', is 'published'"
