@@ -1,6 +1,8 @@
 """A metric inside somebody's model: checkpoints, wrappers, shards, with its weights and without them."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from robustsim import RobustSim
+from tests.conftest import ROOT
 
 OWN = {"layer.weight", "layer.bias"}
 
@@ -146,3 +149,58 @@ def test_a_checkpoint_that_holds_the_metric_is_read_without_being_asked_for(enco
         alone.load_state_dict({**with_it.metric.state_dict(), "encoder.trunk.more": torch.zeros(1)})
     assert alone.load_state_dict(with_it.metric.state_dict(), strict=True).unexpected_keys == []
     assert set(alone.state_dict()) == set(with_it.metric.state_dict()) != set()
+
+
+TWO = """
+import os, sys, warnings
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from tests.test_metric_checkpoints import Model, pictures
+from robustsim import RobustSim
+from robustsim.encoders import Encoder
+
+folder, store, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+encoder = RobustSim.from_pretrained(folder, device="cpu").encoder
+cpu = torch.device("cpu")
+wrappers = {
+    "fsdp1": lambda model: FullyShardedDataParallel(model, use_orig_params=True, device_id=cpu),
+    "fsdp1 by parts": lambda model: FullyShardedDataParallel(
+        model, use_orig_params=True, device_id=cpu, auto_wrap_policy=ModuleWrapPolicy({Encoder})
+    ),
+    "fsdp2": fully_shard,
+    "ddp": nn.parallel.DistributedDataParallel,
+}
+for name, wrap in wrappers.items():
+    for persistent in (True, False):
+        torch.manual_seed(0)
+        model = wrap(Model(encoder, persistent))
+        # The generated pictures are on the left: without care, what has no gradient would be encoded after them.
+        model(pictures(rank), pictures(9)).sum().backward()
+        state = model.state_dict()
+        assert any(".encoder." in key for key in state) == persistent, (name, persistent)
+        model.load_state_dict(state, strict=True)
+        assert torch.isfinite(model(pictures(rank), pictures(9))).all()
+distributed.destroy_process_group()
+print("well")
+"""
+
+
+def test_two_processes_shard_a_model_around_the_metric(published, tmp_path):
+    words = [sys.executable, "-c", TWO, str(published["vit"][0]), str(tmp_path / "store")]
+    processes = [
+        subprocess.Popen([*words, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            said, _ = process.communicate()
+            assert process.returncode == 0, said[-2000:]
+            assert said.endswith("well\n")
+    finally:
+        for process in processes:
+            process.kill()
