@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 
 from robustsim import RobustSim
 from robustsim.cli import output
-from robustsim.errors import OutputError, WeightsError
+from robustsim.errors import EncodingError, OutputError
 from robustsim.search import embed_folder, embed_images
 from tests.conftest import EXAMPLES
 
@@ -315,32 +316,30 @@ def test_files_without_a_partner_are_named(run, accents):
 
 
 @pytest.fixture
-def spoilt(monkeypatch):
-    """Every model gives NaN, as one whose weights are damaged."""
-
-    def embed(self, pixels):
-        return real(self, pixels) * float("nan")
-
+def spoil(monkeypatch):
+    """Every model gives NaN, infinity or zeros, as one whose weights are damaged."""
     real = RobustSim.embed_pixels
-    monkeypatch.setattr(RobustSim, "embed_pixels", embed)
+
+    def spoil(factor):
+        monkeypatch.setattr(RobustSim, "embed_pixels", lambda self, pixels: real(self, pixels) * factor)
+
+    return spoil
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--csv",)], ids=str)
 @pytest.mark.parametrize("words", [("compare", CHELSEA, COFFEE), ("matrix", str(EXAMPLES))], ids=lambda words: words[0])
-def test_values_that_are_not_finite_are_an_error(run, monkeypatch, words, form):
-    import torch
-
-    for name in ("distance", "distance_matrix"):
-        monkeypatch.setattr(RobustSim, name, lambda *args, **options: torch.full((4, 4), float("nan")))
-    if words[0] == "compare":
-        monkeypatch.setattr(RobustSim, "distance", lambda *args, **options: torch.full((1,), float("inf")))
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 0])
+def test_values_that_are_not_finite_are_an_error(run, spoil, words, form, factor):
+    spoil(factor)
     code, out, err = run(*words, *form)
     assert (code, out) == (1, "")
-    assert "gives values that are not finite (NaN or infinity)" in err
-    assert "load the model in float32" in err
+    assert "values that are not finite, or nothing but zeros" in err
+    assert "float32" in err
 
 
-def test_embeddings_that_are_not_finite_are_not_written(run, spoilt, tmp_path):
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 0])
+def test_embeddings_that_are_not_finite_are_not_written(run, spoil, tmp_path, factor):
+    spoil(factor)
     for ending in (".npz", ".safetensors"):
         code, out, err = run("embed", EXAMPLES, "-o", tmp_path / f"out{ending}")
         assert (code, out) == (1, "")
@@ -362,7 +361,7 @@ def test_what_an_earlier_version_has_left_is_looked_at(metric, tmp_path):
     values = np.fromfile(rows, "<f4")
     values[0] = np.nan
     values.tofile(rows)
-    with pytest.raises(WeightsError, match=r"interrupted run has left.*--restart"):
+    with pytest.raises(EncodingError, match=r"interrupted run has left.*--restart"):
         embed_folder(metric, EXAMPLES, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
     assert embed_folder(metric, EXAMPLES, tmp_path / "out.npz", restart=True).embedded == 4

@@ -180,7 +180,6 @@ def _distances(
     is_one = len({a for a, _ in pairs}) == 1
     squares = metric.distance(left[0] if is_one else left, right, squared=True)
     distances = (squares if squared else squares.sqrt()).tolist()
-    output.check_finite(distances, metric.card.name, f"the distance of {pairs[0][0]!r} and others")
     values = zip(pairs, distances, (1 - squares).tolist(), strict=True)
     return [(a, b, distance, similarity) for (a, b), distance, similarity in values]
 

@@ -41,7 +41,6 @@ __all__ = [
     "ModelOption",
     "SquaredOption",
     "StrictOption",
-    "check_finite",
     "check_format",
     "explain",
     "finish",
@@ -80,18 +79,6 @@ def load_metric(model: str, device: str | None) -> "RobustSim":
         gc.freeze()
     gc.enable()
     return metric
-
-
-def check_finite(values: Iterable[float], model: str, what: str) -> None:
-    """Refuse NaN and infinity, which say nothing and look as if they did.
-
-    Raises:
-        WeightsError: one of the values is not finite.
-    """
-    if not all(map(math.isfinite, values)):
-        from robustsim.search.embedding import not_finite
-
-        raise not_finite(model, what)
 
 
 def print_json(value: Any) -> None:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from robustsim.encoders.weights import state_sha256, whole_file
-from robustsim.errors import ImageError, InputError, OutputError, RobustSimError, WeightsError
+from robustsim.errors import EncodingError, ImageError, InputError, OutputError, RobustSimError
 from robustsim.images.files import FoundImages, find_images, prefetch, printable, what_is_there
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
@@ -58,7 +58,7 @@ def embed_images(
 
     Raises:
         ImageError: there is no such folder, or it may not be read.
-        WeightsError: an embedding is not finite.
+        EncodingError: an embedding is not finite, or nothing but zeros.
     """
     for path, _, result in _embed_stamped(metric, Path(folder), find_images(folder, follow_links=follow_links), skip):
         yield path, result
@@ -78,20 +78,20 @@ def _embed_stamped(
         rows = iter(metric.embed_pixels(stack_squares(squares, metric.device)).cpu() if squares else ())
         results = [(path, stamp, next(rows) if isinstance(found, Tensor) else found) for path, stamp, found in batch]
         for path, _, result in results:
-            if isinstance(result, Tensor) and not result.isfinite().all():
-                raise not_finite(metric.card.name, f"the embedding of {printable(root / path)!r}")
+            if isinstance(result, Tensor) and not (result.isfinite().all() and result.any()):
+                raise _no_embedding(metric.card.name, f"the embedding of {printable(root / path)!r}")
         yield from results
 
 
-def not_finite(model: str, what: str) -> WeightsError:
-    """The error for values of a model that are NaN or infinite, and help nobody.
+def _no_embedding(model: str, what: str) -> EncodingError:
+    """The error for values of a model that are NaN, infinite, or nothing but zeros, and help nobody.
 
     Args:
         model: its name.
         what: which values.
     """
-    return WeightsError(
-        f"{model!r} gives values that are not finite (NaN or infinity): {what}. Its weights are damaged, or they "
+    return EncodingError(
+        f"{model!r} gives values that are not finite, or nothing but zeros: {what}. Its weights are damaged, or they "
         "overflow in a type of few bits: get them anew, or load the model in float32"
     )
 
@@ -136,7 +136,7 @@ def embed_folder(
         ImageError: there is no such folder, or no image in it.
         OutputError: the output is there already, cannot be written, or is being written by another run; or the
             folder or the model is not the one that the interrupted run saw.
-        WeightsError: an embedding is not finite. The output is not written.
+        EncodingError: an embedding is not finite, or nothing but zeros. The output is not written.
     """
     out = Path(output)
     if out.suffix not in FORMATS:
@@ -322,7 +322,7 @@ class _Journal:
             while block := file.read(4 * self.dim * 4096):
                 rows = np.frombuffer(block, dtype="<f4").reshape(-1, self.dim)
                 if not np.isfinite(rows).all():  # of an earlier version, which did not look
-                    raise not_finite(
+                    raise _no_embedding(
                         writer.model, "what an interrupted run has left; begin anew by restart (--restart)"
                     )
                 writer.rows(rows)
