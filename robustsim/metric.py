@@ -31,11 +31,12 @@ from robustsim.distances import (
     same_pictures,
     unit_embeddings,
 )
+from robustsim.encoders.calibration import Calibration
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.load import load_encoder, save_encoder
 from robustsim.encoders.placement import find_device, parse_dtype, refuse_overflow
-from robustsim.errors import InputError
+from robustsim.errors import CardError, InputError
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
 
 #: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as `RobustSim.embed` returns, or a
@@ -155,6 +156,20 @@ class RobustSim(nn.Module):
     def card(self) -> EncoderCard:
         """What the encoder is: architecture, preprocessing, provenance, licence."""
         return self.encoder.card
+
+    @property
+    def calibration(self) -> Calibration:
+        """What its distances mean: `metric.calibration.describe(d)` says it in words.
+
+        Raises:
+            CardError: the model's card holds none; the message says how to get it.
+        """
+        if self.card.calibration is None:
+            raise CardError(
+                f"what distances of {self.card.name!r} mean was not measured: `robustsim calibrate MODEL --data DIR -o "
+                "FOLDER` does, on a folder of photographs"
+            )
+        return self.card.calibration
 
     @property
     def device(self) -> torch.device:

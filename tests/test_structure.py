@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "attacks": set(),
     "data": {"images"},
     "baselines": {"images", "encoders", "metric"},
-    "evaluation": {"images", "encoders", "metric", "attacks", "data", "baselines"},
+    "evaluation": {"images", "encoders", "distances", "metric", "attacks", "data", "baselines"},
     "training": {"images", "encoders", "metric", "attacks", "data"},
     "cli": {"images", "encoders", "metric", "search", "attacks", "data", "baselines", "evaluation", "training"},
     "__main__": {"cli"},
@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
 # The rooms inside the wide ones, from the ground up: each imports those below it and none beside it.
 FLOORS = {
     "attacks": [{"engine"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
-    "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"run"}],
+    "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"run", "calibration"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }
 LONGEST = 400  # lines of a file

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from robustsim.cli import attack, compare, convert, data, embed, evaluate, info, matrix, models, train
+from robustsim.cli import attack, calibrate, compare, convert, data, embed, evaluate, info, matrix, models, train
 from robustsim.errors import RobustSimError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app.command("embed")(embed.embed)
 app.command("attack")(attack.attack)
 app.command("models")(models.models)
 app.command("info")(info.info)
+app.command("calibrate")(calibrate.calibrate)
 app.command("convert")(convert.convert)
 app.command("train")(train.train)
 app.command("finetune")(train.finetune)

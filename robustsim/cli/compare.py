@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from robustsim.cli.pictures import Picture
     from robustsim.metric import RobustSim
 
-_CHUNK, _MOST_TOLD = 256, 5
+_CHUNK, _MOST_TOLD, _MOST_MEANT = 256, 5, 10
 
 
 @dataclass
@@ -77,22 +77,47 @@ def compare(
     if as_json:
         output.print_json(_document(metric, rows, parts, job, squared))
     elif as_csv:
-        output.print_csv(("a", "b", "distance", "similarity"), rows)
+        known = metric.card.calibration
+        meant = ([*row, known.describe(row[2], squared=squared) if known else ""] for row in rows)
+        output.print_csv(("a", "b", "distance", "similarity", "meaning"), meant)
     else:
         cells = [(a, b, f"{distance:.4f}", f"{similarity:.4f}") for a, b, distance, similarity in rows]
         output.print_table(("a", "b", "distance", "similarity"), cells, numbers=(2, 3))
+        _tell_meaning(metric, rows, squared)
         typer.echo(output.explain(metric.card, squared))
     if not as_json:
         output.tell_unseen(parts, aside=as_csv)
     output.finish(bad, len(rows), strict)
 
 
+def _tell_meaning(metric: "RobustSim", rows: list[Any], squared: bool) -> None:
+    """What the numbers mean, a line for each, as long as they are few."""
+    known = metric.card.calibration
+    if known is None:
+        typer.echo(output.without_calibration(metric.card))
+        return
+    one_left = len({a for a, *_ in rows}) == 1
+    for a, b, distance, _ in rows[:_MOST_MEANT]:
+        pair = "" if len(rows) == 1 else f"{b}: " if one_left else f"{a}, {b}: "
+        typer.echo(f"{pair}{known.describe(distance, squared=squared)}.")
+    if len(rows) > _MOST_MEANT:
+        typer.echo(f"What the other {len(rows) - _MOST_MEANT:,} mean is in the output of --json and --csv.")
+
+
 def _document(metric: "RobustSim", rows: list[Any], parts: list[Any], job: _Job, squared: bool) -> dict[str, Any]:
+    known = metric.card.calibration
     return {
         "model": metric.card.name,
         "squared": squared,
         "pairs": [
-            {"a": a, "b": b, "distance": distance, "similarity": similarity} for a, b, distance, similarity in rows
+            {
+                "a": a,
+                "b": b,
+                "distance": distance,
+                "similarity": similarity,
+                "meaning": known.to_meaning(distance, squared=squared) if known else None,
+            }
+            for a, b, distance, similarity in rows
         ],
         "not_looked_at": parts,
         "passed_over": dict(job.passed_over),

@@ -54,6 +54,7 @@ __all__ = [
     "tell_passed_over",
     "tell_unseen",
     "unseen",
+    "without_calibration",
 ]
 
 
@@ -147,6 +148,14 @@ def explain(card: EncoderCard, squared: bool) -> str:
     else:
         lines.append(f"{card.name!r} was trained to hold against tampering ({card.method}, {card.threat}).")
     return "\n".join(lines)
+
+
+def without_calibration(card: EncoderCard) -> str:
+    """What to do about a model whose card does not say what its distances mean."""
+    return (
+        f"What distances of {card.name!r} mean was not measured: `robustsim calibrate MODEL --data DIR -o FOLDER` "
+        "does, on a folder of photographs."
+    )
 
 
 def unseen(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from robustsim.encoders.calibration import Calibration, Change
     from robustsim.encoders.card import Architecture, EncoderCard, Head, Source, list_models, load_card
     from robustsim.encoders.conversion import convert
     from robustsim.encoders.encoder import Encoder, Features
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Architecture",
+    "Calibration",
+    "Change",
     "Encoder",
     "EncoderCard",
     "Features",
@@ -28,6 +31,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Architecture": "card",
+        "Calibration": "calibration",
+        "Change": "calibration",
         "Encoder": "encoder",
         "EncoderCard": "card",
         "Features": "encoder",

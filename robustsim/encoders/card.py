@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +11,7 @@ from math import isfinite
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from robustsim.encoders.calibration import Calibration
 from robustsim.errors import CardError, ModelNotFoundError
 from robustsim.images.preprocessing import Preprocessing
 
@@ -104,6 +106,7 @@ class EncoderCard:
         origin: who made it, and where it comes from.
         scores: published scores, in per cent, by name.
         training: how robustsim made the weights: `recipe`, `seed`, `steps`, and what they began as.
+        calibration: what distances mean, measured with these weights.
     """
 
     name: str
@@ -124,6 +127,7 @@ class EncoderCard:
     origin: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if not all(map(isfinite, self.mean)) or not all(isfinite(value) and value > 0 for value in self.std):
@@ -173,7 +177,8 @@ class EncoderCard:
         """The card as JSON, fields at their defaults left out; [`from_json`][robustsim.encoders.EncoderCard.from_json]
         reads it back.
         """
-        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **_dump(self)}, indent=2) + "\n"
+        text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **_dump(self)}, indent=2)
+        return _INNERMOST.sub(lambda found: f"[{_BREAKS.sub(' ', found[1])}]", text) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "the card") -> "EncoderCard":
@@ -201,8 +206,13 @@ _NESTED: dict[str, Any] = {
     "preprocessing": Preprocessing,
     "head": Head,
     "source": Source,
+    "calibration": Calibration,
 }
+_MAY_BE_NULL = ("source", "calibration")
 
+
+# Lists of numbers and names, of which JSON gives each a line. No text is taken for one: none has line breaks in it.
+_INNERMOST, _BREAKS = re.compile(r"\[\n *([^\[\]{}]*?)\n *\]"), re.compile(r"\n *")
 
 # What the numbers depend on is written out, so that a later default changes no old card.
 _ALWAYS = ("preprocessing", "mean", "std")
@@ -236,13 +246,18 @@ def _build(kind: type[T], data: Any, where: str) -> T:
     for key, value in data.items():
         if key in _NESTED and value is not None:
             values[key] = _build(_NESTED[key], value, f"{where}, {key}")
-        elif isinstance(value, list):
-            values[key] = tuple(value)
-        if key in _NESTED and value is None and key != "source":
+        else:
+            values[key] = _tuples(value)
+        if key in _NESTED and value is None and key not in _MAY_BE_NULL:
             raise CardError(f"{where}: {key} cannot be null")
         if key not in _NESTED and not _fits(values[key], hints[key]):
             raise CardError(f"{where}: {key} cannot be {json.dumps(value)}")
     return kind(**values)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, in lists too."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -253,6 +268,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str)  # which of them, the class itself checks
     if origin is tuple:
+        if isinstance(value, tuple) and arguments[1:] == (...,):
+            return all(_fits(one, arguments[0]) for one in value)
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if origin is not None:
         return isinstance(value, Mapping)

@@ -99,7 +99,7 @@ def _save(
     claims: Mapping[str, Any],
     extra: Mapping[str, Tensor] | None = None,
 ) -> EncoderCard:
-    encoder.card = dataclasses.replace(encoder.card, scores={}, source=None, data=None, **claims)
+    encoder.card = dataclasses.replace(encoder.card, scores={}, source=None, data=None, calibration=None, **claims)
     root = save_encoder(encoder, output, extra)
     return EncoderCard.from_json((root / "config.json").read_text(encoding="utf-8"))
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from robustsim.encoders import timm_models
+from robustsim.encoders.calibration import Calibration
 from robustsim.encoders.card import FORMAT, EncoderCard, Head, card_of_repository, list_models, load_card
 from robustsim.encoders.encoder import Encoder, build_encoder
 from robustsim.encoders.finite import refuse_non_finite
 from robustsim.encoders.heads import LORA_PREFIX, merge_lora
 from robustsim.encoders.hub import Folder, HubRepository, Repository
-from robustsim.encoders.weights import read_weights, sha256, whole_file, write_weights
+from robustsim.encoders.weights import read_weights, sha256, state_sha256, whole_file, write_weights
 from robustsim.errors import CardError, CorruptFileError, InputError, WeightsError
 
 CONFIG = "config.json"
@@ -262,6 +263,8 @@ def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapp
     Both are written beside their places first, and then put there, the weights before the card, which holds their
     checksum: a folder whose writing was interrupted never passes for whole.
 
+    A calibration that was measured with other weights than these is left out.
+
     Args:
         encoder: what to save.
         folder: where; made if it is not there, its two files are replaced.
@@ -273,6 +276,42 @@ def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapp
     root = Path(folder).expanduser()
     with whole_file(root / CONFIG) as card_file, whole_file(root / WEIGHTS) as weights_file:
         write_weights(weights_file, {**encoder.state_dict(), **(extra or {})})
-        card = dataclasses.replace(encoder.card, source=None, weights_sha256=sha256(weights_file))
+        card = dataclasses.replace(
+            encoder.card,
+            source=None,
+            weights_sha256=sha256(weights_file),
+            calibration=None if extra else _valid(encoder),
+        )
         card_file.write_text(card.to_json(), encoding="utf-8")
     return root
+
+
+def image_sha256(encoder: Encoder) -> str:
+    """What tells two encoders of images apart, whatever text tower they have: the `weights` of a calibration."""
+    return state_sha256(encoder, without="text.")
+
+
+def _valid(encoder: Encoder) -> Calibration | None:
+    calibration = encoder.card.calibration
+    return calibration if calibration is not None and calibration.weights == image_sha256(encoder) else None
+
+
+def has_own_card(folder: "str | os.PathLike[str]") -> bool:
+    """Whether a folder is a model of this library's own layout, which holds a card."""
+    try:
+        return bool(_read_json(Path(folder) / CONFIG).get("format") == FORMAT)
+    except (OSError, CardError):
+        return False
+
+
+def save_calibration(folder: "str | os.PathLike[str]", calibration: Calibration) -> None:
+    """Write a calibration into the card of a model's folder, and leave its weights alone.
+
+    Raises:
+        CardError: the card cannot be understood.
+        OutputError: it cannot be written; what was there stays.
+    """
+    path = Path(folder) / CONFIG
+    card = EncoderCard.from_json(path.read_text(encoding="utf-8"), where=os.fspath(path))
+    with whole_file(path) as temporary:
+        temporary.write_text(dataclasses.replace(card, calibration=calibration).to_json(), encoding="utf-8")

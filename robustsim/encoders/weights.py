@@ -97,12 +97,19 @@ def sha256(path: Path) -> str:
     return _digest(path, hashlib.sha256())
 
 
-def state_sha256(module: nn.Module) -> str:
-    """Hexadecimal SHA-256 of a module's state, names, types and values: what tells two sets of weights apart."""
+def state_sha256(module: nn.Module, *, without: str | None = None) -> str:
+    """Hexadecimal SHA-256 of a module's state, names, types and values: what tells two sets of weights apart.
+
+    Args:
+        module: whose state.
+        without: leave out what has names that begin so.
+    """
     import torch
 
     digest = hashlib.sha256()
     for key, value in module.state_dict().items():
+        if without is not None and key.startswith(without):
+            continue
         if not isinstance(value, Tensor) or value.is_quantized:  # a module's extra state
             digest.update(f"{key} {value!r}".encode())
             continue

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from robustsim.evaluation.calibration import Measured, calibrate
     from robustsim.evaluation.reports.comparison import Comparison, compare_reports
     from robustsim.evaluation.reports.plots import plot_iterations, plot_radii
     from robustsim.evaluation.reports.report import Report, load_report
@@ -32,7 +33,9 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "Comparison",
     "DISTORTIONS",
     "Interval",
+    "Measured",
     "Report",
+    "calibrate",
     "compare_reports",
     "distort",
     "distortion_ladder",
@@ -56,7 +59,9 @@ __getattr__, __dir__ = lazy_names(
         "Comparison": "reports.comparison",
         "DISTORTIONS": "tasks.distortions",
         "Interval": "statistics",
+        "Measured": "calibration",
         "Report": "reports.report",
+        "calibrate": "calibration",
         "compare_reports": "reports.comparison",
         "distort": "tasks.distortions",
         "distortion_ladder": "tasks.ladder",

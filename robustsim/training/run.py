@@ -261,6 +261,7 @@ def _carded(
         license=recipe.license or base.license,
         origin=f"{base.name}, fine-tuned with robustsim {__version__}",
         scores={},
+        calibration=None,
         training={"recipe": recipe.name, "seed": recipe.seed, "steps": steps, "began_as": base.name},
     )
     return encoder

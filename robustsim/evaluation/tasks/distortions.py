@@ -102,7 +102,20 @@ def distort(image: Image.Image, kind: str, level: int, seed: int = 0) -> Image.I
         level: 1 to 5.
         seed: see `Distorted`.
     """
-    return _HOW[kind](image, _AMOUNTS[kind][level - 1], seed)
+    return change(image, kind, _AMOUNTS[kind][level - 1], seed)
+
+
+def change(image: Image.Image, kind: str, amount: float, seed: int = 0) -> Image.Image:
+    """Change an RGB picture by any amount.
+
+    Args:
+        image: of any size; it keeps it.
+        kind: one of `DISTORTIONS`, or `resize` (amount: factor of the size, and back), `mirror` (no amount),
+            `brightness` (factor).
+        amount: what it is for each kind of `DISTORTIONS`, the table of levels says.
+        seed: see `Distorted`.
+    """
+    return _HOW[kind](image, amount, seed)
 
 
 def _jpeg(image: Image.Image, quality: float, seed: int) -> Image.Image:
@@ -173,6 +186,20 @@ def _pixelation(image: Image.Image, factor: float, seed: int) -> Image.Image:
     return small.resize(image.size, Image.Resampling.NEAREST)
 
 
+def _resize(image: Image.Image, factor: float, seed: int) -> Image.Image:
+    small = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+    return small.resize(image.size, Image.Resampling.BICUBIC)
+
+
+def _mirror(image: Image.Image, amount: float, seed: int) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def _brightness(image: Image.Image, factor: float, seed: int) -> Image.Image:
+    changed: Image.Image = _F().adjust_brightness(image, factor)
+    return changed
+
+
 _HOW: dict[str, _Distort] = {
     "jpeg": _jpeg,
     "blur": _blur,
@@ -183,6 +210,9 @@ _HOW: dict[str, _Distort] = {
     "warp": _warp,
     "contrast": _contrast,
     "pixelation": _pixelation,
+    "resize": _resize,
+    "mirror": _mirror,
+    "brightness": _brightness,
 }
 
 
