@@ -28,6 +28,7 @@ KNOWN = Calibration(
     distances=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1),
     errors=(0.02, 0.01, 0.005, 0.002, 0.001, 0.001, 0.01),
     between=0.004,
+    between_changes=0.2,
     changes=(
         ("jpeg", 90, 0.02, 0.001, 0.01, 0.03),
         ("jpeg", 15, 0.10, 0.002, 0.05, 0.15),
@@ -107,7 +108,9 @@ def test_fewer_digits_where_less_is_known():
 
 
 def test_changes_by_name():
-    assert KNOWN.find_change("jpeg", 15).median == 0.10
+    jpeg = KNOWN.find_change("jpeg", 15)
+    assert jpeg.median == 0.10
+    assert KNOWN.error_of(jpeg) == pytest.approx((0.002**2 + 0.02**2) ** 0.5)
     with pytest.raises(InputError, match=r"jpeg 50 was not measured; there are jpeg 90"):
         KNOWN.find_change("jpeg", 50)
 

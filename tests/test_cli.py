@@ -69,7 +69,7 @@ def test_compare_one_against_many_as_json(run, metric):
 def test_compare_csv_and_squared(run, metric):
     code, out, _ = run("compare", "--csv", "--squared", CHELSEA, COFFEE)
     header, row = csv.reader(io.StringIO(out))
-    assert header == ["a", "b", "distance", "similarity"]
+    assert header == ["a", "b", "distance", "similarity", "meaning"]
     assert float(row[2]) == pytest.approx(metric.distance(CHELSEA, COFFEE, squared=True).item(), abs=1e-6)
     assert float(row[2]) + float(row[3]) == pytest.approx(1)
     assert code == 0

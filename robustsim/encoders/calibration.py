@@ -104,6 +104,8 @@ class Calibration:
         errors: standard errors of `distances`, from this collection alone.
         between: what distances of unrelated photographs differ by from one collection to another, as a standard
             deviation.
+        between_changes: what the medians of changes differ by from one collection to another, as a share of them; a
+            standard deviation.
         changes: rows of [`Change`][robustsim.encoders.Change].
         weights: SHA-256 of the encoder's state that it was measured with: it holds for no other.
     """
@@ -115,12 +117,13 @@ class Calibration:
     distances: tuple[float, ...]
     errors: tuple[float, ...]
     between: float
+    between_changes: float
     changes: tuple[tuple[str, float, float, float, float, float], ...]
     weights: str
 
     def __post_init__(self) -> None:
         sizes = {len(self.shares), len(self.distances), len(self.errors)}
-        numbers = [*self.shares, *self.distances, *self.errors, self.between]
+        numbers = [*self.shares, *self.distances, *self.errors, self.between, self.between_changes]
         for _, *values in self.changes:
             numbers += values
         if len(sizes) != 1 or len(self.shares) < 2 or not all(map(isfinite, numbers)):
@@ -146,6 +149,10 @@ class Calibration:
                 return change
         known = ", ".join(f"{change.kind} {change.amount:g}" for change in self.known_changes)
         raise InputError(f"{kind} {amount:g} was not measured; there are {known}")
+
+    def error_of(self, change: Change) -> float:
+        """The standard error of a change's median, that of other collections of photographs included."""
+        return sqrt(change.error**2 + (self.between_changes * change.median) ** 2)
 
     def share_nearer(self, distance: float, *, squared: bool = False) -> Share:
         """Which share of pairs of unrelated photographs is nearer than this distance.

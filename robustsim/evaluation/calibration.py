@@ -44,9 +44,10 @@ _TAIL = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03)
 _SHARES = (*_TAIL, *(n / 20 for n in range(1, 20)), 0.97, 0.99, 0.999)
 _LEAST_PAIRS = 5  # below a share that is measured
 _DRAWS = 200
-#: From one collection of photographs to another, the distances of unrelated ones were seen to shift by up to a third of
-#: their standard deviation (docs, Calibration): the standard error of that, in theirs.
-BETWEEN = 0.2
+# What differs from one collection of photographs to another (docs/calibration.md has the figures), as standard
+# deviations: distances of unrelated photographs, in standard deviations of these; and medians of changes, as a share of
+# them, for what a photograph was scaled and compressed by before decides what JPEG and noise do to it.
+_BETWEEN, _BETWEEN_CHANGES = 0.2, 0.2
 _LEAST_GROUPS = 10  # fewer are no sample of kinds of photographs
 _LEAST_PHOTOGRAPHS = 20
 _CHUNK = 16
@@ -294,7 +295,8 @@ def _summary(
         shares=tuple(shares),
         distances=_rounded(_quantiles(values, np.ones(len(values), dtype=np.int64), shares)),
         errors=_rounded(errors),
-        between=round(float(BETWEEN * values.std()), 4),
+        between=round(float(_BETWEEN * values.std()), 4),
+        between_changes=_BETWEEN_CHANGES,
         changes=tuple(
             (kind, amount, *_rounded((middle[i], errors_of_changes[i], low[i], high[i])))  # type: ignore[misc]
             for i, (kind, amount) in enumerate(_ROWS)
