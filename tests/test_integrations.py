@@ -1,0 +1,450 @@
+"""The metric as a `torchmetrics.Metric`: alone, in torchmetrics' own containers, and in two processes."""
+
+import copy
+import gc
+import importlib
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from robustsim import RobustSim
+from robustsim.errors import InputError, MissingDependencyError
+from tests.conftest import ROOT
+from tests.processes import started
+
+torchmetrics = pytest.importorskip("torchmetrics", reason="needs torchmetrics")
+
+from robustsim.integrations import RobustSimilarity  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return RobustSim.from_pretrained("lite-clean", device="cpu")
+
+
+def pictures(count, seed=0, size=24):
+    """Pairs in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.rand(count, 3, size, size, generator=generator)
+    return a, (a + 0.2 * torch.rand(a.shape, generator=generator)).clamp(0, 1)
+
+
+BATCHES = [pictures(count, seed) for seed, count in enumerate((3, 1, 2))]
+
+
+def all_pairs(metric, batches=BATCHES, **options):
+    return torch.cat([metric(a, b, **options) for a, b in batches])
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_it_gives_the_distances_of_the_metric(metric, squared):
+    expected = all_pairs(metric, squared=squared)
+    reduced = {"mean": expected.mean(), "sum": expected.sum(), "none": expected, None: expected}
+    for reduction, value in reduced.items():
+        similarity = RobustSimilarity(metric, reduction=reduction, normalize=True, squared=squared)
+        for a, b in BATCHES:
+            similarity.update(a, b)
+        torch.testing.assert_close(similarity.compute(), value)
+        similarity.reset()
+        similarity.update(*BATCHES[0])
+        first = {"mean": expected[:3].mean(), "sum": expected[:3].sum()}.get(reduction, expected[:3])
+        torch.testing.assert_close(similarity.compute(), first)
+
+
+def test_the_range_is_that_of_torchmetrics(metric):
+    a, b = BATCHES[0]
+    expected = metric(a, b).mean()
+    torch.testing.assert_close(RobustSimilarity(metric)(2 * a - 1, 2 * b - 1), expected)
+    torch.testing.assert_close(RobustSimilarity(metric, normalize=True)(a, b), expected)
+    whole = [(x * 255).round().to(torch.uint8) for x in (a, b)]
+    assert RobustSimilarity(metric)(*whole) == RobustSimilarity(metric, normalize=True)(*whole)
+    torch.testing.assert_close(
+        RobustSimilarity(metric, normalize=True)(a.half(), b.half()), expected, rtol=1e-2, atol=0
+    )
+    torch.testing.assert_close(RobustSimilarity(metric, normalize=True)(a, metric.embed(b)), expected)
+
+
+def test_what_it_says_of_itself():
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity as Theirs
+
+    for name in ("is_differentiable", "higher_is_better", "full_state_update", "plot_lower_bound"):
+        assert getattr(RobustSimilarity, name) == getattr(Theirs, name), name
+    metric = RobustSimilarity()
+    assert metric.model.card.name == "lite"
+    assert metric.plot_upper_bound == pytest.approx(math.sqrt(2))
+    assert RobustSimilarity(metric.model, squared=True).plot_upper_bound == 2
+    assert RobustSimilarity(metric.model, reduction="sum").plot_upper_bound is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduction": "max"}, "reduction must be .* not 'max'"),
+        ({"normalize": "yes"}, "normalize must be True or False, not 'yes'"),
+        ({"squared": 1}, "squared must be True or False, not 1"),
+    ],
+)
+def test_options_that_do_not_fit(metric, options, message):
+    with pytest.raises(InputError, match=message):
+        RobustSimilarity(metric, **options)
+    with pytest.raises(ValueError, match="Unexpected keyword arguments: `net_type`"):
+        RobustSimilarity(metric, net_type="alex")
+
+
+def test_images_that_do_not_fit_leave_what_was_there(metric):
+    similarity = RobustSimilarity(metric)
+    a, b = (2 * x - 1 for x in BATCHES[0])
+    similarity.update(a, b)
+    value = similarity.compute()
+    for wrong, message in (
+        ((a, b[:2]), "3 images against 2"),
+        ((a * 3, b), r"outside \[-1, 1\]"),
+        ((a[:, :2], b), "shape"),
+    ):
+        with pytest.raises(ValueError, match=message):  # of which InputError is one, as torchmetrics' users expect
+            similarity.update(*wrong)
+    assert similarity.compute() == value
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_call_gives_the_batch_and_its_gradient_and_keeps_no_graph(metric, reduction):
+    similarity = RobustSimilarity(metric, reduction=reduction, normalize=True)
+    for a, b in BATCHES:
+        x, y = a.clone().requires_grad_(), a.clone().requires_grad_()
+        value = similarity(x, b)
+        value.sum().backward()
+        pairs = metric(y, b)
+        expected = {"mean": pairs.mean(), "sum": pairs.sum(), "none": pairs.squeeze()}[reduction]
+        expected.sum().backward()
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(x.grad, y.grad)
+    images = a.clone().requires_grad_()
+    similarity.update(images, b)
+    similarity(images, b)
+    kept = weakref.ref(images)  # a graph would hold them
+    del images
+    gc.collect()
+    assert kept() is None
+    assert not similarity.compute().requires_grad
+
+
+def test_before_any_pair(metric):
+    expected = {"mean": math.nan, "sum": 0.0, "none": []}
+    for reduction, value in expected.items():
+        with pytest.warns(UserWarning, match="before the ``update`` method"):
+            found = RobustSimilarity(metric, reduction=reduction).compute().tolist()
+        assert found == pytest.approx(value, nan_ok=True)
+
+
+def test_sums_do_not_drift(metric):
+    """In float32, 2 ** 26 and a distance are 2 ** 26 again."""
+    a, b = BATCHES[0]
+    once = float(metric(a, b).double().sum())
+    assert torch.tensor(2.0**26) + once == 2**26
+    a, b = metric.embed(a), metric.embed(b)
+    for add in ("update", "forward"):
+        similarity = RobustSimilarity(metric, reduction="sum", normalize=True)
+        total, count = similarity.metric_state
+        similarity.merge_state({total: torch.tensor([2.0**26, 0]), count: torch.tensor(2**26)})
+        for _ in range(40):
+            getattr(similarity, add)(a, b)
+        assert float(similarity.metric_state[total].double().sum()) - 2**26 == pytest.approx(40 * once, rel=1e-6)
+        assert float(similarity.compute()) == pytest.approx(2**26 + 40 * once, abs=4)  # a step of float32 there is 8
+
+
+def test_types_of_others_change_nothing(metric):
+    expected = RobustSimilarity(metric, normalize=True)(*BATCHES[0])
+    for change in (
+        lambda one: one.half(),
+        lambda one: one.double(),
+        lambda one: one.set_dtype(torch.float16),
+        lambda one: one.to(torch.bfloat16),
+        lambda one: nn.ModuleList([one]).to(torch.float64)[0],
+    ):
+        similarity = RobustSimilarity(metric, normalize=True)
+        change(similarity)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = similarity(*BATCHES[0])
+        assert value.dtype == similarity.dtype == torch.float32
+        assert value == expected
+        assert metric.encoder.mean.dtype == torch.float32
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert RobustSimilarity(metric, normalize=True)(*BATCHES[0]).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(default)
+
+
+def test_checkpoints_hold_nothing_of_the_encoder(clean):
+    model = nn.Module()
+    model.linear = nn.Linear(2, 2)
+    model.similarity = RobustSimilarity(clean)
+    assert set(model.state_dict()) == {"linear.weight", "linear.bias"}
+    assert len(list(model.parameters())) == 2
+    model.load_state_dict(model.state_dict(), strict=True)
+    model.similarity.persistent(True)
+    assert len(model.state_dict()) == 4
+    model.requires_grad_(True)
+    assert not any(weights.requires_grad for weights in clean.parameters())
+
+
+def test_states_come_back_from_a_checkpoint_and_only_to_their_own_model(metric, clean):
+    similarity = RobustSimilarity(metric, normalize=True)
+    similarity.persistent(True)
+    similarity.update(*BATCHES[0])
+    other = RobustSimilarity(metric, normalize=True)
+    other.persistent(True)
+    other.load_state_dict(copy.deepcopy(similarity.state_dict()))
+    other._update_count = 1  # which is no part of it
+    assert other.compute() == similarity.compute()
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        RobustSimilarity(clean, normalize=True).load_state_dict(similarity.state_dict())
+    with pytest.raises(ValueError, match="to be present in incoming state"):
+        RobustSimilarity(clean, normalize=True).merge_state(similarity)
+
+
+def test_copies_share_the_encoder_and_nothing_else(metric):
+    similarity = RobustSimilarity(metric, normalize=True)
+    similarity.update(*BATCHES[0])
+    value = similarity.compute()
+    for made in (similarity.clone(), copy.deepcopy(similarity), copy.deepcopy(nn.ModuleList([similarity]))[0]):
+        assert made.model is metric
+        assert made.compute() == value
+        made.update(*BATCHES[1])
+        assert made.compute() != value
+        assert similarity.compute() == value
+    loaded = pickle.loads(pickle.dumps(similarity))
+    assert loaded.model is not metric
+    assert loaded.compute() == value
+    loaded.update(*BATCHES[1])
+    torch.testing.assert_close(loaded.compute(), made.compute())
+
+
+def test_another_device_has_a_copy_of_the_encoder_once(metric):
+    """With torch's device without memory, which every machine has."""
+    similarity = RobustSimilarity(metric, normalize=True)
+    similarity.update(*BATCHES[0])
+    value = similarity.compute()
+    first, second = similarity.clone().to("meta"), similarity.clone().to("meta")
+    assert first.device.type == first.model.device.type == "meta"
+    assert first.model is second.model is not metric
+    assert all(state.device.type == "meta" for state in first.metric_state.values())
+    assert metric.device.type == similarity.device.type == "cpu"
+    assert similarity.compute() == value
+    there = weakref.ref(first.model)
+    del first, second
+    gc.collect()
+    assert there() is None
+
+
+def test_it_has_values_under_a_device_without_memory(metric):
+    with torch.device("meta"):
+        similarity = RobustSimilarity("lite", normalize=True)
+    assert similarity.device.type == "cpu"
+    torch.testing.assert_close(similarity(*BATCHES[0]), metric(*BATCHES[0]).mean())
+
+
+def test_a_collection_never_takes_one_model_for_another(metric, clean):
+    """torchmetrics updates only one of those whose states are equal after the first batch; here they are all zero."""
+    a, b = BATCHES[0]
+    collection = torchmetrics.MetricCollection(
+        {
+            "mean": RobustSimilarity(metric, normalize=True),
+            "sum": RobustSimilarity(metric, normalize=True, reduction="sum"),
+            "none": RobustSimilarity(metric, normalize=True, reduction="none"),
+            "squared": RobustSimilarity(metric, normalize=True, squared=True),
+            "clean": RobustSimilarity(clean, normalize=True),
+            "clean none": RobustSimilarity(clean, normalize=True, reduction="none"),
+        }
+    )
+    collection.update(a, a)
+    assert sorted(map(sorted, collection.compute_groups.values())) == [
+        ["clean"], ["clean none"], ["mean", "sum"], ["none"], ["squared"],
+    ]  # fmt: skip
+    collection.update(a, b)
+    zeros = torch.zeros(3)
+    ours, theirs = torch.cat((zeros, metric(a, b))), torch.cat((zeros, clean(a, b)))
+    expected = {
+        "mean": ours.mean(), "sum": ours.sum(), "none": ours, "clean": theirs.mean(), "clean none": theirs,
+        "squared": torch.cat((zeros, metric(a, b, squared=True))).mean(),
+    }  # fmt: skip
+    torch.testing.assert_close(collection.compute(), expected)
+    assert collection.clone(prefix="val_")["mean"].model is metric
+    collection.reset()
+    torch.testing.assert_close(collection(a, b)["mean"], metric(a, b).mean())
+
+
+def test_torchmetrics_wrappers(metric):
+    from torchmetrics.wrappers import BootStrapper, MetricTracker, MinMaxMetric, Running
+
+    tracker = MetricTracker(RobustSimilarity(metric, normalize=True), maximize=False)
+    for a, b in BATCHES:
+        tracker.increment()
+        tracker.update(a, b)
+    best, step = tracker.best_metric(return_step=True)
+    means = [float(metric(a, b).mean()) for a, b in BATCHES]
+    assert best == pytest.approx(min(means))
+    assert step == means.index(min(means))
+
+    torch.manual_seed(0)
+    bootstrap = BootStrapper(RobustSimilarity(metric, normalize=True), num_bootstraps=5)
+    bootstrap.update(*pictures(8))
+    assert bootstrap.compute()["std"] > 0
+    assert {id(one.model) for one in bootstrap.metrics} == {id(metric)}
+
+    running = Running(RobustSimilarity(metric, normalize=True), window=2)
+    for a, b in BATCHES:
+        running.update(a, b)
+    torch.testing.assert_close(running.compute(), all_pairs(metric, BATCHES[1:]).mean())
+    minmax = MinMaxMetric(RobustSimilarity(metric, normalize=True))
+    minmax.update(*BATCHES[0])
+    assert minmax.compute()["min"] == minmax.compute()["max"]
+    twice = 2 * RobustSimilarity(metric, normalize=True)
+    torch.testing.assert_close(twice(*BATCHES[0]), 2 * metric(*BATCHES[0]).mean())
+
+
+def test_torchmetrics_own_check_of_full_state_update(metric, capsys):
+    from torchmetrics.utilities.checks import check_forward_full_state_property
+
+    check_forward_full_state_property(
+        RobustSimilarity, init_args={"model": metric, "normalize": True},
+        input_args={"img1": BATCHES[1][0], "img2": BATCHES[1][1]}, num_update_to_compare=[2, 3], reps=2,
+    )  # fmt: skip
+    assert "Partial state" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torchmetrics_own_tester(metric, reduction):
+    testers = pytest.importorskip("unittests._helpers.testers", reason="torchmetrics' wheel does not bring its tests")
+    pairs = [torch.stack(side) for side in zip(*(pictures(4, seed) for seed in range(4)), strict=True)]
+    reduce = {"mean": torch.mean, "none": lambda d: d}[reduction]
+    testers.MetricTester().run_class_metric_test(
+        ddp=False, preds=pairs[0], target=pairs[1], metric_class=RobustSimilarity,
+        reference_metric=lambda preds, target: reduce(metric(preds, target)),
+        metric_args={"model": metric, "normalize": True, "reduction": reduction}, check_scriptable=False,
+        check_state_dict=False,
+    )  # fmt: skip
+
+
+def test_plots(metric):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    similarity = RobustSimilarity(metric, normalize=True)
+    values = [similarity(a, b) for a, b in BATCHES]
+    _, axes = similarity.plot()
+    assert axes.get_ylabel() == "RobustSimilarity"
+    assert axes.get_ylim() == pytest.approx((-0.1 * 2**0.5, 1.1 * 2**0.5))
+    _, axes = similarity.plot(values)
+    assert axes.lines[0].get_ydata() == pytest.approx([float(value) for value in values])
+    every = RobustSimilarity(metric, normalize=True, reduction="none")
+    every.update(*BATCHES[0])
+    _, axes = pyplot.subplots()
+    every.plot(ax=axes)
+    assert len(axes.lines) == 3
+    pyplot.close("all")
+
+
+def test_without_torchmetrics_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchmetrics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "robustsim.integrations.similarity")
+    package = importlib.import_module("robustsim.integrations")
+    monkeypatch.delitem(vars(package), "RobustSimilarity", raising=False)
+    with pytest.raises(MissingDependencyError, match=r'pip install "robustsim\[integrations\]"'):
+        _ = package.RobustSimilarity
+    with pytest.raises(ImportError):
+        from robustsim.integrations import RobustSimilarity  # noqa: F401
+
+
+# What each of two processes computes; the first sees three batches, the second one or none.
+JOB = """
+import json, sys, warnings
+import torch
+import torch.distributed as dist
+from torchmetrics import MetricCollection
+from robustsim import RobustSim
+from robustsim.integrations import RobustSimilarity
+from tests.test_integrations import BATCHES, shares
+
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+metric = RobustSim.from_pretrained(device="cpu")
+# Embeddings stand in for images.
+BATCHES[:] = [(metric.embed(a), metric.embed(b)) for a, b in BATCHES]
+told = {}
+warnings.filterwarnings("ignore", "The ``compute`` method of metric RobustSimilarity")
+for name, batches in shares(rank).items():
+    for reduction in ("mean", "sum", "none"):
+        one = RobustSimilarity(metric, reduction=reduction, normalize=True)
+        if batches is not None:
+            for a, b in batches:
+                one.update(a, b)
+        told[f"{name} {reduction}"] = one.compute().tolist()
+        told[f"{name} {reduction} again"] = [one.compute().tolist(), one.sync_on_compute]
+        one.update(*BATCHES[0])  # it goes on from its own pairs
+        told[f"{name} {reduction} more"] = one.compute().tolist()
+for reduction in ("mean", "none"):
+    one = RobustSimilarity(metric, reduction=reduction, normalize=True, dist_sync_on_step=True)
+    told[f"step {reduction}"] = [one(*BATCHES[rank]).tolist(), one.compute().tolist()]
+collection = MetricCollection({"a": RobustSimilarity(metric, normalize=True),
+                               "b": RobustSimilarity(metric, normalize=True, squared=True)})
+collection.update(*BATCHES[rank])
+told["collection"] = {name: value.tolist() for name, value in collection.compute().items()}
+with open(out, "w") as file:
+    json.dump(told, file)
+dist.destroy_process_group()
+"""
+
+
+def shares(rank):
+    """Batches of a process, by case."""
+    return {
+        "uneven": BATCHES[:2] if rank == 0 else BATCHES[2:],
+        "one idle": BATCHES if rank == 0 else None,
+        "first idle": None if rank == 0 else BATCHES,
+        "both idle": None,
+    }
+
+
+def test_two_processes_give_what_one_does(metric, tmp_path):
+    (tmp_path / "job.py").write_text(JOB)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [(tmp_path / "job.py", rank, tmp_path / "store", tmp_path / f"{rank}.json") for rank in (0, 1)]
+    with (
+        started(*words[0], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as first,
+        started(*words[1], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second,
+    ):
+        errors = [one.communicate()[1] for one in (first, second)]
+        assert (first.returncode, second.returncode) == (0, 0), errors
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert repr(told[0]) == repr(told[1])  # NaN is among them
+    reduce = {"mean": torch.mean, "sum": torch.sum, "none": lambda pairs: pairs}
+    extra = metric(*BATCHES[0])
+    for name in shares(0):
+        parts = [all_pairs(metric, shares(rank)[name]) if shares(rank)[name] else torch.empty(0) for rank in (0, 1)]
+        for reduction, reduced in reduce.items():
+            found, again, more = (told[0][f"{name} {reduction}{end}"] for end in ("", " again", " more"))
+            assert found == pytest.approx(reduced(torch.cat(parts)).tolist(), rel=1e-6, nan_ok=True)
+            assert repr(again) == repr([found, True])
+            together = torch.cat((parts[0], extra, parts[1], extra))
+            assert more == pytest.approx(reduced(together).tolist(), rel=1e-6)
+    step = torch.cat((metric(*BATCHES[0]), metric(*BATCHES[1])))
+    assert told[0]["step mean"] == pytest.approx([float(step.mean())] * 2, rel=1e-6)
+    assert told[0]["step none"] == [pytest.approx(step.tolist(), rel=1e-6)] * 2
+    squared = torch.cat([metric(*BATCHES[rank], squared=True) for rank in (0, 1)])
+    assert told[0]["collection"] == pytest.approx({"a": float(step.mean()), "b": float(squared.mean())}, rel=1e-6)
