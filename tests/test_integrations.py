@@ -333,7 +333,6 @@ def test_torchmetrics_own_tester(metric, reduction):
         ddp=False, preds=pairs[0], target=pairs[1], metric_class=RobustSimilarity,
         reference_metric=lambda preds, target: reduce(metric(preds, target)),
         metric_args={"model": metric, "normalize": True, "reduction": reduction}, check_scriptable=False,
-        check_state_dict=False,
     )  # fmt: skip
 
 
