@@ -76,7 +76,8 @@ def main(words: list[str] | None = None) -> torch.nn.Module:
         accelerator.save_state(str(args.output / "unfinished"))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (args.output / "unfinished").rename(args.output / f"epoch-{epoch + 1:04d}")
+            (args.output / "unfinished").rename(args.output / f"epoch-{epoch + 1:04d}")  # whole or not at all
+        accelerator.wait_for_everyone()
     accelerator.end_training()
     return accelerator.unwrap_model(model)
 

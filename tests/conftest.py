@@ -63,6 +63,17 @@ def server():
 
 
 @pytest.fixture(scope="session")
+def forks():
+    """Runs code in processes that have the frameworks of others behind them."""
+    from tests.processes import Forks
+
+    names = ("torchvision.transforms.functional", "torchmetrics", "lightning.pytorch", "accelerate", "robustsim.metric")
+    forks = Forks(ROOT, names)
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
 def metric():
     from robustsim import RobustSim
 

@@ -5,9 +5,7 @@ import gc
 import importlib
 import json
 import math
-import os
 import pickle
-import subprocess
 import sys
 import weakref
 
@@ -17,8 +15,7 @@ from torch import nn
 
 from robustsim import RobustSim
 from robustsim.errors import InputError, MissingDependencyError
-from tests.conftest import ROOT
-from tests.processes import started
+from tests.processes import two_ranks
 
 torchmetrics = pytest.importorskip("torchmetrics", reason="needs torchmetrics")
 
@@ -42,21 +39,27 @@ def pictures(count, seed=0, size=24):
 BATCHES = [pictures(count, seed) for seed, count in enumerate((3, 1, 2))]
 
 
+@pytest.fixture(scope="module")
+def embedded(metric):
+    """Embeddings that stand in for them: what is measured is the same, and nothing is encoded."""
+    return [(metric.embed(a), metric.embed(b)) for a, b in BATCHES]
+
+
 def all_pairs(metric, batches=BATCHES, **options):
     return torch.cat([metric(a, b, **options) for a, b in batches])
 
 
 @pytest.mark.parametrize("squared", [False, True])
-def test_it_gives_the_distances_of_the_metric(metric, squared):
-    expected = all_pairs(metric, squared=squared)
+def test_it_gives_the_distances_of_the_metric(metric, embedded, squared):
+    expected = all_pairs(metric, embedded, squared=squared)
     reduced = {"mean": expected.mean(), "sum": expected.sum(), "none": expected, None: expected}
     for reduction, value in reduced.items():
         similarity = RobustSimilarity(metric, reduction=reduction, normalize=True, squared=squared)
-        for a, b in BATCHES:
+        for a, b in embedded:
             similarity.update(a, b)
         torch.testing.assert_close(similarity.compute(), value)
         similarity.reset()
-        similarity.update(*BATCHES[0])
+        similarity.update(*embedded[0])
         first = {"mean": expected[:3].mean(), "sum": expected[:3].sum()}.get(reduction, expected[:3])
         torch.testing.assert_close(similarity.compute(), first)
 
@@ -199,10 +202,10 @@ def test_checkpoints_hold_nothing_of_the_encoder(clean):
     assert not any(weights.requires_grad for weights in clean.parameters())
 
 
-def test_states_come_back_from_a_checkpoint_and_only_to_their_own_model(metric, clean):
+def test_states_come_back_from_a_checkpoint_and_only_to_their_own_model(metric, embedded, clean):
     similarity = RobustSimilarity(metric, normalize=True)
     similarity.persistent(True)
-    similarity.update(*BATCHES[0])
+    similarity.update(*embedded[0])
     other = RobustSimilarity(metric, normalize=True)
     other.persistent(True)
     other.load_state_dict(copy.deepcopy(similarity.state_dict()))
@@ -214,27 +217,27 @@ def test_states_come_back_from_a_checkpoint_and_only_to_their_own_model(metric, 
         RobustSimilarity(clean, normalize=True).merge_state(similarity)
 
 
-def test_copies_share_the_encoder_and_nothing_else(metric):
+def test_copies_share_the_encoder_and_nothing_else(metric, embedded):
     similarity = RobustSimilarity(metric, normalize=True)
-    similarity.update(*BATCHES[0])
+    similarity.update(*embedded[0])
     value = similarity.compute()
     for made in (similarity.clone(), copy.deepcopy(similarity), copy.deepcopy(nn.ModuleList([similarity]))[0]):
         assert made.model is metric
         assert made.compute() == value
-        made.update(*BATCHES[1])
+        made.update(*embedded[1])
         assert made.compute() != value
         assert similarity.compute() == value
     loaded = pickle.loads(pickle.dumps(similarity))
     assert loaded.model is not metric
     assert loaded.compute() == value
-    loaded.update(*BATCHES[1])
+    loaded.update(*embedded[1])
     torch.testing.assert_close(loaded.compute(), made.compute())
 
 
-def test_another_device_has_a_copy_of_the_encoder_once(metric):
+def test_another_device_has_a_copy_of_the_encoder_once(metric, embedded):
     """With torch's device without memory, which every machine has."""
     similarity = RobustSimilarity(metric, normalize=True)
-    similarity.update(*BATCHES[0])
+    similarity.update(*embedded[0])
     value = similarity.compute()
     first, second = similarity.clone().to("meta"), similarity.clone().to("meta")
     assert first.device.type == first.model.device.type == "meta"
@@ -257,7 +260,7 @@ def test_it_has_values_under_a_device_without_memory(metric):
 
 def test_a_collection_never_takes_one_model_for_another(metric, clean):
     """torchmetrics updates only one of those whose states are equal after the first batch; here they are all zero."""
-    a, b = BATCHES[0]
+    a, b = BATCHES[1]
     collection = torchmetrics.MetricCollection(
         {
             "mean": RobustSimilarity(metric, normalize=True),
@@ -265,18 +268,17 @@ def test_a_collection_never_takes_one_model_for_another(metric, clean):
             "none": RobustSimilarity(metric, normalize=True, reduction="none"),
             "squared": RobustSimilarity(metric, normalize=True, squared=True),
             "clean": RobustSimilarity(clean, normalize=True),
-            "clean none": RobustSimilarity(clean, normalize=True, reduction="none"),
         }
     )
     collection.update(a, a)
     assert sorted(map(sorted, collection.compute_groups.values())) == [
-        ["clean"], ["clean none"], ["mean", "sum"], ["none"], ["squared"],
+        ["clean"], ["mean", "sum"], ["none"], ["squared"],
     ]  # fmt: skip
     collection.update(a, b)
-    zeros = torch.zeros(3)
+    zeros = torch.zeros(1)
     ours, theirs = torch.cat((zeros, metric(a, b))), torch.cat((zeros, clean(a, b)))
     expected = {
-        "mean": ours.mean(), "sum": ours.sum(), "none": ours, "clean": theirs.mean(), "clean none": theirs,
+        "mean": ours.mean(), "sum": ours.sum(), "none": ours, "clean": theirs.mean(),
         "squared": torch.cat((zeros, metric(a, b, squared=True))).mean(),
     }  # fmt: skip
     torch.testing.assert_close(collection.compute(), expected)
@@ -285,41 +287,41 @@ def test_a_collection_never_takes_one_model_for_another(metric, clean):
     torch.testing.assert_close(collection(a, b)["mean"], metric(a, b).mean())
 
 
-def test_torchmetrics_wrappers(metric):
+def test_torchmetrics_wrappers(metric, embedded):
     from torchmetrics.wrappers import BootStrapper, MetricTracker, MinMaxMetric, Running
 
     tracker = MetricTracker(RobustSimilarity(metric, normalize=True), maximize=False)
-    for a, b in BATCHES:
+    for a, b in embedded:
         tracker.increment()
         tracker.update(a, b)
     best, step = tracker.best_metric(return_step=True)
-    means = [float(metric(a, b).mean()) for a, b in BATCHES]
+    means = [float(metric(a, b).mean()) for a, b in embedded]
     assert best == pytest.approx(min(means))
     assert step == means.index(min(means))
 
     torch.manual_seed(0)
     bootstrap = BootStrapper(RobustSimilarity(metric, normalize=True), num_bootstraps=5)
-    bootstrap.update(*pictures(8))
+    bootstrap.update(*(torch.cat(side) for side in zip(*embedded, strict=True)))
     assert bootstrap.compute()["std"] > 0
     assert {id(one.model) for one in bootstrap.metrics} == {id(metric)}
 
     running = Running(RobustSimilarity(metric, normalize=True), window=2)
-    for a, b in BATCHES:
+    for a, b in embedded:
         running.update(a, b)
-    torch.testing.assert_close(running.compute(), all_pairs(metric, BATCHES[1:]).mean())
+    torch.testing.assert_close(running.compute(), all_pairs(metric, embedded[1:]).mean())
     minmax = MinMaxMetric(RobustSimilarity(metric, normalize=True))
-    minmax.update(*BATCHES[0])
+    minmax.update(*embedded[0])
     assert minmax.compute()["min"] == minmax.compute()["max"]
     twice = 2 * RobustSimilarity(metric, normalize=True)
-    torch.testing.assert_close(twice(*BATCHES[0]), 2 * metric(*BATCHES[0]).mean())
+    torch.testing.assert_close(twice(*embedded[0]), 2 * metric(*embedded[0]).mean())
 
 
-def test_torchmetrics_own_check_of_full_state_update(metric, capsys):
+def test_torchmetrics_own_check_of_full_state_update(metric, embedded, capsys):
     from torchmetrics.utilities.checks import check_forward_full_state_property
 
     check_forward_full_state_property(
         RobustSimilarity, init_args={"model": metric, "normalize": True},
-        input_args={"img1": BATCHES[1][0], "img2": BATCHES[1][1]}, num_update_to_compare=[2, 3], reps=2,
+        input_args={"img1": embedded[1][0], "img2": embedded[1][1]}, num_update_to_compare=[2, 3], reps=2,
     )  # fmt: skip
     assert "Partial state" in capsys.readouterr().out
 
@@ -336,20 +338,20 @@ def test_torchmetrics_own_tester(metric, reduction):
     )  # fmt: skip
 
 
-def test_plots(metric):
+def test_plots(metric, embedded):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     similarity = RobustSimilarity(metric, normalize=True)
-    values = [similarity(a, b) for a, b in BATCHES]
+    values = [similarity(a, b) for a, b in embedded]
     _, axes = similarity.plot()
     assert axes.get_ylabel() == "RobustSimilarity"
     assert axes.get_ylim() == pytest.approx((-0.1 * 2**0.5, 1.1 * 2**0.5))
     _, axes = similarity.plot(values)
     assert axes.lines[0].get_ydata() == pytest.approx([float(value) for value in values])
     every = RobustSimilarity(metric, normalize=True, reduction="none")
-    every.update(*BATCHES[0])
+    every.update(*embedded[0])
     _, axes = pyplot.subplots()
     every.plot(ax=axes)
     assert len(axes.lines) == 3
@@ -369,81 +371,70 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch):
         from robustsim.integrations import RobustSimilarity  # noqa: F401
 
 
-# What each of two processes computes; the first sees three batches, the second one or none.
+# What each of two processes computes.
 JOB = """
-import json, sys, warnings
+import json, os, warnings
 import torch
 import torch.distributed as dist
 from torchmetrics import MetricCollection
 from robustsim import RobustSim
 from robustsim.integrations import RobustSimilarity
-from tests.test_integrations import BATCHES, shares
 
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo")
 metric = RobustSim.from_pretrained(device="cpu")
-# Embeddings stand in for images.
-BATCHES[:] = [(metric.embed(a), metric.embed(b)) for a, b in BATCHES]
+batches = torch.load("batches.pt")
 told = {}
 warnings.filterwarnings("ignore", "The ``compute`` method of metric RobustSimilarity")
-for name, batches in shares(rank).items():
+for name, places in SHARES.items():
     for reduction in ("mean", "sum", "none"):
         one = RobustSimilarity(metric, reduction=reduction, normalize=True)
-        if batches is not None:
-            for a, b in batches:
-                one.update(a, b)
+        for place in places[rank]:
+            one.update(*batches[place])
         told[f"{name} {reduction}"] = one.compute().tolist()
         told[f"{name} {reduction} again"] = [one.compute().tolist(), one.sync_on_compute]
-        one.update(*BATCHES[0])  # it goes on from its own pairs
+        one.update(*batches[0])  # it goes on from its own pairs
         told[f"{name} {reduction} more"] = one.compute().tolist()
 for reduction in ("mean", "none"):
     one = RobustSimilarity(metric, reduction=reduction, normalize=True, dist_sync_on_step=True)
-    told[f"step {reduction}"] = [one(*BATCHES[rank]).tolist(), one.compute().tolist()]
+    told[f"step {reduction}"] = [one(*batches[rank]).tolist(), one.compute().tolist()]
 collection = MetricCollection({"a": RobustSimilarity(metric, normalize=True),
                                "b": RobustSimilarity(metric, normalize=True, squared=True)})
-collection.update(*BATCHES[rank])
+collection.update(*batches[rank])
 told["collection"] = {name: value.tolist() for name, value in collection.compute().items()}
-with open(out, "w") as file:
-    json.dump(told, file)
+print(json.dumps(told))
 dist.destroy_process_group()
 """
 
 
-def shares(rank):
-    """Batches of a process, by case."""
-    return {
-        "uneven": BATCHES[:2] if rank == 0 else BATCHES[2:],
-        "one idle": BATCHES if rank == 0 else None,
-        "first idle": None if rank == 0 else BATCHES,
-        "both idle": None,
-    }
+# Which batches each of the two sees.
+SHARES = {
+    "uneven": ([0, 1], [2]),
+    "one idle": ([0, 1, 2], []),
+    "first idle": ([], [0, 1, 2]),
+    "both idle": ([], []),
+}
 
 
-def test_two_processes_give_what_one_does(metric, tmp_path):
-    (tmp_path / "job.py").write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [(tmp_path / "job.py", rank, tmp_path / "store", tmp_path / f"{rank}.json") for rank in (0, 1)]
-    with (
-        started(*words[0], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as first,
-        started(*words[1], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as second,
-    ):
-        errors = [one.communicate()[1] for one in (first, second)]
-        assert (first.returncode, second.returncode) == (0, 0), errors
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+def test_two_processes_give_what_one_does(metric, embedded, forks, tmp_path):
+    torch.save(embedded, tmp_path / "batches.pt")
+    with two_ranks() as ranks:
+        codes, printed = forks.run(tmp_path, f"SHARES = {SHARES!r}\n{JOB}", ranks)
+    assert codes == [0, 0], "\n".join(printed)
+    told = [json.loads(one) for one in printed]
     assert repr(told[0]) == repr(told[1])  # NaN is among them
+    pairs = [metric(a, b) for a, b in embedded]
     reduce = {"mean": torch.mean, "sum": torch.sum, "none": lambda pairs: pairs}
-    extra = metric(*BATCHES[0])
-    for name in shares(0):
-        parts = [all_pairs(metric, shares(rank)[name]) if shares(rank)[name] else torch.empty(0) for rank in (0, 1)]
+    for name, shares in SHARES.items():
+        parts = [torch.cat([torch.empty(0), *(pairs[place] for place in places)]) for places in shares]
         for reduction, reduced in reduce.items():
             found, again, more = (told[0][f"{name} {reduction}{end}"] for end in ("", " again", " more"))
             assert found == pytest.approx(reduced(torch.cat(parts)).tolist(), rel=1e-6, nan_ok=True)
             assert repr(again) == repr([found, True])
-            together = torch.cat((parts[0], extra, parts[1], extra))
+            together = torch.cat((parts[0], pairs[0], parts[1], pairs[0]))
             assert more == pytest.approx(reduced(together).tolist(), rel=1e-6)
-    step = torch.cat((metric(*BATCHES[0]), metric(*BATCHES[1])))
+    step = torch.cat(pairs[:2])
     assert told[0]["step mean"] == pytest.approx([float(step.mean())] * 2, rel=1e-6)
     assert told[0]["step none"] == [pytest.approx(step.tolist(), rel=1e-6)] * 2
-    squared = torch.cat([metric(*BATCHES[rank], squared=True) for rank in (0, 1)])
+    squared = torch.cat([metric(*embedded[rank], squared=True) for rank in (0, 1)])
     assert told[0]["collection"] == pytest.approx({"a": float(step.mean()), "b": float(squared.mean())}, rel=1e-6)
