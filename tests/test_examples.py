@@ -6,9 +6,11 @@ The processes find what `torchrun` tells those that it starts, as `accelerate la
 import csv
 import re
 import signal
+import sys
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import EXAMPLES
 from tests.processes import two_ranks
@@ -126,3 +128,41 @@ def test_it_runs_as_a_script(forks, tmp_path):
     assert codes == [0], printed
     assert re.fullmatch(r"epoch 1: loss \S+, distance \S+\n", printed)
     assert (tmp_path / "run" / "checkpoint.pt").is_file()
+
+
+def kept_and_gradient(function, images):
+    """Bytes that a graph keeps for the way back, and the gradient to the images."""
+    images = images.clone().requires_grad_()
+    kept = []
+
+    def count(tensor):
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        loss = function(images).sum()
+    loss.backward()
+    return sum(kept), images.grad
+
+
+def test_the_autoencoder_keeps_little_of_what_is_inside_it(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setitem(sys.modules, "autoencoder", None)
+    monkeypatch.delitem(sys.modules, "autoencoder")  # what is imported here does not outlive the test
+    import autoencoder
+
+    model = autoencoder.Autoencoder().train()
+    images = torch.rand(2, 3, 32, 32)
+    kept, gradient = kept_and_gradient(model, images)
+    monkeypatch.setattr(autoencoder, "checkpoint", lambda block, x, **_: block(x))
+    without, expected = kept_and_gradient(model, images)
+    assert kept < without / 2
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_metric_can_be_checkpointed_too(metric):
+    images, reference = torch.rand(2, 3, 32, 32), metric.embed(torch.rand(2, 3, 32, 32))
+    kept, gradient = kept_and_gradient(lambda x: checkpoint(metric, x, reference, use_reentrant=False), images)
+    without, expected = kept_and_gradient(lambda x: metric(x, reference), images)
+    assert kept < without / 10
+    assert torch.equal(gradient, expected)

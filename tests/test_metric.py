@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import random
 
 import numpy as np
@@ -259,6 +260,16 @@ def test_deepcopy_is_independent(metric):
     with torch.no_grad():
         next(other.parameters()).zero_()
     assert metric.distance(CHELSEA, COFFEE).item() != other.distance(CHELSEA, COFFEE).item()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_it_goes_to_other_processes(metric, persistent):
+    """As to the workers of a DataLoader, or of `ddp_spawn`."""
+    a, b = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    other = pickle.loads(pickle.dumps(RobustSim(metric.encoder, persistent=persistent)))
+    assert torch.equal(other(a, b), metric(a, b))
+    assert other.persistent == persistent
+    assert len(other.state_dict(prefix="metric.")) == (len(metric.state_dict()) if persistent else 0)
 
 
 def test_compile_gives_one_graph_and_the_same_numbers(metric):
