@@ -331,16 +331,27 @@ def test_torchmetrics_own_check_of_full_state_update(metric, embedded, capsys):
     assert "Partial state" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_torchmetrics_own_tester(metric, reduction):
+def test_torchmetrics_own_testers(metric):
     testers = pytest.importorskip("unittests._helpers.testers", reason="torchmetrics' wheel does not bring its tests")
-    pairs = [torch.stack(side) for side in zip(*(pictures(4, seed) for seed in range(4)), strict=True)]
-    reduce = {"mean": torch.mean, "none": lambda d: d}[reduction]
-    testers.MetricTester().run_class_metric_test(
-        ddp=False, preds=pairs[0], target=pairs[1], metric_class=RobustSimilarity,
-        reference_metric=lambda preds, target: reduce(metric(preds, target)),
-        metric_args={"model": metric, "normalize": True, "reduction": reduction}, check_scriptable=False,
-    )  # fmt: skip
+    tester = testers.MetricTester()
+    preds, target = (torch.stack(side) for side in zip(*(pictures(3, seed) for seed in range(2)), strict=True))
+
+    # Of different names: what they give is kept by their names there.
+    def distances(preds, target):
+        return metric(preds, target)
+
+    def mean_distance(preds, target):
+        return metric(preds, target).mean()
+
+    for reduction, reference in (("none", distances), ("mean", mean_distance)):
+        args = {"model": metric, "normalize": True, "reduction": reduction}
+        tester.run_class_metric_test(
+            ddp=False, preds=preds, target=target, metric_class=RobustSimilarity, reference_metric=reference,
+            metric_args=args, check_scriptable=False, atol=1e-6,
+        )  # fmt: skip
+    tester.run_differentiability_test(preds, target, metric_module=RobustSimilarity, metric_args=args)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        tester.run_precision_test_cpu(preds, target, metric_module=RobustSimilarity, metric_args=args, dtype=dtype)
 
 
 def test_plots(metric, embedded):
