@@ -292,6 +292,9 @@ def test_a_collection_never_takes_one_model_for_another(metric, clean):
     torch.testing.assert_close(collection(a, b)["mean"], metric(a, b).mean())
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The default value for `maximize`:FutureWarning"
+)  # of 1.6, which goes by what is set
 def test_torchmetrics_wrappers(metric, embedded):
     from torchmetrics.wrappers import BootStrapper, MetricTracker, MinMaxMetric, Running
 

@@ -151,6 +151,7 @@ def modules_after(code):
 def test_import_robustsim_is_light():
     assert not {"torch", "numpy", "PIL", "typer", "huggingface_hub"} & modules_after("import robustsim")
     assert "torch" not in modules_after("import robustsim; robustsim.list_models()")
+    assert not {"torch", "torchmetrics"} & modules_after("import robustsim.integrations")
 
 
 def test_the_bundled_model_needs_torch_alone():
