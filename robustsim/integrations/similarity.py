@@ -153,8 +153,10 @@ class RobustSimilarity(Metric):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "RobustSimilarity":
         # The device is followed, and the type is not: sums of half precision soon cease to grow.
+        before = self.device
         super()._apply(lambda state: state.to(fn(state).device), *args, **kwargs)
-        self._place.move(self.device)
+        if self.device != before:
+            self._place.move(self.device)
         return self
 
 
