@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from robustsim.distances import (
     NO_EMBEDDING,
     check_counts,
+    encode_together,
     finite,
     identities,
     joined,
@@ -315,7 +316,7 @@ class RobustSim(nn.Module):
         same = {(i, j): [same_pictures(seen[i], seen[j])] for i, j in combinations(seen, 2)}
         encoded: dict[int, list[Tensor]] = {i: [] for i in streamed}
         for batch in zip(*(self._stream(parts[i], input_range, size) for i in streamed), strict=True):
-            for i, embedded in zip(streamed, self._embed_together(batch), strict=True):
+            for i, embedded in zip(streamed, encode_together(self.embed_pixels, batch), strict=True):
                 encoded[i].append(embedded)
             seen.update(zip(streamed, batch, strict=True))
             for i, j in combinations(parts, 2):
@@ -324,15 +325,6 @@ class RobustSim(nn.Module):
         for i, batches in encoded.items():
             z[i] = joined(batches)
         return z, {pair: joined(rows) for pair, rows in same.items()}
-
-    def _embed_together(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Embeddings of pixels of several groups, in one pass where it computes no gradient that nobody wants."""
-        if len(batch) == 1 or len({pixels.requires_grad for pixels in batch}) > 1:
-            # Those with a gradient last: FSDP1 keeps the weights that the last pass needs.
-            order = sorted(range(len(batch)), key=lambda i: batch[i].requires_grad)
-            found = {i: self.embed_pixels(batch[i]) for i in order}
-            return [found[i] for i in range(len(batch))]
-        return torch.split(self.embed_pixels(torch.cat(tuple(batch))), [pixels.shape[0] for pixels in batch])
 
     def _encode(self, images: ImagesOrEmbeddings, input_range: Range, pictures: "list[Tensor] | None" = None) -> Tensor:
         """Unit embeddings (N, D). To `pictures`, what tells the pictures apart is added, where they are pictures."""

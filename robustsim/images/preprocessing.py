@@ -23,8 +23,8 @@ RANGE_TOLERANCE = 1e-3
 _MOST_PIXELS = 2**27
 
 
-def clip(pixels: "Tensor") -> "Tensor":
-    """`clamp(0, 1)` whose gradient passes at the bounds, and as far beyond as rounding goes.
+def clip(pixels: "Tensor", beyond: float = RANGE_TOLERANCE) -> "Tensor":
+    """`clamp(0, 1)` whose gradient passes at the bounds, and as far beyond as rounding goes, or as is asked for.
 
     That of `torch.clamp` may be 0 there: black and white pixels would not move, and a saturated picture would look
     as if no attack could change it.
@@ -32,7 +32,7 @@ def clip(pixels: "Tensor") -> "Tensor":
     import torch
 
     inside = pixels.detach().clamp(0, 1)
-    near = (pixels >= -RANGE_TOLERANCE) & (pixels <= 1 + RANGE_TOLERANCE)
+    near = (pixels >= -beyond) & (pixels <= 1 + beyond)
     passed = torch.where(near, pixels, inside)
     return passed + (inside - passed).detach()
 
@@ -80,8 +80,15 @@ class Preprocessing:
 
     def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """What the encoder looks at of a `width` x `height` picture: (left, top, right, bottom), in its pixels."""
-        if self.mode == "longest":
-            return 0.0, 0.0, float(width), float(height)
+        left, top, right, bottom = self.square(width, height)
+        return max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+
+    def square(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where the encoder's square lies on a `width` x `height` picture: (left, top, right, bottom), in its pixels.
+
+        As [`seen`][robustsim.images.Preprocessing.seen], but with the padding of `longest`, which lies beyond the
+        picture.
+        """
         new_width, new_height = self.resized(width, height)
         left, top = self._offset(new_width), self._offset(new_height)
         # Divided last, so that an edge of the picture is exactly that.
@@ -91,6 +98,9 @@ class Preprocessing:
         return x0, y0, x1, y1
 
     def _offset(self, length: int) -> int:
+        """Where the square begins on a line of the resized picture; negative where it begins before it."""
+        if self.mode == "longest":
+            return -((self.size - length) // 2)
         return int(round((length - self.size) / 2.0))  # noqa: RUF046 - torchvision's formula, kept to the letter
 
     def _check(self, width: int, height: int) -> tuple[int, int]:
@@ -116,7 +126,7 @@ class Preprocessing:
             image = image.resize((width, height), resample)
         if self.mode == "longest" and (width, height) != (self.size, self.size):
             square = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
-            square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
+            square.paste(image, (-self._offset(width), -self._offset(height)))
             return square
         if self.mode != "longest" and (width, height) != (self.size, self.size):
             left, top = self._offset(width), self._offset(height)
@@ -139,8 +149,5 @@ class Preprocessing:
         width, height = self._check(pixels.shape[-1], pixels.shape[-2])
         if not torch.compiler.is_compiling() and pixels.shape[-2:] == (self.size, self.size) == (height, width):
             return pixels
-        if self.mode == "longest":
-            top, left = -((self.size - height) // 2), -((self.size - width) // 2)
-        else:
-            top, left = self._offset(height), self._offset(width)
-        return clip(resize_window(pixels, (height, width), (top, left), self.size, self.interpolation, self.fill / 255))
+        corner = self._offset(height), self._offset(width)
+        return clip(resize_window(pixels, (height, width), corner, self.size, self.interpolation, self.fill / 255))
