@@ -1,0 +1,243 @@
+"""Maps of where two pictures differ: places, ranges, gradients, and what a model does not look at."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from robustsim import RobustSim
+from robustsim.encoders.timm_models import TimmTrunk
+from robustsim.errors import InputError
+from robustsim.explain import difference_map
+from robustsim.images import Preprocessing
+from tests.conftest import EXAMPLES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CHELSEA, COFFEE, ROCKET = (EXAMPLES / name for name in ("chelsea.png", "coffee.png", "rocket.jpg"))
+FAMILIES = ("lite", "vit", "convnext", "dino", "classifier")  # ours, open_clip's two, timm's two
+
+
+def images(count, height=64, width=64, seed=0):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def models(metric, published):
+    made = {name: RobustSim.from_pretrained(published[name][0], device="cpu") for name in FAMILIES[1:]}
+    return {"lite": metric, **made}
+
+
+class Places(nn.Module):
+    """A trunk whose features of a place are the mean of its pixels: (N, 3, S, S) -> (N, 3, h, w)."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+    def tokens(self, x, *, project=False):
+        return self(x), nn.functional.adaptive_avg_pool2d(x, self.side)
+
+
+def seeing(preprocessing, side):
+    """A metric whose features are known; black pixels are zeros."""
+    encoder = RobustSim.from_pretrained("lite", device="cpu").encoder
+    encoder.trunk = Places(side)
+    encoder.card = dataclasses.replace(encoder.card, preprocessing=preprocessing)
+    encoder.mean.zero_()
+    encoder.std.fill_(1)
+    return RobustSim(encoder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_architecture_has_a_map(models, name):
+    model = models[name]
+    a, b = images(2, 70, 90), images(2, 70, 90, seed=1)
+    for squared in (False, True):
+        d = difference_map(model, a, b, squared=squared)
+        assert d.shape == (2, 70, 90)
+        assert d.dtype == torch.float32
+        assert d.min() >= 0
+        assert d.max() <= (2 if squared else 2**0.5)
+        assert d.amax((1, 2)).min() > 0
+    torch.testing.assert_close(difference_map(model, b, a), difference_map(model, a, b), rtol=1e-3, atol=1e-4)
+    assert difference_map(model, a, a).abs().max() == 0
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_are_finite_and_zero_at_equality(models, name):
+    model, size = models[name], models[name].card.preprocessing.size
+    for a, b in ((images(1, size, size), images(1, size, size, seed=1)), (images(1), images(1))):
+        for squared in (False, True):
+            x = a.clone().requires_grad_()
+            difference_map(model, x, b, squared=squared).sum().backward()
+            assert torch.isfinite(x.grad).all()
+            assert bool(x.grad.abs().sum() > 0) is not torch.equal(a, b)
+
+
+def test_black_pictures_have_places_without_features(metric):
+    """Behind the ReLU6 of the bundled encoder: they count as unlike everything else, and have finite gradients."""
+    black, other = torch.zeros(1, 3, 224, 224), images(1, 224, 224)
+    tokens = metric.encoder.features(black).tokens
+    assert (tokens.abs().sum(2) == 0).any()
+    x = black.clone().requires_grad_()
+    d = difference_map(metric, x, other)
+    d.sum().backward()
+    assert torch.isfinite(d).all()
+    assert torch.isfinite(x.grad).all()
+    assert difference_map(metric, black, black).abs().max() == 0
+
+
+def test_places_with_nothing_but_zeros():
+    known = seeing(Preprocessing(size=8, mode="squash"), side=2)
+    a, b = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    b[..., :4, :4] = 0.5  # nothing against something: 1; nothing against nothing: 0
+    for squared in (False, True):
+        d = difference_map(known, a, b, squared=squared)[0]
+        assert d[0, 0] == pytest.approx(1, abs=1e-6)
+        assert d[7, 7] == 0
+        assert torch.equal(difference_map(known, b, a, squared=squared)[0], d)
+
+
+def test_the_formula_place_by_place():
+    known = seeing(Preprocessing(size=8, mode="squash"), side=8)
+    a, b = images(2, 8, 8), images(2, 8, 8, seed=1)
+    cosine = nn.functional.cosine_similarity(a, b, dim=1)
+    torch.testing.assert_close(difference_map(known, a, b, squared=True), 1 - cosine, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(difference_map(known, a, b), (1 - cosine).sqrt(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_interpolation_is_torchs():
+    known = seeing(Preprocessing(size=16, mode="squash"), side=4)
+    a, b = images(1, 16, 16), images(1, 16, 16, seed=1)
+    places = 1 - nn.functional.cosine_similarity(*(nn.functional.adaptive_avg_pool2d(x, 4) for x in (a, b)), dim=1)
+    wanted = nn.functional.interpolate(places[:, None], size=(16, 16), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(difference_map(known, a, b, squared=True), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "size"),
+    [
+        (Preprocessing(size=32, mode="shortest"), (40, 80)),
+        (Preprocessing(size=32, mode="shortest", resize=48), (60, 40)),
+        (Preprocessing(size=32, mode="squash", resize=40), (50, 70)),
+        (Preprocessing(size=32, mode="longest"), (40, 80)),
+        (Preprocessing(size=32, mode="longest"), (90, 30)),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_a_change_is_shown_where_it_is(preprocessing, size):
+    """A part of the picture changes its colour; the map has its peak there, and 0 beyond what is seen."""
+    known = seeing(preprocessing, side=16)
+    height, width = size
+    left, top, right, bottom = preprocessing.seen(width, height)
+    a = torch.full((1, 3, height, width), 0.5)
+    b = a.clone()
+    x, y = left + 0.75 * (right - left), top + 0.25 * (bottom - top)
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    reach = min(bottom - top, right - left) / 8
+    near = ((rows - y).abs() <= reach)[:, None] & ((columns - x).abs() <= reach)[None]
+    b[:, 0][:, near] = 1.0
+    d = difference_map(known, a, b)[0]
+    outside = (rows < top) | (rows > bottom)
+    assert d[outside].abs().sum() == 0
+    assert d[:, (columns < left) | (columns > right)].abs().sum() == 0
+    weight = d / d.sum()
+    assert abs(float((weight.sum(1) * rows).sum()) - y) < 0.06 * height
+    assert abs(float((weight.sum(0) * columns).sum()) - x) < 0.06 * width
+    assert d[near].mean() > 10 * d[~near].mean()
+
+
+def test_one_against_many_and_batches(models):
+    model = models["vit"]
+    a, b = images(5, 60, 80), images(5, 60, 80, seed=1)
+    whole = difference_map(model, a, b)
+    small = RobustSim(model.encoder, batch_size=2)
+    torch.testing.assert_close(difference_map(small, a, b), whole, rtol=1e-4, atol=1e-5)
+    for one in (model, small):
+        many = difference_map(one, a[:1], b)
+        assert many.shape == (5, 60, 80)
+        each = torch.cat([difference_map(one, a[:1], b[i : i + 1]) for i in range(5)])
+        torch.testing.assert_close(many, each, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(difference_map(one, b, a[:1]), many, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="2 images against 3: the counts must be equal"):
+        difference_map(model, a[:2], a[:3])
+
+
+def test_the_one_is_encoded_once(models):
+    seen = []
+    small = RobustSim(models["vit"].encoder, batch_size=2)
+    hook = small.encoder.trunk.visual.conv1.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    try:
+        difference_map(small, images(1), images(5, seed=1))
+    finally:
+        hook.remove()
+    assert seen == [1, 2, 2, 1]
+
+
+def test_files_at_their_own_resolution(models):
+    model = models["lite"]
+    with Image.open(CHELSEA) as image:
+        width, height = image.size
+        array = np.asarray(image.convert("RGB"))
+    d = difference_map(model, CHELSEA, COFFEE)
+    assert d.shape == (1, height, width)
+    for same in (str(CHELSEA), CHELSEA.read_bytes(), Image.fromarray(array), array, [CHELSEA]):
+        assert torch.equal(difference_map(model, same, COFFEE), d)
+    assert difference_map(model, CHELSEA, array).abs().max() == 0
+    # Sizes of b may be what they like; those of a have no common map.
+    assert difference_map(model, [CHELSEA] * 2, [COFFEE, ROCKET]).shape == (2, height, width)
+    with pytest.raises(InputError, match=rf"several sizes \(.*{width} x {height}.*\) have no common map"):
+        difference_map(model, [CHELSEA, COFFEE], CHELSEA)
+
+
+def test_ranges_and_embeddings(models):
+    a, b = images(1), images(1, seed=1)
+    model = models["vit"]
+    torch.testing.assert_close(
+        difference_map(model, 2 * a - 1, 2 * b - 1, input_range=(-1, 1)), difference_map(model, a, b)
+    )
+    with pytest.raises(InputError, match=r"pass input_range=\(-1, 1\)"):
+        difference_map(model, 2 * a - 1, b)
+    with pytest.raises(InputError, match="not an image"):
+        difference_map(model, model.embed(a), b)
+
+
+@pytest.mark.parametrize("name", ["lite", "vit"])
+def test_half_the_digits(models, name):
+    """In mixed precision, or with an encoder in bfloat16, the map stays float32 and about the same."""
+    model, a, b = models[name], images(1, 224, 224), images(1, 224, 224, seed=1)
+    whole = difference_map(model, a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = difference_map(model, a, b)
+    half = difference_map(copy.deepcopy(model).to(torch.bfloat16), a, b)
+    for d in (mixed, half):
+        assert d.dtype == torch.float32
+        torch.testing.assert_close(d, whole, rtol=0.2, atol=0.1)
+
+
+def test_compiled(models):
+    model, a, b = models["vit"], images(2), images(2, seed=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, y: difference_map(model, x, y), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(a, b), difference_map(model, a, b), rtol=1e-4, atol=1e-5)
+
+
+def test_no_places_no_map():
+    encoder = RobustSim.from_pretrained("lite", device="cpu").encoder
+
+    class Closed(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    encoder.trunk = TimmTrunk(Closed())
+    with pytest.raises(InputError, match="no access to the last feature map of Closed"):
+        difference_map(RobustSim(encoder), images(1), images(1, seed=1))
