@@ -9,7 +9,11 @@ import pytest
 
 from tests.conftest import EXAMPLES, ROOT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# The drop-ins say once how they differ, which is no error of the page that shows them.
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::robustsim.compat.CompatWarning"),
+]
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
