@@ -166,10 +166,12 @@ def their_piq() -> nn.Module:
 
 def their_pyiqa() -> Call:
     import pyiqa
+    import torchvision
 
-    return pyiqa.create_metric("lpips", as_loss=True, device="cpu", pretrained=False, pnet_rand=True).requires_grad_(
-        False
-    )
+    network = torchvision.models.alexnet(weights=None)
+    with patch.object(torchvision.models, "alexnet", lambda **_: network):  # it asks for weights whatever it is told
+        measure = pyiqa.create_metric("lpips", as_loss=True, device="cpu", pretrained=False, pnet_rand=True)
+    return measure.requires_grad_(False)
 
 
 def their_dreamsim() -> Any:

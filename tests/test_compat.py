@@ -524,8 +524,9 @@ def test_options_of_dreamsim(metric, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []  # the package's folder is not made
     with pytest.raises(InputError, match="pretrained=False cannot be honoured"):
         dreamsim(pretrained=False)
-    with pytest.raises(InputError, match="device"):
-        dreamsim(device="no-such-device")
+    for options in ({}, {"model": metric}):
+        with pytest.raises(InputError, match="device"):
+            dreamsim(device="no-such-device", **options)
     seen = {}
     monkeypatch.setattr(RobustSim, "from_pretrained", lambda name, **options: seen.update(options) or metric)
     dreamsim(cache_dir="kept", device="cpu", model="org/repo")

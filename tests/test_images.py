@@ -294,6 +294,19 @@ def test_every_size_becomes_the_square(width, height, mode, size):
         assert (left, top, right, bottom) == (0, 0, width, height)
 
 
+def test_where_the_square_lies():
+    """It is what is seen, and reaches beyond a picture that is padded."""
+    for mode, resize in (("squash", None), ("squash", 48), ("shortest", None), ("shortest", 48)):
+        pre = Preprocessing(size=32, mode=mode, resize=resize)
+        assert pre.square(100, 60) == pre.seen(100, 60)
+    pre = Preprocessing(size=32, mode="longest")
+    assert pre.square(64, 32) == (0, -16, 64, 48)
+    assert pre.square(32, 64) == (-16, 0, 48, 64)
+    assert pre.seen(64, 32) == (0, 0, 64, 32)
+    picture = np.asarray(pre.apply(Image.new("RGB", (64, 32), "white")))
+    assert np.flatnonzero(picture[:, 0, 0]).tolist() == list(range(8, 24))
+
+
 def test_too_elongated_for_a_crop(tmp_path):
     path = tmp_path / "line.png"
     Image.new("RGB", (1, 4000)).save(path)

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustsim.compat.dropin import DropIn, Model, tell
 from robustsim.distances import finite
 from robustsim.encoders.card import DEFAULT_MODEL
+from robustsim.encoders.placement import find_device
 from robustsim.errors import InputError
 from robustsim.images.inputs import ImageSource, load_square, split_images, stack_squares
 from robustsim.images.preprocessing import Preprocessing
@@ -86,7 +87,7 @@ def dreamsim(
     dreamsim_type: str = "ensemble",
     use_patch_model: bool = False,
     *,
-    model: "Model" = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
 ) -> tuple[PerceptualModel, Callable[[ImageSource], Tensor]]:
     """A model of this package in the place of the one that `dreamsim.dreamsim` returns, with its preprocessing.
 
@@ -123,7 +124,7 @@ def dreamsim(
         own = None if os.fspath(cache_dir) == _THEIR_CACHE else cache_dir
         model = RobustSim.from_pretrained(model, device=device, cache_dir=own)
     elif device is not None:
-        model = model.to(device)
+        model = model.to(find_device(device))
     made = PerceptualModel(model, None, normalize_embeds)
     card = made.metric.card
     tell(
