@@ -1,6 +1,6 @@
 """The drop-ins against the metric called directly, and beside the packages whose places they take.
 
-python benchmarks/drop_in.py [--count 4] [--size 256] [--rounds 9] [--threads 2] [--device cpu]
+python benchmarks/drop_in.py [--count 4] [--size 256] [--rounds 9] [--threads 2] [--device cpu] [--alone]
 
 In each round every contender runs once, in another order; what is printed are medians of ratios within a round. The
 other packages, and our larger models, have random weights, so that nothing is downloaded: a time does not depend on
@@ -37,17 +37,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--alone", action="store_true", help="not beside other packages")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")  # of packages about their own insides
     device = torch.device(options.device)
     metric = RobustSim.from_pretrained(device=device)
-    compare_with_direct(metric, options.count, options.size, 5 * options.rounds, device)
-    compare_with_others(metric, options.count, options.size, options.rounds, device)
+    compare_with_direct(metric, options.count, options.size, 30 * options.rounds, device)
+    if not options.alone:
+        compare_with_others(metric, options.count, options.size, options.rounds, device)
 
 
 def compare_with_direct(metric: RobustSim, count: int, size: int, runs: int, device: torch.device) -> None:
+    # What one pair takes is short, and noisy.
     ours, (perceptual, _) = lpips.LPIPS(model=metric), dreamsim(model=metric)
     for name, drop_in, direct, side, low in (
         ("lpips.LPIPS", ours, lambda a, b: metric(a, b, squared=True, input_range=(-1, 1)), size, -1),
@@ -56,7 +59,7 @@ def compare_with_direct(metric: RobustSim, count: int, size: int, runs: int, dev
         for pairs in (1, count):
             a, b = pictures(pairs, side, low, device)
             for what, step in (("forward", forward), ("forward and backward", backward)):
-                value = ratio(lambda: step(drop_in, a, b), lambda: step(direct, a, b), runs)  # noqa: B023
+                value = ratio(lambda: step(drop_in, a, b), lambda: step(direct, a, b), runs // pairs)  # noqa: B023
                 print(f"{value:7.3f}  robustsim.compat {name} / the metric itself, {pairs} pair(s) at {side}, {what}")
 
 

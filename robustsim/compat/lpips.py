@@ -23,8 +23,8 @@ class LPIPS(DropIn):
     """A model of this package with the constructor, the call, the ranges and the shapes of `lpips.LPIPS`.
 
     It begins on the CPU, as the original does; `.to()` and `.cuda()` move it. Its value is `1 - cos` of the embeddings,
-    in [0, 2]. Like LPIPS's, that is a mean of squared differences: its gradient goes to zero with the distance, as
-    learning rates and weights that were found with LPIPS expect.
+    in [0, 2]. Like LPIPS's, it is made of squared differences: its gradient goes to zero with the distance, as
+    learning rates that were found with LPIPS expect.
 
     It differs from the original in that it looks at the whole picture at once, resized as the model's card says, mostly
     to 224 x 224; in that it is frozen whole, stays in eval mode, and leaves nothing in a checkpoint; and in its
@@ -101,7 +101,7 @@ class LPIPS(DropIn):
 
         Args:
             in0: N pictures in [-1, 1], or 1: (N, 3, H, W), (3, H, W), or grey, (N, 1, H, W) or (1, H, W). Values up to
-                a whole width outside the range are clamped, and their gradient passes.
+                a whole width outside the range are clamped, and their gradient passes. uint8 is 0..255.
             in1: the same, of the same count, or one of them 1; sizes may differ.
             retPerLayer: give `(value, [value])`: there is one layer.
             normalize: the range is [0, 1].
