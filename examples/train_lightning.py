@@ -17,20 +17,30 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from robustsim import RobustSim
 from robustsim.integrations import RobustSimilarity
 
 
 class Restoration(lightning.LightningModule):
-    def __init__(self, lr: float) -> None:
+    def __init__(self, folder: str, size: int, batch_size: int, lr: float) -> None:
         super().__init__()
-        self.lr = lr
+        self.batch_size, self.lr = batch_size, lr
         self.autoencoder = Autoencoder()
         # Moves with this module, and is in no checkpoint of it.
         self.metric = RobustSim.from_pretrained(device="cpu", persistent=False)
         self.distance = RobustSimilarity(self.metric, normalize=True)  # over all processes; the encoder is that one's
+
+        self.data = Photographs(folder, size, self.metric)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        # Lightning tells it the epoch, which it shuffles by: a run that goes on sees what an undisturbed one sees.
+        sampler = DistributedSampler(self.data, self.trainer.world_size, self.trainer.global_rank)
+        return DataLoader(self.data, self.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        return DataLoader(self.data, self.batch_size)  # photographs of their own would be better
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, references = batch
@@ -60,24 +70,24 @@ def main(words: list[str] | None = None) -> lightning.LightningModule:
     args = parser.parse_args(words)
 
     lightning.seed_everything(0, verbose=False)
-    model = Restoration(args.lr)
-    data = Photographs(args.data, args.size, model.metric)
-    training = DataLoader(data, args.batch_size, shuffle=True)  # Lightning shares it out
-    validation = DataLoader(data, args.batch_size)  # photographs of their own would be better
+    model = Restoration(args.data, args.size, args.batch_size, args.lr)
     trainer = lightning.Trainer(
         devices=args.devices,
         strategy="ddp" if args.devices > 1 else "auto",
         precision="bf16-mixed",
         max_epochs=args.epochs,
         logger=CSVLogger(args.output, name="log"),
-        callbacks=[ModelCheckpoint(args.output, filename="best", monitor="distance", save_last=True)],
+        callbacks=[  # `save_last` alone writes nothing after an epoch that was not the best
+            ModelCheckpoint(args.output, filename="best", monitor="distance", enable_version_counter=False),
+            ModelCheckpoint(args.output, filename="last", enable_version_counter=False),
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
     last = args.output / "last.ckpt"
-    trainer.fit(model, training, validation, ckpt_path=last if last.exists() else None)
+    trainer.fit(model, ckpt_path=last if last.exists() else None)
     return model
 
 

@@ -77,6 +77,9 @@ def main(words: list[str] | None = None) -> torch.nn.Module:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
                 distance.update(model(images.to(device)), references)
         mean, found = torch.stack(losses).mean(), distance.compute()
+        if world > 1:
+            dist.all_reduce(mean)
+            mean /= world
         if rank == 0:
             print(f"epoch {epoch + 1}: loss {mean:.4f}, distance {found:.4f}", flush=True)
             args.output.mkdir(parents=True, exist_ok=True)

@@ -51,9 +51,10 @@ def limited(self, index):
 
 
 autoencoder.Photographs.__getitem__ = limited
-words = ["--batch-size", "1", "--size", "32", "--epochs", "{EPOCHS}", "--lr", "5e-3", "--output", OUTPUT]
+words = ["--batch-size", "1", "--size", "32", "--epochs", "{EPOCHS}", "--lr", LR, "--output", OUTPUT]
 model = importlib.import_module(NAME).main(["--data", {str(EXAMPLES)!r}, *words, *WORDS])
-torch.save({{key: value.cpu() for key, value in model.state_dict().items()}}, OUTPUT + os.environ["RANK"] + ".pt")
+rank = os.environ.get("RANK", "0")
+torch.save({{key: value.cpu() for key, value in model.state_dict().items()}}, OUTPUT + rank + ".pt")
 """
 
 SCRIPT = """
@@ -65,12 +66,17 @@ runpy.run_path(DATA + "/train_torch.py", run_name="__main__")
 """
 
 
+def job(name, output, limit=0, words=None, lr="5e-3"):
+    usual, ignored = EXTRA[name]
+    words = usual if words is None else words
+    given = {"NAME": name, "WORDS": words, "IGNORED": ignored, "OUTPUT": output, "LIMIT": limit, "LR": lr}
+    return f"globals().update({given!r})\n{JOB}"
+
+
 def in_two(forks, folder, name, output, limit=0):
     """An example in two processes, to its end or until each has read so many photographs; as `Forks.run`."""
-    words, ignored = EXTRA[name]
-    given = {"NAME": name, "WORDS": words, "IGNORED": ignored, "OUTPUT": output, "LIMIT": limit}
     with two_ranks() as ranks:
-        return forks.run(folder, f"globals().update({given!r})\n{JOB}", ranks)
+        return forks.run(folder, job(name, output, limit), ranks)
 
 
 def weights(folder, output):
@@ -121,6 +127,23 @@ def test_it_learns_agrees_and_goes_on(forks, name, tmp_path):
         files = [path for path in (tmp_path / folder).rglob("*") if path.is_file()]
         assert max(path.stat().st_size for path in files) > trained
         assert all(path.stat().st_size < 3.5 * trained for path in files)
+
+
+def test_lightning_goes_on_in_one_process_too(forks, tmp_path):
+    pytest.importorskip("lightning")
+
+    def alone(output, limit=0, lr="5e-3"):
+        return forks.run(tmp_path, job("train_lightning", output, limit, ["--devices", "1"], lr), [{}])
+
+    assert alone("whole")[0] == [0]
+    assert alone("parts", 2 * READS - 2)[0] == [-signal.SIGKILL]
+    codes, printed = alone("parts")
+    assert codes == [0], "\n".join(printed)
+    ends = [torch.load(tmp_path / f"{output}0.pt", weights_only=True) for output in ("whole", "parts")]
+    assert same(*ends)
+    # Where no epoch is better than the first, it goes on after the last of them all the same.
+    assert alone("still", lr="0")[0] == [0]
+    assert torch.load(tmp_path / "still" / "last.ckpt", weights_only=False)["epoch"] == EPOCHS - 1
 
 
 def test_it_runs_as_a_script(forks, tmp_path):

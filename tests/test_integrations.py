@@ -457,3 +457,19 @@ def test_two_processes_give_what_one_does(metric, embedded, forks, tmp_path):
     assert told[0]["step none"] == [pytest.approx(step.tolist(), rel=1e-6)] * 2
     squared = torch.cat([metric(*embedded[rank], squared=True) for rank in (0, 1)])
     assert told[0]["collection"] == pytest.approx({"a": float(step.mean()), "b": float(squared.mean())}, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_call_that_is_refused_changes_nothing(metric, embedded, reduction):
+    similarity = RobustSimilarity(metric, reduction=reduction, normalize=True)
+    similarity(*embedded[0])
+    before = similarity.compute()
+    inside = {name: value for name, value in vars(similarity).items() if not name.startswith("_modules")}
+    with pytest.raises(InputError):
+        similarity(torch.full((1, 3, 24, 24), 7.0), torch.rand(1, 3, 24, 24))
+    assert vars(similarity).keys() >= inside.keys()
+    for name in ("_update_count", "_to_sync", "_should_unsync", "_enable_grad", "compute_on_cpu"):
+        assert getattr(similarity, name) == inside[name]
+    assert torch.equal(similarity.compute(), before)
+    similarity(*embedded[1])
+    torch.testing.assert_close(similarity.compute().mean(), all_pairs(metric, embedded[:2]).mean())

@@ -49,16 +49,23 @@ def calibrate(
     as_json: output.JsonOption = False,
 ) -> None:
     """Measure what distances mean: unrelated photographs, and known changes. An interrupted run goes on."""
-    from robustsim.encoders.load import has_own_card, save_calibration
+    from robustsim.encoders.card import list_models
+    from robustsim.encoders.load import save_calibration
 
-    in_place = out is None
-    target = Path(model).expanduser() if out is None else out
-    if in_place and not has_own_card(target):
-        raise typer.BadParameter(
-            f"{model!r} is no folder with a card of robustsim's to write into: say where to write the model with -o"
-        )
+    folder = None if model in list_models() else Path(model).expanduser()
+    target = _target(model, folder, out)
+    in_place = folder is not None and _same(folder, target)
     metric = output.load_metric(model, device)
     metric.batch_size = batch_size
+    if not in_place and metric.card.architecture.library == "open_clip":
+        output.note(f"{model} is written without its text tower: images need none")
+
+    def save(calibration: "Calibration") -> None:
+        if in_place:
+            save_calibration(target, calibration, metric.encoder)
+        else:
+            metric.encoder.card = dataclasses.replace(metric.card, calibration=calibration)
+            metric.save_pretrained(target)
 
     from tqdm import tqdm
 
@@ -77,16 +84,12 @@ def calibrate(
             seed=seed,
             restart=restart,
             follow_links=follow_links,
+            save=save,
             progress=bar.update,
             on_error=lambda error: bar.write(f"skipped: {error}", file=sys.stderr),
             tell=output.note,
         )
     calibration = found.calibration
-    if in_place:
-        save_calibration(target, calibration)
-    else:
-        metric.encoder.card = dataclasses.replace(metric.card, calibration=calibration)
-        metric.save_pretrained(target)
     if as_json:
         output.print_json({**dataclasses.asdict(calibration), "nearest_pairs": found.nearest, "failed": found.failed})
     else:
@@ -95,8 +98,46 @@ def calibrate(
         for a, b, distance in found.nearest:
             output.note(f"  {distance:.4f}  {a}  {b}")
     resumed = f", {found.resumed} of them from an interrupted run" if found.resumed else ""
-    output.note(f"{os.fspath(target)}: measured on {calibration.photographs:,} photographs{resumed}")
+    related = f"those of one of {found.kinds:,} kinds are related" if found.kinds else "nothing says which are related"
+    output.note(
+        f"{os.fspath(target)}: measured on {calibration.photographs:,} photographs{resumed}, and {calibration.pairs:,} "
+        f"pairs of unrelated ones ({related})"
+    )
     output.finish(found.failed, calibration.photographs, strict)
+
+
+def _target(model: str, folder: Path | None, out: Path | None) -> Path:
+    """Where to write.
+
+    Raises:
+        typer.BadParameter: it is not said, or somebody else's.
+    """
+    from robustsim.encoders.load import has_own_card
+
+    own = folder is not None and has_own_card(folder)
+    if out is None:
+        if folder is not None and own:
+            return folder
+        hint = f", or ./{model} for the folder of that name" if folder is None and Path(model).is_dir() else ""
+        raise typer.BadParameter(
+            f"{model!r} is no folder with a card of robustsim's to write into: say where to write the model with "
+            f"-o{hint}"
+        )
+    target = out.expanduser()
+    if folder is not None and _same(folder, target) and own:
+        return target
+    if (target / "config.json").exists() and not has_own_card(target):
+        raise typer.BadParameter(
+            f"{os.fspath(target)!r} holds a config.json that is not robustsim's: choose another folder",
+            param_hint="-o",
+        )
+    if target.exists() and not target.is_dir():
+        raise typer.BadParameter(f"{os.fspath(target)!r} is a file: -o takes a folder", param_hint="-o")
+    return target
+
+
+def _same(folder: Path, target: Path) -> bool:
+    return folder.is_dir() and folder.resolve() == target.resolve()
 
 
 def _show(calibration: "Calibration") -> None:

@@ -101,7 +101,7 @@ def _tell_meaning(metric: "RobustSim", rows: list[Any], squared: bool) -> None:
         pair = "" if len(rows) == 1 else f"{b}: " if one_left else f"{a}, {b}: "
         typer.echo(f"{pair}{known.describe(distance, squared=squared)}.")
     if len(rows) > _MOST_MEANT:
-        typer.echo(f"What the other {len(rows) - _MOST_MEANT:,} mean is in the output of --json and --csv.")
+        typer.echo(f"--json and --csv say it of all {len(rows):,} pairs.")
 
 
 def _document(metric: "RobustSim", rows: list[Any], parts: list[Any], job: _Job, squared: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from robustsim.encoders.calibration import Calibration, Change
+    from robustsim.encoders.calibration import Calibration, Change, Share, Yardstick
     from robustsim.encoders.card import Architecture, EncoderCard, Head, Source, list_models, load_card
     from robustsim.encoders.conversion import convert
     from robustsim.encoders.encoder import Encoder, Features
@@ -19,7 +19,9 @@ __all__ = [
     "EncoderCard",
     "Features",
     "Head",
+    "Share",
     "Source",
+    "Yardstick",
     "convert",
     "list_models",
     "load_card",
@@ -37,7 +39,9 @@ __getattr__, __dir__ = lazy_names(
         "EncoderCard": "card",
         "Features": "encoder",
         "Head": "card",
+        "Share": "calibration",
         "Source": "card",
+        "Yardstick": "calibration",
         "convert": "conversion",
         "list_models": "card",
         "load_card": "card",

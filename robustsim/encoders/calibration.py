@@ -15,6 +15,7 @@ _TWO_SIDED = 1.96  # standard errors on each side of a 95 % interval
 _BEYOND, _SHORT = 1.1, 0.5
 # Of an interval's width over its share: from there on, one digit of the share is all that is known.
 _VAGUE = 0.3
+_NOTHING = 1e-9  # a logarithm of less tells nothing
 _YARDSTICK = "jpeg"  # the change that people know best
 
 # The amount's place, and what it is multiplied with there.
@@ -107,7 +108,7 @@ class Calibration:
         between_changes: what the medians of changes differ by from one collection to another, as a share of them; a
             standard deviation.
         changes: rows of [`Change`][robustsim.encoders.Change].
-        weights: SHA-256 of the encoder's state that it was measured with: it holds for no other.
+        weights: SHA-256 of the encoder's state and preprocessing that it was measured with: it holds for no other.
     """
 
     data: str
@@ -130,8 +131,10 @@ class Calibration:
             raise CardError("a calibration has as many shares as distances and errors, two at least, all finite")
         if (self.shares[0], self.shares[-1]) != (0, 1) or not (_ascends(self.shares) and _ascends(self.distances)):
             raise CardError("the shares of a calibration ascend from 0 to 1, and its distances with them")
-        if not self.changes:
-            raise CardError("a calibration holds at least one change")
+        if not self.changes or any(not 0 <= low <= middle <= high for *_, middle, _, low, high in self.changes):
+            raise CardError("a calibration holds at least one change, whose median lies between its low and high")
+        if min(numbers) < 0 or self.pairs < 1:
+            raise CardError("no number of a calibration is negative, and it is of at least one pair")
 
     @cached_property
     def known_changes(self) -> tuple[Change, ...]:
@@ -194,8 +197,10 @@ class Calibration:
         return Yardstick("farther than", farthest)
 
     def describe(self, distance: float, *, squared: bool = False) -> str:
-        """A distance in words: `nearer than 99.97 % of pairs of unrelated photographs; about as far as JPEG at quality
-        15`.
+        """A distance in words: `nearer than every one of 493,773 pairs of unrelated photographs; about as far as JPEG
+        at quality 15`, or `nearer than 98 % of pairs of unrelated photographs; ...`.
+
+        The share has as many digits as are known; where it is known by its size alone, the words say `about`.
 
         Args:
             distance: of a pair, as the metric gives it: a number, or a tensor of one.
@@ -221,15 +226,18 @@ class Calibration:
 
     def _among_unrelated(self, d: float) -> str:
         share = self.share_nearer(d)
+        of = "pairs of unrelated photographs"
         if share.value in (0, 1):
-            word = "farther" if share.value else "nearer"
-            return f"{word} than every one of {self.pairs:,} pairs of unrelated photographs"
+            return f"{'farther' if share.value else 'nearer'} than every one of {self.pairs:,} {of}"
+        # Beyond the outermost shares that were measured, there are a few pairs, and no more is known.
+        if share.value < self.shares[1]:
+            return f"nearer than over {_percent(1 - self.shares[1], self.shares[1], 1)} of {of}"
+        if share.value > self.shares[-2]:
+            return f"farther than over {_percent(self.shares[-2], 1 - self.shares[-2], 1)} of {of}"
         tail = min(share.value, 1 - share.value)
-        # As many digits of the smaller side as are known: 99.97, and neither 99.9713 nor 100.
-        digits = 1 if share.high - share.low > _VAGUE * tail else 2
-        decimals = digits - 1 - floor(log10(round(100 * tail, 9)))
-        percent = round(100 * (1 - share.value), decimals)
-        return f"nearer than {percent:.{max(0, decimals)}f} % of pairs of unrelated photographs"
+        width = share.high - share.low
+        digits = 1 if width > _VAGUE * tail else 2
+        return f"nearer than {'about ' * (width > tail)}{_percent(1 - share.value, tail, digits)} of {of}"
 
     def _position(self, d: float) -> float:
         """Where a distance lies among `distances`: 2.5 is in the middle between the third and the fourth."""
@@ -247,7 +255,8 @@ class Calibration:
         low, high = self.shares[left], self.shares[left + 1]
         part = place - left
         if low == 0 or high == 1:  # the logarithm ends there
-            return low + part * (high - low)
+            share = low + part * (high - low)
+            return share if share in (0, 1) else min(max(share, 1 / self.pairs), 1 - 1 / self.pairs)
         logit = _logit(low) + part * (_logit(high) - _logit(low))
         return 1 / (1 + exp(-logit))
 
@@ -276,7 +285,13 @@ def _median(change: Change) -> float:
 
 
 def _ratio(a: float, b: float) -> float:
-    return abs(log(max(a, 1e-9)) - log(b))
+    return abs(log(max(a, _NOTHING)) - log(max(b, _NOTHING)))
+
+
+def _percent(share: float, tail: float, digits: int) -> str:
+    """A share with so many digits of the smaller side, `tail`: 99.97 %, and neither 99.9713 nor 100."""
+    decimals = digits - 1 - floor(log10(round(100 * tail, 9)))
+    return f"{round(100 * share, decimals):.{max(0, decimals)}f} %"
 
 
 def _logit(share: float) -> float:

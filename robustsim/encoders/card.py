@@ -180,6 +180,11 @@ class EncoderCard:
         text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **_dump(self)}, indent=2)
         return _INNERMOST.sub(lambda found: f"[{_BREAKS.sub(' ', found[1])}]", text) + "\n"
 
+    def to_identity(self) -> dict[str, Any]:
+        """The card as JSON has it, without what changes no embedding: what tells two encoders' runs apart."""
+        identity: dict[str, Any] = json.loads(dataclasses.replace(self, calibration=None).to_json())
+        return identity
+
     @classmethod
     def from_json(cls, text: str, *, where: str = "the card") -> "EncoderCard":
         """Read a card.

@@ -48,5 +48,5 @@ def interpolate_encoders(original: Encoder, tuned: Encoder, share: float) -> Enc
             start = first[name].to(value.device, torch.float64)
             state[name].copy_(torch.lerp(start, value.double(), share))
     training = {**tuned.card.training, "interpolated_with": original.card.name, "share": share}
-    result.card = dataclasses.replace(tuned.card, weights_sha256=None, training=training)
+    result.card = dataclasses.replace(tuned.card, weights_sha256=None, calibration=None, training=training)
     return result

@@ -1,6 +1,7 @@
 """From a name to a working encoder, and back into a folder."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from robustsim.encoders.finite import refuse_non_finite
 from robustsim.encoders.heads import LORA_PREFIX, merge_lora
 from robustsim.encoders.hub import Folder, HubRepository, Repository
 from robustsim.encoders.weights import read_weights, sha256, state_sha256, whole_file, write_weights
-from robustsim.errors import CardError, CorruptFileError, InputError, WeightsError
+from robustsim.errors import CardError, CorruptFileError, InputError, OutputError, WeightsError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -287,8 +288,12 @@ def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapp
 
 
 def image_sha256(encoder: Encoder) -> str:
-    """What tells two encoders of images apart, whatever text tower they have: the `weights` of a calibration."""
-    return state_sha256(encoder, without="text.")
+    """What tells apart two encoders whose embeddings may differ, whatever text tower they have, by their weights and
+    what is done to pixels before them: the `weights` of a calibration.
+    """
+    card = encoder.card
+    before = json.dumps([dataclasses.asdict(card.preprocessing), card.mean, card.std])
+    return hashlib.sha256(f"{state_sha256(encoder, without='text.')} {before}".encode()).hexdigest()
 
 
 def _valid(encoder: Encoder) -> Calibration | None:
@@ -304,14 +309,16 @@ def has_own_card(folder: "str | os.PathLike[str]") -> bool:
         return False
 
 
-def save_calibration(folder: "str | os.PathLike[str]", calibration: Calibration) -> None:
-    """Write a calibration into the card of a model's folder, and leave its weights alone.
+def save_calibration(folder: "str | os.PathLike[str]", calibration: Calibration, encoder: Encoder) -> None:
+    """Write a calibration into the card of the folder that an encoder was loaded from, and leave its weights alone.
 
     Raises:
         CardError: the card cannot be understood.
-        OutputError: it cannot be written; what was there stays.
+        OutputError: the folder holds another model by now, or cannot be written; what was there stays.
     """
     path = Path(folder) / CONFIG
     card = EncoderCard.from_json(path.read_text(encoding="utf-8"), where=os.fspath(path))
+    if card.weights_sha256 != encoder.card.weights_sha256 or calibration.weights != image_sha256(encoder):
+        raise OutputError(f"{os.fspath(folder)!r} holds another model than the one that was measured: measure it anew")
     with whole_file(path) as temporary:
         temporary.write_text(dataclasses.replace(card, calibration=calibration).to_json(), encoding="utf-8")

@@ -1,7 +1,6 @@
 """What do a metric's distances mean? Those of unrelated photographs, and of photographs under known changes."""
 
 import hashlib
-import json
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from robustsim.data.tables import read_header, read_rows, require
-from robustsim.distances import finite, matrix_distance, pair_distance, same_pictures
+from robustsim.distances import finite, identities, matrix_distance, pair_distance, same_of_all, same_pictures
 from robustsim.encoders.calibration import Calibration
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import DataError, ImageError, InputError
@@ -47,7 +46,7 @@ _DRAWS = 200
 # What differs from one collection of photographs to another (docs/calibration.md has the figures), as standard
 # deviations: distances of unrelated photographs, in standard deviations of these; and medians of changes, as a share of
 # them, for what a photograph was scaled and compressed by before decides what JPEG and noise do to it.
-_BETWEEN, _BETWEEN_CHANGES = 0.2, 0.2
+_BETWEEN, _BETWEEN_CHANGES = 0.3, 0.25
 _LEAST_GROUPS = 10  # fewer are no sample of kinds of photographs
 _LEAST_PHOTOGRAPHS = 20
 _CHUNK = 16
@@ -61,6 +60,7 @@ class Measured:
         calibration: for the card.
         failed: photographs that could not be read.
         resumed: photographs that an interrupted run had done.
+        kinds: labels or folders that tell which photographs are related; 0 if nothing does.
         nearest: the nearest pairs that counted as unrelated, with their distances: pictures of one thing among them
             make the small shares too large.
     """
@@ -68,6 +68,7 @@ class Measured:
     calibration: Calibration
     failed: int
     resumed: int
+    kinds: int
     nearest: tuple[tuple[str, str, float], ...]
 
 
@@ -84,6 +85,7 @@ def calibrate(
     seed: int = 0,
     restart: bool = False,
     follow_links: bool = False,
+    save: Callable[[Calibration], object] = lambda calibration: None,
     progress: Callable[[int], object] = lambda count: None,
     on_error: Callable[[ImageError], object] = lambda error: None,
     tell: Callable[[str], object] = lambda text: None,
@@ -107,23 +109,28 @@ def calibrate(
         seed: of that draw, of the noise, and of the bootstrap.
         restart: forget what an interrupted run has done.
         follow_links: walk linked folders too.
+        save: called with the result before `work` is removed, so that nothing is lost where it fails.
         progress: called with the number of photographs done since the last call.
         on_error: called for each photograph that cannot be read; it is left out.
         tell: called with a line for people if files of the folder are passed over.
 
     Raises:
         ImageError: there is no such folder, or no image in it.
-        InputError: fewer than 20 photographs can be read, or all are related.
+        InputError: `changed` is below 20, fewer than 20 photographs can be read, or all are related.
         DataError: the table of labels is none, or lacks a photograph.
         OutputError: `work` is another run's, or cannot be written.
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
     root = Path(folder)
+    if changed is not None and changed < _LEAST_PHOTOGRAPHS:
+        raise InputError(f"changed must be at least {_LEAST_PHOTOGRAPHS}, not {changed}")
     files = draw_photographs(root, photographs, seed, follow_links=follow_links, tell=tell)
+    _check_count(len(files), folder)
     groups = _groups(root, files, labels, label_column)
+    weights = image_sha256(metric.encoder)
     identity = {
-        "model": json.loads(metric.card.to_json()),
-        "weights": image_sha256(metric.encoder),
+        "model": metric.card.to_identity(),
+        "weights": weights,
         "files": hashlib.sha256("\n".join(_stamp(root, file) for file in files).encode()).hexdigest(),
         "changes": [list(row) for row in _ROWS],
         "changed": changed,
@@ -135,6 +142,7 @@ def calibrate(
     parts = [(files[start : min(start + _CHUNK, most)], True) for start in range(0, most, _CHUNK)]
     parts += [(files[start : start + _CHUNK], False) for start in range(most, len(files), _CHUNK)]
     embeddings: list[Tensor] = []
+    known: list[Tensor] = []
     names: list[str] = []
     rows: list[list[float]] = []  # of the first of them
     resumed = 0
@@ -145,32 +153,47 @@ def calibrate(
                 pixels = stack_squares(list(squares.values()), metric.device)
                 z = _embed(metric, pixels)
                 embeddings.append(z.cpu())
+                known.append(identities(pixels))
                 names += squares
                 if to_change:
                     key = (number, "changes")
-                    resumed += len(squares) * (key in journal.done)
-                    if key not in journal.done:
-                        journal.add(*key, {"distances": _changed(metric, squares, pixels, z, seed)})
+                    if journal.done.get(key, {}).get("names") == list(squares):
+                        resumed += len(squares)
+                    else:  # not done, or some could not be read then, or cannot now
+                        found = {"names": list(squares), "distances": _changed(metric, squares, pixels, z, seed)}
+                        journal.add(*key, found)
                     rows += journal.done[key]["distances"]
             progress(len(part))
-        if len(names) < _LEAST_PHOTOGRAPHS:
-            raise InputError(
-                f"{len(names)} photographs of {os.fspath(folder)!r} can be read: a calibration takes "
-                f"{_LEAST_PHOTOGRAPHS} at least, and is meant for 1,000"
-            )
+        try:
+            _check_count(min(len(names), len(rows)), folder)
+        except InputError:
+            journal.remove()
+            raise
         own = np.unique([groups[name] for name in names], return_inverse=True)[1]
         distances = _matrix(embeddings)
+        same = same_of_all(torch.cat(known), torch.cat(known)).numpy()
         calibration, nearest = _summary(
             distances,
             np.array(rows),
             own,
+            (own[:, None] != own[None]) & ~same,
             seed,
             data=about or f"{len(names):,} photographs of {root.resolve().name}",
-            weights=identity["weights"],
+            weights=weights,
         )
+        save(calibration)
         journal.remove()
     named = tuple((names[i], names[j], float(distances[i, j])) for i, j in nearest)
-    return Measured(calibration, len(files) - len(names), resumed, named)
+    kinds = len(set(groups.values()))
+    return Measured(calibration, len(files) - len(names), resumed, kinds if kinds < len(groups) else 0, named)
+
+
+def _check_count(count: int, folder: PathLike) -> None:
+    if count < _LEAST_PHOTOGRAPHS:
+        raise InputError(
+            f"{count} photographs of {os.fspath(folder)!r} can be read and changed: a calibration takes "
+            f"{_LEAST_PHOTOGRAPHS} at least, and is meant for 1,000"
+        )
 
 
 def draw_photographs(
@@ -267,25 +290,25 @@ def _matrix(embeddings: Sequence[Tensor]) -> Array:
 
 
 def _summary(
-    distances: Array, rows: Array, groups: Array, seed: int, *, data: str, weights: str
+    distances: Array, rows: Array, groups: Array, unrelated: Array, seed: int, *, data: str, weights: str
 ) -> tuple[Calibration, list[tuple[int, int]]]:
     left, right = np.triu_indices(len(distances), 1)
-    taken = (groups[left] != groups[right]) & (distances[left, right] > 0)
+    taken = unrelated[left, right]
     left, right = left[taken], right[taken]
     if len(left) == 0:
-        raise InputError("all photographs are related, by their labels or folders: there is no pair of unrelated ones")
+        raise InputError(
+            "all photographs are related, by their labels or folders, or the same: there is no pair of unrelated ones"
+        )
     order = np.argsort(distances[left, right], kind="stable")
     left, right = left[order], right[order]
     values = distances[left, right].astype(np.float64)
     shares = [0.0, *(share for share in _SHARES if share * len(values) >= _LEAST_PAIRS), 1.0]
     generator = np.random.default_rng(seed)
-    units = groups if groups.max() + 1 >= _LEAST_GROUPS else np.arange(len(groups))
-    count = int(units.max()) + 1
     quantiles, medians = [], []
     for _ in range(_DRAWS):
-        weights_of = np.bincount(generator.integers(0, count, count), minlength=count)[units]
-        quantiles.append(_quantiles(values, weights_of[left] * weights_of[right], shares))
-        medians.append(np.median(np.repeat(rows, weights_of[: len(rows)], axis=0), axis=0))
+        drawn = _drawn(groups, generator)
+        quantiles.append(_quantiles(values, drawn[left] * drawn[right], shares))
+        medians.append(np.median(np.repeat(rows, _drawn(groups[: len(rows)], generator), axis=0), axis=0))
     errors, errors_of_changes = np.std(quantiles, axis=0), np.std(medians, axis=0)
     middle, low, high = (np.quantile(rows, share, axis=0) for share in (0.5, 0.1, 0.9))
     calibration = Calibration(
@@ -304,6 +327,15 @@ def _summary(
         weights=weights,
     )
     return calibration, list(zip(left[:_LEAST_PAIRS].tolist(), right[:_LEAST_PAIRS].tolist(), strict=True))
+
+
+def _drawn(groups: Array, generator: np.random.Generator) -> Array:
+    """How often each photograph is in a sample of the bootstrap: drawn by kinds, where these are enough."""
+    units = np.unique(groups, return_inverse=True)[1]
+    if units.max() + 1 < _LEAST_GROUPS:
+        units = np.arange(len(groups))
+    count = int(units.max()) + 1
+    return np.asarray(np.bincount(generator.integers(0, count, count), minlength=count)[units])
 
 
 def _quantiles(values: Array, weights: Array, shares: Sequence[float]) -> Array:

@@ -1,7 +1,6 @@
 """What an evaluation needs of a metric: how it sees a file, and how far apart two images are to it."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -112,9 +111,9 @@ def subject(
         return metric if name is None else replace(metric, name=name)
     if isinstance(metric, RobustSim):
         card = metric.card
-        about = {
+        about: dict[str, Any] = {
             "kind": "encoder",
-            "card": json.loads(card.to_json()),
+            "card": card.to_identity(),
             "weights_sha256": state_sha256(metric.encoder),
             "dtype": str(next(metric.encoder.parameters()).dtype).removeprefix("torch."),
         }

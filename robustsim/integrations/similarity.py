@@ -21,6 +21,9 @@ except ImportError as error:
         'RobustSimilarity is a torchmetrics.Metric: pip install "robustsim[integrations]"'
     ) from error
 
+# What torchmetrics' `forward` changes while it works, beside the states.
+_PUT_ASIDE = ("_update_count", "_computed", "_to_sync", "_should_unsync", "_enable_grad", "compute_on_cpu")
+
 Reduction: TypeAlias = Literal["mean", "sum", "none"] | None
 
 
@@ -132,7 +135,15 @@ class RobustSimilarity(Metric):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Add pairs, and give the value of these alone, with a gradient to images that want one."""
-        value: Tensor = super().forward(*args, **kwargs)
+        # torchmetrics puts everything aside for it, and would leave it there where an image is refused.
+        kept = {name: getattr(self, name) for name in _PUT_ASIDE}
+        states = self._copy_state_dict()
+        try:
+            value: Tensor = super().forward(*args, **kwargs)
+        except Exception:
+            for name, old in {**states, **kept}.items():
+                setattr(self, name, old)
+            raise
         # Or the images and the graph of the last batch would live until the next one.
         self._forward_cache = value.detach()  # type: ignore[assignment]
         if self._pairs in self._defaults:

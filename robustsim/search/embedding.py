@@ -201,7 +201,7 @@ def _run(
     journal = _Journal(partial_dir, metric.card.embedding_dim)
     identity = {
         "folder": os.fspath(folder.resolve()),
-        "model": json.loads(metric.card.to_json()),
+        "model": metric.card.to_identity(),
         "weights": state_sha256(metric.encoder),
         **({"follow_links": True} if follow_links else {}),
     }
