@@ -136,7 +136,7 @@ def test_the_interpolation_is_torchs():
 )
 def test_a_change_is_shown_where_it_is(preprocessing, size):
     """A part of the picture changes its colour; the map has its peak there, and 0 beyond what is seen."""
-    known = seeing(preprocessing, side=16)
+    known = seeing(preprocessing, side=32)  # a place for each pixel that the encoder sees
     height, width = size
     left, top, right, bottom = preprocessing.seen(width, height)
     a = torch.full((1, 3, height, width), 0.5)
@@ -151,8 +151,8 @@ def test_a_change_is_shown_where_it_is(preprocessing, size):
     assert d[outside].abs().sum() == 0
     assert d[:, (columns < left) | (columns > right)].abs().sum() == 0
     weight = d / d.sum()
-    assert abs(float((weight.sum(1) * rows).sum()) - y) < 0.06 * height
-    assert abs(float((weight.sum(0) * columns).sum()) - x) < 0.06 * width
+    assert abs(float((weight.sum(1) * rows).sum()) - y) < 0.5
+    assert abs(float((weight.sum(0) * columns).sum()) - x) < 0.5
     assert d[near].mean() > 10 * d[~near].mean()
 
 

@@ -9,7 +9,7 @@ Both run a model of this package behind the other package's names, arguments, ra
 with `lpips.LPIPS` in it; `dreamsim` is a function.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robustsim.lazy import lazy_names
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CompatWarning", "LPIPS", "PerceptualModel", "dreamsim"]  # noqa: RUF022 - as `sorted` has it
 
-__getattr__, __dir__ = lazy_names(
+_named, __dir__ = lazy_names(
     __name__, {"CompatWarning": "dropin", "LPIPS": "lpips", "PerceptualModel": "perceptual", "dreamsim": "perceptual"}
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "lpips":  # a module, which `import robustsim.compat` alone does not import
+        import robustsim.compat.lpips as module
+
+        return module
+    return _named(name)

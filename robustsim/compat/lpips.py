@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustsim.compat.dropin import DropIn, Model, tell
+from robustsim.compat.dropin import DropIn, Model, batch_of, checked, crops, tell
 from robustsim.encoders.card import DEFAULT_MODEL
 from robustsim.errors import InputError
 from robustsim.images.decode import read_image
+from robustsim.images.resize import full_precision
 
 __all__ = ["LPIPS", "im2tensor", "load_image", "tensor2im"]
 
@@ -26,10 +27,10 @@ class LPIPS(DropIn):
     in [0, 2]. Like LPIPS's, it is made of squared differences: its gradient goes to zero with the distance, as
     learning rates that were found with LPIPS expect.
 
-    It differs from the original in that it looks at the whole picture at once, resized as the model's card says, mostly
-    to 224 x 224; in that it is frozen whole, stays in eval mode, and leaves nothing in a checkpoint; and in its
-    numbers, which do not compare with LPIPS's. It says so once in a process (`CompatWarning`), unless `verbose` is
-    False.
+    It differs from the original in that it looks at the picture at once, resized, and perhaps cropped, as the model's
+    card says, mostly to 224 x 224; in that it is frozen whole, stays in eval mode, and leaves nothing in a checkpoint;
+    in that it computes in float32 under autocast too; and in its numbers, which do not compare with LPIPS's. It says so
+    once in a process (`CompatWarning`), unless `verbose` is False.
 
     Args:
         pretrained: True; an untrained metric is none.
@@ -83,7 +84,7 @@ class LPIPS(DropIn):
         # What scripts read of the original.
         self.pnet_type, self.version, self.lpips, self.spatial = net, version, lpips, spatial
         self.pnet_tune, self.pnet_rand, self.L = False, False, 1
-        self.squared = squared
+        self.squared, self.verbose = squared, verbose
         if verbose:
             card = self.metric.card
             side = card.preprocessing.size
@@ -92,33 +93,46 @@ class LPIPS(DropIn):
                 f"robustsim.compat.lpips.LPIPS is {card.name!r} of robustsim in LPIPS's place: net={net!r} has no "
                 f"effect (model= chooses), pictures are looked at in {side} x {side}, "
                 f"values are {'1 - cos, in [0, 2],' if squared else 'sqrt(1 - cos)'} and do not compare with LPIPS's. "
-                "Pixels up to a whole width outside [-1, 1] are clamped, further out refused. Said once; verbose=False "
-                "silences it",
+                f"{crops(card)}Said once; verbose=False silences it",
             )
 
     def forward(self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False) -> Any:  # noqa: N803
         """Distances of pairs, differentiable: (N, 1, 1, 1) float32, or maps (N, 1, H, W) if `spatial`.
 
         Args:
-            in0: N pictures in [-1, 1], or 1: (N, 3, H, W), (3, H, W), or grey, (N, 1, H, W) or (1, H, W). Values up to
-                a whole width outside the range are clamped, and their gradient passes. uint8 is 0..255.
+            in0: N pictures in [-1, 1], or 1: (N, 3, H, W), (3, H, W), or grey, (N, 1, H, W) or (1, H, W). Values
+                outside the range are clamped, and their gradient passes unless it leads further out. uint8 is 0..255.
             in1: the same, of the same count, or one of them 1; sizes may differ.
             retPerLayer: give `(value, [value])`: there is one layer.
             normalize: the range is [0, 1].
 
         Raises:
-            InputError: another shape, values further out, NaN, or counts that do not fit.
+            InputError: another shape, counts that do not fit, or, where nothing is compiled, values as of 0..255.
         """
         input_range = (0, 1) if normalize else (-1, 1)
+        height, width = batch_of(in0).shape[-2:]
+        if (empty := self.of_none(in0, in1)) is not None:
+            value = empty.view(0, 1, 1, 1).expand(0, 1, height, width) if self.spatial else empty.view(0, 1, 1, 1)
+            return (value, [value]) if retPerLayer else value
         a, b = self.pixels(in0, input_range), self.pixels(in1, input_range)
         if self.spatial:
             from robustsim.explain.differences import map_of_pixels
 
-            height, width = in0.shape[-2:]
-            value = map_of_pixels(self.metric, a, b, (height, width), squared=self.squared)[:, None]
+            with full_precision(a):
+                maps = map_of_pixels(self.metric, a, b, (height, width), squared=self.squared, check=False)
+            value = checked(maps, (a, b), ())[:, None]
         else:
             value = self.distance(a, b, squared=self.squared)[:, None, None, None]
+        value = value.to(in0.device)
         return (value, [value]) if retPerLayer else value
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("__"):
+        raise AttributeError(
+            f"robustsim.compat.lpips has {', '.join(__all__)}, and no {name!r}: the package lpips itself has the rest"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _refuse(*, pretrained: bool, pnet_rand: bool, pnet_tune: bool, model_path: object, net: str) -> None:

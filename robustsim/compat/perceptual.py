@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robustsim.compat.dropin import DropIn, Model, tell
-from robustsim.distances import finite
+from robustsim.compat.dropin import DropIn, Model, checked, crops, tell
 from robustsim.encoders.card import DEFAULT_MODEL
 from robustsim.encoders.placement import find_device
 from robustsim.errors import InputError
 from robustsim.images.inputs import ImageSource, load_square, split_images, stack_squares
 from robustsim.images.preprocessing import Preprocessing
+from robustsim.images.resize import full_precision
 from robustsim.metric import RobustSim
 
 # The original's folder of downloads, which is none of this package's.
@@ -54,24 +54,29 @@ class PerceptualModel(DropIn):
         """`1 - cos` of the embeddings of pairs, (N,) float32 in [0, 2]; differentiable.
 
         Args:
-            img_a: N pictures in [0, 1], or 1: (N, 3, S, S). Values up to a whole width outside the range are clamped,
-                and their gradient passes.
+            img_a: N pictures in [0, 1], or 1: (N, 3, S, S). Values outside the range are clamped, and their gradient
+                passes unless it leads further out.
             img_b: the same, of the same count, or one of them 1.
 
         Raises:
-            InputError: another shape, values further out, NaN, or counts that do not fit.
+            InputError: another shape, counts that do not fit, or, where nothing is compiled, values as of 0..255.
         """
-        return self.distance(self.pixels(img_a, (0, 1)), self.pixels(img_b, (0, 1)), squared=True)
+        if (empty := self.of_none(img_a, img_b)) is not None:
+            return empty
+        d = self.distance(self.pixels(img_a, (0, 1)), self.pixels(img_b, (0, 1)), squared=True)
+        return d.to(img_a.device)
 
     def embed(self, img: Tensor) -> Tensor:
         """Embeddings of pictures, (N, D) float32: of length 1; without `normalize_embeds`, as the encoder has them."""
         pixels = self.pixels(img, (0, 1))
-        if self.normalize_embeds:
-            z = self.metric.embed_pixels(pixels)
-        else:
-            encoder = self.metric.encoder
-            z = torch.cat([encoder(batch) for batch in torch.split(pixels, self.metric.batch_size)]).to(torch.float32)
-        return finite(z, z)
+        with full_precision(pixels):
+            if self.normalize_embeds:
+                z = self.metric.embed_pixels(pixels)
+            else:
+                encoder = self.metric.encoder
+                parts = [encoder(batch) for batch in torch.split(pixels, self.metric.batch_size)]
+                z = torch.cat(parts).to(torch.float32)
+            return checked(z, (pixels,), (z,))
 
     def prepared(self, images: Tensor) -> Tensor:
         """What has the size that the model looks at was resized, and perhaps cropped, before."""
@@ -131,7 +136,7 @@ def dreamsim(
         "dreamsim",
         f"robustsim.compat.dreamsim gives {card.name!r} of robustsim in DreamSim's place: dreamsim_type= and "
         "use_patch_model= have no effect (model= chooses), and distances, 1 - cos, do not compare with DreamSim's. "
-        "Pixels up to a whole width outside [0, 1] are clamped, further out refused. Said once; "
+        f"{crops(card)}Said once; "
         'warnings.filterwarnings("ignore", category=robustsim.compat.CompatWarning) silences it',
     )
     return made, partial(_preprocess, preprocessing=card.preprocessing)

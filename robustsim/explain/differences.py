@@ -56,7 +56,9 @@ def difference_map(
     return map_of_pixels(metric, x, y, sizes.pop(), squared=squared)
 
 
-def map_of_pixels(metric: RobustSim, a: Tensor, b: Tensor, size: tuple[int, int], *, squared: bool) -> Tensor:
+def map_of_pixels(
+    metric: RobustSim, a: Tensor, b: Tensor, size: tuple[int, int], *, squared: bool, check: bool = True
+) -> Tensor:
     """As `difference_map`, of what `metric.preprocess` returned: (N, 3, S, S) or (1, 3, S, S).
 
     Args:
@@ -65,6 +67,7 @@ def map_of_pixels(metric: RobustSim, a: Tensor, b: Tensor, size: tuple[int, int]
         b: pixels.
         size: (height, width) of the pictures that these pixels were made of.
         squared: as for `difference_map`.
+        check: whether what is not finite is an error.
     """
     sides = (a, b)
     counts = [side.shape[0] for side in sides]
@@ -91,7 +94,8 @@ def map_of_pixels(metric: RobustSim, a: Tensor, b: Tensor, size: tuple[int, int]
         down = _weights(height, places.shape[1], top, bottom, places)
         across = _weights(width, places.shape[2], left, right, places)
         # What is interpolated between values at the bound may lie beyond it by rounding.
-        return finite((down @ places @ across.transpose(0, 1)).clamp(max=2 if squared else 2**0.5))
+        whole = (down @ places @ across.transpose(0, 1)).clamp(max=2 if squared else 2**0.5)
+    return finite(whole) if check else whole
 
 
 def _places(metric: RobustSim, pixels: Tensor) -> Tensor:

@@ -94,16 +94,11 @@ def _no_range(dtype: object) -> str:
     )
 
 
-def unit_range(tensor: Tensor, input_range: tuple[float, float], *, beyond: float = RANGE_TOLERANCE) -> Tensor:
+def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
     """Any accepted tensor as floating point in [0, 1], of at least 32 bits.
 
-    Args:
-        tensor: pixels.
-        input_range: the range of floating point.
-        beyond: how far outside it a value may lie, in widths of the range. It is clamped, and its gradient passes.
-
     Raises:
-        InputError: values further outside the range, or a type without one.
+        InputError: values outside the range, or a type without one.
     """
     if tensor.dtype == torch.uint8:
         return tensor.to(torch.float32).div(255)
@@ -115,25 +110,21 @@ def unit_range(tensor: Tensor, input_range: tuple[float, float], *, beyond: floa
     if (low, high) != (0, 1):
         tensor = (tensor - low) / (high - low)
     if torch.compiler.is_compiling():
-        return clip(tensor, beyond)  # the check would break the graph
+        return clip(tensor)  # the check would break the graph
     seen_low, seen_high = torch.stack(torch.aminmax(concrete(tensor))).tolist()  # one wait for the device, not two
-    if not (seen_low >= -beyond and seen_high <= 1 + beyond):
-        raise InputError(_range_message(seen_low, seen_high, input_range, fixed=beyond > RANGE_TOLERANCE))
-    return clip(tensor, beyond) if seen_low < 0 or seen_high > 1 else tensor
+    if not (seen_low >= -RANGE_TOLERANCE and seen_high <= 1 + RANGE_TOLERANCE):
+        raise InputError(_range_message(seen_low, seen_high, input_range))
+    return clip(tensor) if seen_low < 0 or seen_high > 1 else tensor
 
 
-def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, float], *, fixed: bool) -> str:
-    """What is wrong and how to mend it; `fixed`: where the caller cannot choose the range."""
+def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, float]) -> str:
     low, high = input_range
     seen_low, seen_high = (value * (high - low) + low for value in (seen_low, seen_high))
     seen = f"floating-point images with values from {seen_low:.4g} to {seen_high:.4g}"
     if seen_low != seen_low or seen_high != seen_high:
         return "floating-point images that contain NaN: find out where it comes from before comparing them"
     fix = f"scale them to [{low:g}, {high:g}]"
-    if fixed:
-        way = f"x / 255 * {high - low:g} - {-low:g}" if low else "x / 255"
-        fix += f" (pictures in 0..255: {way})"
-    elif (low, high) == (0, 1):
+    if (low, high) == (0, 1):
         if seen_low >= -1 - RANGE_TOLERANCE and seen_high <= 1 + RANGE_TOLERANCE:
             fix = "pass input_range=(-1, 1)"
         elif seen_low >= 0 and seen_high <= 255:

@@ -23,8 +23,8 @@ RANGE_TOLERANCE = 1e-3
 _MOST_PIXELS = 2**27
 
 
-def clip(pixels: "Tensor", beyond: float = RANGE_TOLERANCE) -> "Tensor":
-    """`clamp(0, 1)` whose gradient passes at the bounds, and as far beyond as rounding goes, or as is asked for.
+def clip(pixels: "Tensor") -> "Tensor":
+    """`clamp(0, 1)` whose gradient passes at the bounds, and as far beyond as rounding goes.
 
     That of `torch.clamp` may be 0 there: black and white pixels would not move, and a saturated picture would look
     as if no attack could change it.
@@ -32,7 +32,7 @@ def clip(pixels: "Tensor", beyond: float = RANGE_TOLERANCE) -> "Tensor":
     import torch
 
     inside = pixels.detach().clamp(0, 1)
-    near = (pixels >= -beyond) & (pixels <= 1 + beyond)
+    near = (pixels >= -RANGE_TOLERANCE) & (pixels <= 1 + RANGE_TOLERANCE)
     passed = torch.where(near, pixels, inside)
     return passed + (inside - passed).detach()
 
