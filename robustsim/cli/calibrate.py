@@ -110,7 +110,7 @@ def _target(model: str, folder: Path | None, out: Path | None) -> Path:
     """Where to write.
 
     Raises:
-        typer.BadParameter: it is not said, or somebody else's.
+        BadParameter: it is not said, or somebody else's.
     """
     from robustsim.encoders.load import has_own_card
 
