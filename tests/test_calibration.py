@@ -188,6 +188,8 @@ def test_it_belongs_to_the_weights_that_it_was_measured_with(small, tmp_path):
     small.encoder.card = dataclasses.replace(small.card, calibration=own)
     kept = RobustSim.from_pretrained(small.save_pretrained(tmp_path / "same"), device="cpu")
     assert kept.calibration == own
+    short = RobustSim.from_pretrained("lite", device="cpu").half()  # its values are those of float16
+    assert RobustSim.from_pretrained(short.save_pretrained(tmp_path / "short"), device="cpu").calibration
     with torch.no_grad():
         next(small.parameters()).add_(1e-3)
     other = RobustSim.from_pretrained(small.save_pretrained(tmp_path / "other"), device="cpu")

@@ -293,7 +293,7 @@ def image_sha256(encoder: Encoder) -> str:
     """
     card = encoder.card
     before = json.dumps([dataclasses.asdict(card.preprocessing), card.mean, card.std])
-    return hashlib.sha256(f"{state_sha256(encoder, without='text.')} {before}".encode()).hexdigest()
+    return hashlib.sha256(f"{state_sha256(encoder, without='text.', typed=False)} {before}".encode()).hexdigest()
 
 
 def _valid(encoder: Encoder) -> Calibration | None:

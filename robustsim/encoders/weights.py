@@ -97,12 +97,13 @@ def sha256(path: Path) -> str:
     return _digest(path, hashlib.sha256())
 
 
-def state_sha256(module: nn.Module, *, without: str | None = None) -> str:
+def state_sha256(module: nn.Module, *, without: str | None = None, typed: bool = True) -> str:
     """Hexadecimal SHA-256 of a module's state, names, types and values: what tells two sets of weights apart.
 
     Args:
         module: whose state.
         without: leave out what has names that begin so.
+        typed: whether the same values in another floating type are another state.
     """
     import torch
 
@@ -113,6 +114,8 @@ def state_sha256(module: nn.Module, *, without: str | None = None) -> str:
         if not isinstance(value, Tensor) or value.is_quantized:  # a module's extra state
             digest.update(f"{key} {value!r}".encode())
             continue
+        if not typed and value.is_floating_point():
+            value = value.to(torch.float32)
         digest.update(f"{key} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
