@@ -14,6 +14,7 @@ RobustSimError
 │   └── CorruptFileError                content that does not match its checksum or is damaged
 ├── HubError (OSError)                  the Hub could not be used: network, offline mode, disk
 │   └── RepositoryError                 unknown or gated repository, revision or file
+├── SearchError (RuntimeError)          an index that is damaged, or does not fit the model or the version
 ├── OutputError (OSError)               a result that cannot be written, or a run that cannot resume
 └── MissingDependencyError (ImportError)    an optional package that is not installed
 
@@ -76,6 +77,10 @@ class HubError(RobustSimError, OSError):
 
 class RepositoryError(HubError):
     """A repository, revision or file that does not exist on the Hub or may not be read."""
+
+
+class SearchError(RobustSimError, RuntimeError):
+    """An index that is none, is damaged, or was made by another model or a newer version."""
 
 
 class OutputError(RobustSimError, OSError):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustsim.encoders.weights import state_sha256, whole_file
 from robustsim.errors import EncodingError, ImageError, InputError, OutputError, RobustSimError
-from robustsim.images.files import FoundImages, find_images, prefetch, printable, what_is_there
+from robustsim.images.files import find_images, prefetch, printable, what_is_there
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.jsonl import parse_line
@@ -60,19 +60,32 @@ def embed_images(
         ImageError: there is no such folder, or it may not be read.
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
-    for path, _, result in _embed_stamped(metric, Path(folder), find_images(folder, follow_links=follow_links), skip):
+    walk = find_images(folder, follow_links=follow_links)
+    for path, _, result in embed_stamped(metric, Path(folder), islice(walk, skip, None)):
         yield path, result
 
 
 # What tells whether a file is still the one that was read: its name, size and time of change.
-_Stamp: TypeAlias = dict[str, Any]
+Stamp: TypeAlias = dict[str, Any]
 
 
-def _embed_stamped(
-    metric: RobustSim, root: Path, walk: FoundImages, skip: int
-) -> "Iterator[tuple[Path, _Stamp, Tensor | ImageError]]":
-    decode = partial(_decode, root, metric.card.preprocessing)
-    decoded = prefetch(decode, islice(walk, skip, None), ahead=2 * metric.batch_size)
+def embed_stamped(
+    metric: RobustSim, root: Path, paths: Iterable[Path], stamp: "Callable[[Path, Path], Stamp] | None" = None
+) -> "Iterator[tuple[Path, Stamp, Tensor | ImageError]]":
+    """(path, its stamp, embedding (D,) or what is wrong with the file), in their order; threads decode ahead.
+
+    Args:
+        metric: embeds, `metric.batch_size` images at a time.
+        root: what the paths begin at.
+        paths: the files.
+        stamp: (root, path) -> what is to be known of a file, taken before it is read; its name, size and time of
+            change if not given.
+
+    Raises:
+        EncodingError: an embedding is not finite, or nothing but zeros.
+    """
+    decode = partial(_decode, root, metric.card.preprocessing, stamp or _stamp)
+    decoded = prefetch(decode, paths, ahead=2 * metric.batch_size)
     while batch := list(islice(decoded, metric.batch_size)):
         squares = [found for *_, found in batch if isinstance(found, Tensor)]
         rows = iter(metric.embed_pixels(stack_squares(squares, metric.device)).cpu() if squares else ())
@@ -96,12 +109,14 @@ def _no_embedding(model: str, what: str) -> EncodingError:
     )
 
 
-def _decode(root: Path, preprocessing: Preprocessing, path: Path) -> "tuple[Path, _Stamp, Tensor | ImageError]":
-    stamp = _stamp(root, path)  # before it is read: what changes meanwhile is noticed
+def _decode(
+    root: Path, preprocessing: Preprocessing, stamp: "Callable[[Path, Path], Stamp]", path: Path
+) -> "tuple[Path, Stamp, Tensor | ImageError]":
+    known = stamp(root, path)  # before it is read: what changes meanwhile is noticed
     try:
-        return path, stamp, load_square(root / path, preprocessing)
+        return path, known, load_square(root / path, preprocessing)
     except ImageError as error:
-        return path, stamp, ImageError(str(error))  # without the traceback, which holds the half-decoded picture
+        return path, known, ImageError(str(error))  # without the traceback, which holds the half-decoded picture
 
 
 def embed_folder(
@@ -218,7 +233,7 @@ def _run(
         progress(resumed)
     journal.begin(identity)
     with journal:
-        for _, stamp, result in _embed_stamped(metric, folder, walk, resumed):
+        for _, stamp, result in embed_stamped(metric, folder, islice(walk, resumed, None)):
             if isinstance(result, ImageError):
                 on_error(result)
                 journal.add(stamp, error=str(result))
@@ -305,7 +320,7 @@ class _Journal:
         for file in self._open:
             file.close()
 
-    def add(self, stamp: _Stamp, *, embedding: Tensor | None = None, error: str | None = None) -> None:
+    def add(self, stamp: Stamp, *, embedding: Tensor | None = None, error: str | None = None) -> None:
         rows, lines = self._open
         entry = dict(stamp)
         if embedding is None:
@@ -335,7 +350,7 @@ class _Journal:
                     yield entry["file"]
 
 
-def _stamp(folder: Path, path: Path) -> _Stamp:
+def _stamp(folder: Path, path: Path) -> Stamp:
     name = printable(path)
     try:
         stat = (folder / path).stat()

@@ -1,0 +1,74 @@
+"""Look an index over: every byte of its files, every row, every bound."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from robustsim.errors import SearchError
+from robustsim.search.index.codes import residuals_of, unit
+from robustsim.search.index.rows import NARROW, add_up, check_narrow, check_vectors, matrix
+from robustsim.search.index.seal import checked, read_seal
+from robustsim.search.index.store import ROWS, Store
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `Index.check` found.
+
+    Attributes:
+        rows: how many there are.
+        version: that was looked at.
+        problems: what is wrong, a line each; nothing if the index is whole.
+    """
+
+    rows: int
+    version: int
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def check_store(store: Store, progress: Callable[[int], object] = lambda rows: None) -> CheckReport:
+    """Compare all files and all rows with their checksums, and compute every residual anew.
+
+    Raises:
+        SearchError: there is no index, or it is of a newer format.
+    """
+    seal = read_seal(store.folder)
+    while True:
+        problems = checked(store.folder / ROWS, seal.files, whole=True)
+        if not problems:
+            try:
+                _check_rows(store, progress)
+            except SearchError as error:
+                problems = [str(error)]
+        before, seal = seal, read_seal(store.folder)
+        if not problems or seal == before:  # else somebody wrote meanwhile, and files may have been replaced
+            break
+    if before.erasing:
+        problems.append("rows were erased, and their files are still there: `robustsim forget` again removes them")
+    return CheckReport(before.rows, before.version, tuple(problems))
+
+
+def _check_rows(store: Store, progress: Callable[[int], object]) -> None:
+    snapshot = store.read()
+    rows = total = 0
+    for batch in snapshot.batches((*NARROW, "code", "embedding")):
+        codes, embeddings = matrix(batch.column("code")), matrix(batch.column("embedding"))
+        check_vectors(codes, batch.column("code_digest").to_pylist(), "a code")
+        check_vectors(embeddings, batch.column("embedding_digest").to_pylist(), "an embedding")
+        total += add_up(check_narrow(batch))
+        needed = residuals_of(unit(embeddings), codes, batch.column("scale").to_numpy())
+        # Another machine may round the last digit of what it computes otherwise.
+        if not (needed <= batch.column("residual").to_numpy() * np.float32(1 + 1e-6)).all():
+            raise SearchError(
+                f"the index {os.fspath(store.folder)!r} has a row that is farther from its code than it says"
+            )
+        rows += len(codes)
+        progress(len(codes))
+    snapshot.compare(rows, total)

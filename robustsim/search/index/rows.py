@@ -1,0 +1,210 @@
+"""Rows of the store: their columns, and the digests that tell whether a row is what was written.
+
+Lance has no checksums. So each row has three digests, of its code, of its embedding, and of all else with these two;
+and the seal of the store (`robustsim.search.index.seal`) has the number of rows and the sum of their digests. Whatever
+is read is checked against them, whether little of a row is read or all of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from robustsim.errors import SearchError
+from robustsim.search.index.codes import Codes, encode
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from robustsim.search.index.store import Snapshot
+
+#: Columns that say what a picture is.
+DESCRIPTION = ("id", "path", "size", "mtime", "label", "tenant")
+#: And all that are not vectors.
+NARROW = (*DESCRIPTION, "scale", "residual", "code_digest", "embedding_digest", "digest")
+
+_DIGEST = 16  # bytes
+_MODULUS = 1 << (8 * _DIGEST)
+
+
+class Entry(NamedTuple):
+    """A picture.
+
+    Attributes:
+        id: SHA-256 of the file, or of the pixels that the encoder saw where there is no file.
+        path: absolute; "" where there is no file.
+        size: bytes of the file.
+        mtime: when it was changed, in nanoseconds since 1970.
+        label: what its owner calls it.
+        tenant: whose it is.
+    """
+
+    id: str
+    path: str = ""
+    size: int | None = None
+    mtime: int | None = None
+    label: str | None = None
+    tenant: str | None = None
+
+
+def schema(dim: int, header: str) -> "pa.Schema":
+    """The columns, with the header of the index in their metadata."""
+    import pyarrow as pa
+
+    digest = pa.binary(_DIGEST)
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
+            ("size", pa.int64()),
+            ("mtime", pa.int64()),
+            ("label", pa.string()),
+            ("tenant", pa.string()),
+            ("embedding", pa.list_(pa.float16(), dim)),
+            ("code", pa.list_(pa.int8(), dim)),
+            ("scale", pa.float32()),
+            ("residual", pa.float32()),
+            ("code_digest", digest),
+            ("embedding_digest", digest),
+            ("digest", digest),
+        ],
+        metadata={"robustsim": header},
+    )
+
+
+def make_table(entries: Sequence[Entry], embeddings: "NDArray[np.float32]", like: "pa.Schema") -> "pa.Table":
+    """Rows to append.
+
+    Args:
+        entries: N pictures.
+        embeddings: (N, D), of length 1; kept in float16.
+        like: the schema of the store.
+    """
+    import pyarrow as pa
+
+    kept = embeddings.astype(np.float16)
+    codes = encode(kept)
+    columns: dict[str, Any] = {name: [getattr(entry, name) for entry in entries] for name in DESCRIPTION}
+    for name, values in (("embedding", kept), ("code", codes.values)):
+        kind = like.field(name).type
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+        columns[f"{name}_digest"] = vector_digests(values)
+    columns |= {"scale": codes.scales, "residual": codes.residuals}
+    columns["digest"] = _digests(columns)
+    return pa.table({field.name: columns[field.name] for field in like}, schema=like)
+
+
+def vector_digests(values: "NDArray[Any]") -> list[bytes]:
+    """Of each row of a matrix."""
+    return [hashlib.blake2b(row, digest_size=_DIGEST).digest() for row in np.ascontiguousarray(values)]
+
+
+def _digests(columns: "dict[str, Any]") -> list[bytes]:
+    described = zip(*(columns[name] for name in DESCRIPTION), strict=True)
+    numbers = np.stack((columns["scale"], columns["residual"]), axis=1).astype("<f4")
+    vectors = zip(columns["code_digest"], columns["embedding_digest"], strict=True)
+    return [
+        hashlib.blake2b(json.dumps(words).encode() + row.tobytes() + code + embedding, digest_size=_DIGEST).digest()
+        for words, row, (code, embedding) in zip(described, numbers, vectors, strict=True)
+    ]
+
+
+def check_narrow(table: "pa.Table") -> list[bytes]:
+    """Check rows of which all columns but the vectors were read; their digests.
+
+    Raises:
+        SearchError: one is not what was written.
+    """
+    columns = {name: table.column(name).to_pylist() for name in (*DESCRIPTION, "code_digest", "embedding_digest")}
+    columns |= {name: table.column(name).to_numpy() for name in ("scale", "residual")}
+    digests: list[bytes] = table.column("digest").to_pylist()
+    try:
+        same = _digests(columns) == digests
+    except TypeError:  # a null where there should be none
+        same = False
+    if not same:
+        raise SearchError("a row of the index is not what was written")
+    return digests
+
+
+def matrix(column: Any) -> "NDArray[Any]":
+    """A column of lists of one size, (N, D)."""
+    size = column.type.list_size
+    values: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+    return values
+
+
+def check_vectors(values: "NDArray[Any]", digests: Sequence[bytes], what: str) -> None:
+    """Check codes or embeddings.
+
+    Raises:
+        SearchError: one is not what was written.
+    """
+    if vector_digests(values) != list(digests):
+        raise SearchError(f"{what} of the index is not what was written")
+
+
+def add_up(digests: Sequence[bytes]) -> int:
+    """The sum of digests, to which rows can be added and from which they can be taken, in any order."""
+    return sum(int.from_bytes(digest, "little") for digest in digests) % _MODULUS
+
+
+class Loaded:
+    """All rows of a snapshot, but the embeddings: what a search needs at hand.
+
+    Attributes:
+        table: the narrow columns, in the order of the rows.
+        codes: the codes; 1 byte a value, and the largest part of the memory by far.
+        order: (N,): the rank of each row by id, path and tenant, for those at the same distance.
+
+    Args:
+        snapshot: what is loaded.
+
+    Raises:
+        SearchError: it is damaged.
+    """
+
+    def __init__(self, snapshot: "Snapshot") -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self.snapshot = snapshot
+        values = np.empty((snapshot.count, snapshot.dim), np.int8)
+        narrow, done, total = [], 0, 0
+        for batch in snapshot.batches((*NARROW, "code")):
+            block = matrix(batch.column("code"))
+            check_vectors(block, batch.column("code_digest").to_pylist(), "a code")
+            values[done : done + len(block)] = block  # the seal has been compared: there are no more rows
+            narrow.append(batch.drop_columns(["code"]))
+            total += add_up(check_narrow(narrow[-1]))
+            done += len(block)
+        snapshot.compare(done, total)
+        self.table = pa.concat_tables(narrow) if narrow else snapshot.empty(NARROW)
+        self.codes = Codes(values, *(self.table.column(name).to_numpy() for name in ("scale", "residual")))
+        self.order = np.empty(done, np.int64)
+        keys = [(name, "ascending") for name in ("id", "path", "tenant")]
+        self.order[pc.sort_indices(self.table, sort_keys=keys).to_numpy()] = np.arange(done)
+
+    def embeddings(self, positions: "NDArray[np.int64]") -> "NDArray[np.float16]":
+        """Rows of float16, checked.
+
+        Raises:
+            SearchError: one is damaged, or was erased meanwhile.
+        """
+        rows = self.snapshot.take(positions)
+        check_vectors(rows, self.table.column("embedding_digest").take(positions).to_pylist(), "an embedding")
+        return rows
+
+    def allowed(self, label: str | None, tenant: str | None) -> "NDArray[np.int64] | None":
+        """Positions of the rows with that label and that tenant; None for all."""
+        import pyarrow.compute as pc
+
+        wanted = None
+        for name, value in (("label", label), ("tenant", tenant)):
+            if value is not None:
+                this = pc.fill_null(pc.equal(self.table.column(name), value), False)
+                wanted = this if wanted is None else pc.and_(wanted, this)
+        return None if wanted is None else np.flatnonzero(wanted.to_numpy()).astype(np.int64)

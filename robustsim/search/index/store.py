@@ -1,0 +1,291 @@
+"""The store: rows in Lance, a seal that says which version of them counts, and a lock for those who write."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
+from robustsim.search.index.rows import Loaded, add_up, matrix, schema
+from robustsim.search.index.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+ROWS, LOCK = "rows.lance", "lock"
+
+_BATCH = 1024  # rows read at a time
+_PATIENCE = 300  # seconds to wait for another writer, who needs one or two
+_KEPT = timedelta(hours=1)  # for how long a reader may go on with what it opened
+_ATTEMPTS = 5
+
+
+def lance() -> Any:
+    """The library.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import lance as module
+    except ImportError:
+        raise MissingDependencyError('an index needs Lance: pip install "robustsim[search]"') from None
+    return module
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Lance's errors as ours. It has no type of its own for files that are missing or damaged; some let it panic."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, RobustSimError):
+            raise
+        if isinstance(error, (OSError, ValueError, RuntimeError, KeyError)) or type(error).__name__ == "PanicException":
+            raise SearchError(
+                f"the index {os.fspath(folder)!r} cannot be read: its files are damaged, or were erased since it was "
+                f"opened. Open it again; `robustsim check` tells more ({str(error)[:200]})"
+            ) from error
+        raise
+
+
+class Snapshot:
+    """One version of the rows, which stays what it is while others write.
+
+    Attributes:
+        version: of the rows.
+        header: what `Store.create` was given.
+        dim: D of the embeddings.
+        count: of rows.
+    """
+
+    def __init__(self, folder: Path, seal: Seal) -> None:
+        self.folder, self.seal, self.version, self.count = folder, seal, seal.version, seal.rows
+        module = lance()
+        if wrong := checked(folder / ROWS, seal.files):
+            raise SearchError(f"the index {os.fspath(folder)!r} is damaged: {'; '.join(wrong[:3])}")
+        with _reading(folder):
+            self.dataset = module.dataset(os.fspath(folder / ROWS), version=seal.version)
+            self.header: dict[str, Any] = json.loads(self.dataset.schema.metadata[b"robustsim"])
+            self.dim: int = self.dataset.schema.field("code").type.list_size
+            self.compare(self.dataset.count_rows())
+
+    def batches(self, columns: Sequence[str], *, row_ids: bool = False) -> "Iterator[pa.Table]":
+        """The rows, in their order, some at a time; with `_rowid`, Lance's number of a row, if that is wanted.
+
+        Raises:
+            SearchError: a file is damaged, or was erased since.
+        """
+        import pyarrow as pa
+
+        with _reading(self.folder):
+            for batch in self.dataset.to_batches(columns=list(columns), batch_size=_BATCH, with_row_id=row_ids):
+                yield pa.Table.from_batches([batch])
+
+    def empty(self, columns: Sequence[str]) -> "pa.Table":
+        """No rows, with these columns."""
+        import pyarrow as pa
+
+        return pa.schema([self.dataset.schema.field(name) for name in columns]).empty_table()
+
+    def take(self, positions: "NDArray[np.int64]") -> "NDArray[np.float16]":
+        """Embeddings of rows by their place in the order, (M, D)."""
+        with _reading(self.folder):
+            return matrix(self.dataset.take(positions, columns=["embedding"]).column("embedding"))
+
+    def compare(self, rows: int, digest: int | None = None) -> None:
+        """Compare what was read with the seal.
+
+        Args:
+            rows: how many.
+            digest: the sum of their digests; any.
+
+        Raises:
+            SearchError: they are others.
+        """
+        if rows != self.seal.rows or (digest is not None and digest % (1 << 128) != self.seal.digest):
+            raise SearchError(
+                f"the index {os.fspath(self.folder)!r} is damaged: it should hold {self.seal.rows} rows, and holds "
+                f"{rows}, or others"
+            )
+
+    def load(self) -> Loaded:
+        """All rows but their embeddings, in memory; see `robustsim.search.index.rows.Loaded`."""
+        return Loaded(self)
+
+
+class Writer:
+    """Changes to the rows, which count together when the block that `Store.writing` opened ends without an error."""
+
+    def __init__(self, folder: Path, snapshot: Snapshot) -> None:
+        self._folder, self.snapshot = folder, snapshot
+        self._dataset, self._seal = lance().dataset(os.fspath(folder / ROWS)), snapshot.seal
+        self._changed = False
+        if self._dataset.version != snapshot.version:  # somebody was killed before the seal
+            self._dataset = self._dataset.checkout_version(snapshot.version)
+            self._dataset.restore()
+
+    def append(self, table: "pa.Table") -> None:
+        """Add rows that `robustsim.search.index.rows.make_table` made."""
+        self._dataset = lance().write_dataset(table, self._dataset, mode="append")
+        digests = table.column("digest").to_pylist()
+        self._count(len(digests), add_up(digests))
+
+    def delete(self, row_ids: Sequence[int], digests: Sequence[bytes]) -> None:
+        """Take away rows of the snapshot, by Lance's numbers of them and their digests."""
+        for start in range(0, len(row_ids), _BATCH):
+            some = ", ".join(str(int(one)) for one in row_ids[start : start + _BATCH])
+            self._dataset.delete(f"_rowid IN ({some})")
+        self._count(-len(row_ids), -add_up(digests))
+
+    def erase(self) -> None:
+        """Leave no file that holds what was ever deleted: write the rows that are left anew, remove all older ones.
+
+        Only the newest version can be read then; who has an older one open is told to open it again.
+        """
+        self._dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+        self._seal = replace(self._seal, erasing=True)
+        self.seal()  # until here the old version counts, from here the new one
+        self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        root = self._folder / ROWS
+        for part in ("data", "_deletions", "_versions"):  # and what processes that were killed have left
+            for path in (root / part).glob("*"):
+                if f"{part}/{path.name}" not in self._seal.files:
+                    path.unlink(missing_ok=True)
+        self._seal = replace(self._seal, erasing=False)
+        self.seal()
+
+    def _count(self, rows: int, digest: int) -> None:
+        self._changed = True
+        before = self._seal
+        self._seal = replace(before, rows=before.rows + rows, digest=(before.digest + digest) % (1 << 128))
+
+    def seal(self) -> None:
+        """Make what was done count."""
+        names = _files_of(self._dataset)
+        files = seal_files(self._folder / ROWS, names, self._seal.files)
+        self._seal = replace(self._seal, version=self._dataset.version, files=files)
+        write_seal(self._folder, self._seal)
+        self._changed = False
+
+    def finish(self) -> None:
+        """Make it count if anything was done, and drop versions that nobody reads any more."""
+        if self._changed:
+            self.seal()
+            self._dataset.cleanup_old_versions(older_than=_KEPT)
+
+
+def _files_of(dataset: Any) -> list[str]:
+    """The files that a version consists of: its manifest, its data, and which rows of them are deleted."""
+    names = [f"_versions/{(1 << 64) - 1 - dataset.version:020}.manifest"]
+    for fragment in dataset.get_fragments():
+        names += [f"data/{file.path}" for file in fragment.metadata.files]
+        if deleted := fragment.deletion_file():
+            names.append(deleted)
+    return names
+
+
+class Store:
+    """The folder of an index.
+
+    Args:
+        folder: where it is.
+    """
+
+    def __init__(self, folder: "str | os.PathLike[str]") -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def create(cls, folder: "str | os.PathLike[str]", dim: int, header: Mapping[str, Any]) -> "Store":
+        """An empty one.
+
+        Args:
+            folder: a new one, or an empty one.
+            dim: D of the embeddings.
+            header: what JSON can hold.
+
+        Raises:
+            OutputError: the folder is in use, or cannot be written.
+            MissingDependencyError: Lance is not installed.
+        """
+        module, store = lance(), cls(folder)
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            with store._locked():
+                held = {path.name for path in store.folder.iterdir()} - {LOCK}
+                # Without a seal, our own rows are those of a run that was killed before there was anything in them.
+                if held - {ROWS} or (ROWS in held and not (store.folder / ROWS / "_versions").is_dir()):
+                    raise OutputError(
+                        f"{os.fspath(folder)!r} is in use: open the index that it holds, or choose another folder"
+                    )
+                like = schema(dim, json.dumps(header))
+                rows = module.write_dataset(
+                    like.empty_table(), os.fspath(store.folder / ROWS), schema=like, mode="overwrite"
+                )
+                files = seal_files(store.folder / ROWS, _files_of(rows), {})
+                write_seal(store.folder, Seal(rows.version, files=files))
+        except OSError as error:
+            if isinstance(error, RobustSimError):
+                raise
+            raise OutputError(f"cannot make an index in {os.fspath(folder)!r}: {error.strerror or error}") from error
+        return store
+
+    def read(self) -> Snapshot:
+        """The version that counts now.
+
+        Raises:
+            SearchError: there is no index, it is damaged, or of a newer format.
+        """
+        seal = read_seal(self.folder)
+        for _ in range(_ATTEMPTS):
+            try:
+                return Snapshot(self.folder, seal)
+            except SearchError:  # a writer may have replaced it meanwhile
+                before, seal = seal, read_seal(self.folder)
+                if seal == before:
+                    raise
+        return Snapshot(self.folder, seal)
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        """Change rows; nobody else writes until the block ends, and nobody sees any of it before.
+
+        Raises:
+            OutputError: another process writes and does not end, or the disk is full.
+            SearchError: the index is damaged.
+        """
+        try:
+            with self._locked():
+                for path in self.folder.glob(f".{NAME}.*.part"):  # of one that was killed
+                    path.unlink(missing_ok=True)
+                snapshot = self.read()
+                with _reading(self.folder):
+                    writer = Writer(self.folder, snapshot)
+                    if snapshot.seal.erasing:
+                        writer.erase()
+                yield writer
+                writer.finish()
+        except OSError as error:
+            if isinstance(error, RobustSimError):
+                raise
+            raise OutputError(
+                f"cannot write the index {os.fspath(self.folder)!r}: {error.strerror or error}; what was in it stays"
+            ) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with FileLock(self.folder / LOCK, timeout=_PATIENCE):
+                yield
+        except Timeout:
+            raise OutputError(
+                f"another process has been writing the index {os.fspath(self.folder)!r} for {_PATIENCE} seconds"
+            ) from None

@@ -1,0 +1,247 @@
+"""The store of an index: what counts, what is noticed, and what is left after an erasure."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robustsim.errors import OutputError, SearchError
+from robustsim.search.index import store as stores
+from robustsim.search.index.check import check_store
+from robustsim.search.index.codes import unit
+from robustsim.search.index.rows import NARROW, Entry, add_up, make_table
+from robustsim.search.index.seal import NAME, read_seal
+from robustsim.search.index.store import ROWS, Store
+
+pytest.importorskip("lance")
+
+DIM = 24
+
+
+def vectors(count, seed=0):
+    return unit(np.random.default_rng(seed).standard_normal((count, DIM))).astype(np.float32)
+
+
+def entries(first, count, **more):
+    return [Entry(f"{n:064x}", f"/photos/{n}.jpg", 100 + n, 10**18 + n, **more) for n in range(first, first + count)]
+
+
+def append(store, first, count, **more):
+    with store.writing() as writer:
+        like = writer.snapshot.dataset.schema
+        writer.append(make_table(entries(first, count, **more), vectors(count, first), like))
+
+
+def rows(store):
+    """(Lance's number, id, digest) of each row."""
+    for batch in store.read().batches(("id", "digest"), row_ids=True):
+        yield from zip(*(batch.column(name).to_pylist() for name in ("_rowid", "id", "digest")), strict=True)
+
+
+def delete(store, *numbers, erase=False):
+    gone = [row for row in rows(store) if int(row[1], 16) in numbers]
+    with store.writing() as writer:
+        writer.delete([row[0] for row in gone], [row[2] for row in gone])
+        if erase:
+            writer.erase()
+
+
+def ids(store):
+    return [int(name, 16) for name in store.read().load().table.column("id").to_pylist()]
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.create(tmp_path / "index", DIM, {"made": "by a test"})
+    append(store, 0, 30, label="a")
+    append(store, 30, 20, tenant="b")
+    delete(store, 3, 41)
+    return store
+
+
+def test_rows_come_back_as_they_were_put_in(store):
+    snapshot = store.read()
+    loaded = snapshot.load()
+    assert snapshot.header == {"made": "by a test"}
+    assert (snapshot.count, snapshot.dim, loaded.codes.values.shape) == (48, DIM, (48, DIM))
+    assert ids(store) == [n for n in range(50) if n not in (3, 41)]
+    table = loaded.table.slice(0, 1).to_pylist()[0]
+    assert {name: table[name] for name in Entry._fields} == entries(0, 1, label="a")[0]._asdict()
+    expected = np.concatenate((vectors(30, 0), vectors(20, 30))).astype(np.float16)
+    np.testing.assert_array_equal(loaded.embeddings(np.array([0, 5, 47])), expected[[0, 6, 49]])
+    assert loaded.allowed(None, None) is None
+    assert len(loaded.allowed("a", None)) == 29
+    np.testing.assert_array_equal(loaded.allowed(None, "b"), np.arange(29, 48))
+    assert len(loaded.allowed("a", "b")) == 0
+    assert check_store(store).ok
+
+
+def test_what_was_not_sealed_does_not_count(store, monkeypatch):
+    before = store.read().version
+
+    class _KilledError(Exception):
+        pass
+
+    def killed(self):
+        raise _KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.Writer, "seal", killed)
+        with pytest.raises(_KilledError):
+            append(store, 50, 10)
+        with pytest.raises(_KilledError):
+            delete(store, 0)
+    assert store.read().version == before
+    assert len(ids(store)) == 48
+    assert check_store(store).ok
+    append(store, 60, 2)
+    assert ids(store)[-3:] == [49, 60, 61]
+    assert 0 in ids(store)
+    assert check_store(store).ok
+
+
+def test_an_error_in_between_takes_all_of_it_back(store):
+    with pytest.raises(KeyError), store.writing() as writer:
+        writer.append(make_table(entries(70, 2), vectors(2), writer.snapshot.dataset.schema))
+        raise KeyError
+    append(store, 80, 1)
+    assert ids(store)[-2:] == [49, 80]
+
+
+def test_readers_stay_at_their_version(store):
+    snapshot = store.read()
+    delete(store, 0, 1, 2)
+    append(store, 90, 5)
+    loaded = snapshot.load()
+    assert len(loaded.codes) == 48
+    assert len(loaded.embeddings(np.arange(48))) == 48
+    assert len(ids(store)) == 50
+
+
+def test_erased_bytes_are_gone(store):
+    victim = next(n for n, name in enumerate(ids(store)) if name == 7)
+    loaded = store.read().load()
+    traces = [
+        loaded.embeddings(np.array([victim])).tobytes(),
+        loaded.codes.values[victim].tobytes(),
+        b"/photos/7.jpg",
+        f"{7:064x}".encode(),
+        *(loaded.table.column(f"{name}digest")[victim].as_py() for name in ("", "code_", "embedding_")),
+    ]
+
+    def traces_left():
+        held = [path.read_bytes() for path in store.folder.rglob("*") if path.is_file()]
+        return [any(trace in content for content in held) for trace in traces]
+
+    assert all(traces_left())
+    delete(store, 7, erase=True)
+    assert not any(traces_left())
+    assert len(ids(store)) == 47
+    assert check_store(store).ok
+    with pytest.raises(SearchError, match="Open it again"):
+        loaded.embeddings(np.array([0]))
+    append(store, 95, 1)
+    assert len(ids(store)) == 48
+
+
+def test_an_erasure_that_was_interrupted_is_told_and_finished(store, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lance.LanceDataset.cleanup_old_versions", lambda *words, **options: killed(None))
+        with pytest.raises(KeyboardInterrupt):
+            delete(store, 7, erase=True)
+    assert 7 not in ids(store)
+    assert "their files are still there" in check_store(store).problems[0]
+    with store.writing():
+        pass
+    assert check_store(store).ok
+    assert not any(b"/photos/7.jpg" in path.read_bytes() for path in store.folder.rglob("*") if path.is_file())
+
+
+def answers(store):
+    """All that could be answered."""
+    loaded = store.read().load()
+    return loaded.table.select(NARROW[:-3]).to_pylist(), loaded.embeddings(np.arange(len(loaded.codes))).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "removed"])
+def test_damage_is_found_or_refused(store, how, tmp_path):
+    expected, sound = answers(store), tmp_path / "sound"
+    shutil.copytree(store.folder, sound)
+    sealed = {f"{ROWS}/{name}" for name in read_seal(store.folder).files} | {NAME}
+    assert any(name.startswith(f"{ROWS}/data/") for name in sealed)
+    assert any(name.startswith(f"{ROWS}/_deletions/") for name in sealed)
+    for path in sorted(path.relative_to(sound) for path in sound.rglob("*") if path.is_file()):
+        content = (sound / path).read_bytes()
+        for place in np.linspace(0, max(0, len(content) - 1), 12).astype(int):
+            damaged = bytearray(content)
+            if how == "flipped" and content:
+                damaged[place] ^= 0x40
+            (store.folder / path).write_bytes(damaged[:place] if how == "cut" else damaged if how == "flipped" else b"")
+            if how == "removed":
+                (store.folder / path).unlink()
+            if path.as_posix() in sealed:
+                with pytest.raises(SearchError):
+                    if check_store(store).problems:
+                        raise SearchError
+            try:
+                assert answers(store) == expected, (path, how, place)
+            except SearchError:
+                assert path.as_posix() in sealed
+            if how in ("emptied", "removed"):
+                break
+        (store.folder / path).write_bytes(content)
+    assert check_store(store).ok
+
+
+def test_another_row_in_place_of_one_is_noticed(store):
+    """A sound row, from elsewhere, in a version that Lance takes for good."""
+    seal = read_seal(store.folder)
+    with store.writing() as writer:
+        writer.append(make_table(entries(99, 1), vectors(1), writer.snapshot.dataset.schema))
+        writer.delete([0], [b"\0" * 16])  # which is not its digest
+    assert read_seal(store.folder).version != seal.version
+    with pytest.raises(SearchError, match="it should hold 48 rows, and holds 48, or others"):
+        store.read().load()
+    assert not check_store(store).ok
+
+
+def test_a_newer_format_is_refused(store):
+    path = store.folder / NAME
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "format_version": 2}))
+    with pytest.raises(SearchError, match="has format 2, and this robustsim reads 1: upgrade robustsim"):
+        store.read()
+    path.write_text(json.dumps({**data, "format_version": "1"}))
+    with pytest.raises(SearchError, match="does not match its checksum"):
+        store.read()
+
+
+def test_what_is_no_index(tmp_path, store):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(SearchError, match="is no index"):
+            Store(folder).read()
+    with pytest.raises(OutputError, match="is in use"):
+        Store.create(store.folder, DIM, {})
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "letter.txt").touch()
+    with pytest.raises(OutputError, match="is in use"):
+        Store.create(tmp_path / "precious", DIM, {})
+    assert [path.name for path in Path(tmp_path / "precious").iterdir() if path.name != "lock"] == ["letter.txt"]
+
+
+def test_a_creation_that_was_interrupted_begins_anew(store):
+    (store.folder / NAME).unlink()
+    assert Store.create(store.folder, DIM, {"made": "again"}).read().header == {"made": "again"}
+    assert ids(store) == []
+
+
+def test_digests_add_up_in_any_order():
+    made = [bytes([n]) * 16 for n in range(256)]
+    assert add_up(made) == add_up(made[::-1]) == (add_up(made[:9]) + add_up(made[9:])) % (1 << 128)
+    assert add_up([]) == 0
