@@ -1,5 +1,42 @@
-"""Embed at scale. Nearest neighbours will come to live here too."""
+"""Embed at scale, and search: an index of pictures whose answers miss nothing.
 
-from robustsim.search.embedding import EmbedReport, embed_folder, embed_images
+The index needs Lance (`pip install "robustsim[search]"`); it is imported when an index is first opened.
+"""
 
-__all__ = ["EmbedReport", "embed_folder", "embed_images"]
+from typing import TYPE_CHECKING
+
+from robustsim.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from robustsim.search.embedding import EmbedReport, embed_folder, embed_images
+    from robustsim.search.index.answer import Answer, Hit
+    from robustsim.search.index.check import CheckReport
+    from robustsim.search.index.index import ForgetReport, Index
+    from robustsim.search.index.update import UpdateReport
+
+__all__ = [
+    "Answer",
+    "CheckReport",
+    "EmbedReport",
+    "ForgetReport",
+    "Hit",
+    "Index",
+    "UpdateReport",
+    "embed_folder",
+    "embed_images",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Answer": "index.answer",
+        "CheckReport": "index.check",
+        "EmbedReport": "embedding",
+        "ForgetReport": "index.index",
+        "Hit": "index.answer",
+        "Index": "index.index",
+        "UpdateReport": "index.update",
+        "embed_folder": "embedding",
+        "embed_images": "embedding",
+    },
+)

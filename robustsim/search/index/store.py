@@ -133,6 +133,11 @@ class Writer:
             self._dataset = self._dataset.checkout_version(snapshot.version)
             self._dataset.restore()
 
+    @property
+    def version(self) -> int:
+        """The version that counts."""
+        return self._seal.version
+
     def append(self, table: "pa.Table") -> None:
         """Add rows that `robustsim.search.index.rows.make_table` made."""
         self._dataset = lance().write_dataset(table, self._dataset, mode="append")
@@ -227,8 +232,9 @@ class Store:
                         f"{os.fspath(folder)!r} is in use: open the index that it holds, or choose another folder"
                     )
                 like = schema(dim, json.dumps(header))
+                mode = "overwrite" if ROWS in held else "create"
                 rows = module.write_dataset(
-                    like.empty_table(), os.fspath(store.folder / ROWS), schema=like, mode="overwrite"
+                    like.empty_table(), os.fspath(store.folder / ROWS), schema=like, mode=mode
                 )
                 files = seal_files(store.folder / ROWS, _files_of(rows), {})
                 write_seal(store.folder, Seal(rows.version, files=files))

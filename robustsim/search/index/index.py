@@ -1,0 +1,370 @@
+"""The index of pictures: add, bring up to date, search, forget, check."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
+from robustsim.encoders.load import image_sha256
+from robustsim.errors import ImageError, InputError, SearchError
+from robustsim.images.files import find_images, printable
+from robustsim.images.inputs import ImageInput, split_images, stream_pixels
+from robustsim.metric import ImagesOrEmbeddings, RobustSim
+from robustsim.search.index import scan
+from robustsim.search.index.answer import Answer, Hit
+from robustsim.search.index.check import CheckReport, check_store
+from robustsim.search.index.rows import NARROW, Entry, Loaded
+from robustsim.search.index.store import Store
+from robustsim.search.index.update import Update, UpdateReport
+
+if TYPE_CHECKING:
+    import torch
+
+# What two cards have in common if the same picture gives the same embedding, beside the weights.
+_DECISIVE = ("architecture", "embedding_dim", "preprocessing", "mean", "std", "head")
+
+
+@dataclass(frozen=True)
+class ForgetReport:
+    """What `Index.forget` did.
+
+    Attributes:
+        forgotten: how many rows were erased.
+        missing: which of the names are those of no row.
+    """
+
+    forgotten: int
+    missing: tuple[str, ...]
+
+
+def _nothing(value: Any) -> None:
+    """What is called where nobody wants to be called."""
+
+
+class Index:
+    """Pictures that are searched by what they look like, and by an exact scan: no neighbour is missed.
+
+    ```python
+    index = Index.create("photos.index")
+    index.add("photos/")
+    for hit in index.within("suspect.jpg", distance=0.44)[0]:
+        print(hit.path, hit.distance)
+    ```
+
+    The folder holds the embeddings of one model, which it knows: another one is refused. An index answers from the
+    version that was the newest when it was first asked, whatever others write meanwhile; what it writes itself it sees.
+
+    Make one by [`create`][robustsim.search.Index.create] or [`open`][robustsim.search.Index.open].
+    """
+
+    def __init__(
+        self, store: Store, metric: "RobustSim | None" = None, device: "str | torch.device | None" = None
+    ) -> None:
+        self._store, self._device = store, device
+        header = store.read().header
+        try:
+            self._weights: str = header["weights"]
+            self._model: str = header["model"]
+            self.card = EncoderCard.from_json(json.dumps(header["card"]), where=f"the card in {self.path!r}")
+        except (KeyError, TypeError):
+            raise SearchError(f"the index {self.path!r} does not say which model made it") from None
+        self._metric: RobustSim | None = None
+        self._loaded: Loaded | None = None
+        if metric is not None:
+            self._metric = self._checked(metric)
+
+    @classmethod
+    def create(
+        cls,
+        path: "str | os.PathLike[str]",
+        metric: "RobustSim | str | os.PathLike[str]" = DEFAULT_MODEL,
+        *,
+        device: "str | torch.device | None" = None,
+    ) -> "Index":
+        """An empty index.
+
+        Args:
+            path: a new folder, or an empty one.
+            metric: what embeds, or its name; see [`RobustSim.from_pretrained`][robustsim.RobustSim.from_pretrained].
+            device: where a metric that is named computes.
+
+        Raises:
+            OutputError: the folder is in use, or cannot be written.
+            MissingDependencyError: Lance is not installed.
+        """
+        if isinstance(metric, RobustSim):
+            model = metric.card.name
+        else:
+            model = os.path.abspath(metric) if os.path.isdir(metric) else os.fspath(metric)
+            metric = RobustSim.from_pretrained(metric, device=device)
+        card = metric.card
+        header = {"model": model, "card": json.loads(card.to_json()), "weights": image_sha256(metric.encoder)}
+        return cls(Store.create(path, card.embedding_dim, header), metric)
+
+    @classmethod
+    def open(
+        cls,
+        path: "str | os.PathLike[str]",
+        metric: "RobustSim | None" = None,
+        *,
+        device: "str | torch.device | None" = None,
+    ) -> "Index":
+        """An index that is there.
+
+        Args:
+            path: its folder.
+            metric: the model that made it; None to load it by the name that the index knows, when it is needed.
+            device: where a metric that is loaded computes.
+
+        Raises:
+            SearchError: there is none, it is damaged, of a newer format, or of another model.
+            MissingDependencyError: Lance is not installed.
+        """
+        return cls(Store(path), metric, device)
+
+    @property
+    def path(self) -> str:
+        """The folder."""
+        return os.fspath(self._store.folder)
+
+    @property
+    def metric(self) -> RobustSim:
+        """What embeds.
+
+        Raises:
+            SearchError: the model of that name is another one by now.
+        """
+        if self._metric is None:
+            self._metric = self._checked(RobustSim.from_pretrained(self._model, device=self._device))
+        return self._metric
+
+    @property
+    def version(self) -> int:
+        """The version that answers."""
+        return self._rows().snapshot.version
+
+    def __len__(self) -> int:
+        return len(self._rows().codes)
+
+    def add(
+        self,
+        images: "ImageInput | str | os.PathLike[str]",
+        *,
+        label: str | None = None,
+        tenant: str | None = None,
+        follow_links: bool = False,
+        progress: Callable[[int], object] = _nothing,
+        on_error: Callable[[ImageError], object] = _nothing,
+    ) -> UpdateReport:
+        """Add the pictures of a folder, files, or pictures in memory. What is there already is not embedded again.
+
+        So a call that was interrupted is made again, and continues. A file is known by its name, size and time of
+        change; one that has changed replaces its row. Memory does not grow with the folder.
+
+        Args:
+            images: a folder, a file, a list of files, or images as for [`RobustSim.embed`][robustsim.RobustSim.embed].
+            label: what is kept with those that are added.
+            tenant: whose they are. The same file may be that of several.
+            follow_links: walk linked folders too.
+            progress: called with the number of pictures done since the last call.
+            on_error: called for each file that cannot be read, and is skipped.
+
+        Raises:
+            ImageError: there is no such folder.
+            EncodingError: an embedding is not finite, or nothing but zeros.
+            SearchError: the index is damaged.
+            OutputError: it cannot be written; what was in it stays.
+        """
+        update = self._update(label, tenant, progress, on_error)
+        if (files := _files(images)) is None:
+            self._add_pictures(update, images)
+        elif len(files) == 1 and files[0].is_dir():
+            walk = find_images(files[0], follow_links=follow_links)
+            update.files(_absolute(files[0]), walk)
+            update.report.passed_over = dict(walk.passed_over)
+        else:
+            update.files(Path(), dict.fromkeys(map(_absolute, files)))
+        self._loaded = None
+        return update.report
+
+    def sync(
+        self,
+        folder: "str | os.PathLike[str]",
+        *,
+        label: str | None = None,
+        tenant: str | None = None,
+        follow_links: bool = False,
+        progress: Callable[[int], object] = _nothing,
+        on_error: Callable[[ImageError], object] = _nothing,
+    ) -> UpdateReport:
+        """As [`add`][robustsim.search.Index.add], and remove what is gone from the folder, or is no picture any more.
+
+        Nothing is removed below folders that cannot be listed. With nothing new no model is loaded. What is removed is
+        found no more; [`forget`][robustsim.search.Index.forget] erases it from the disk too.
+        """
+        update = self._update(label, tenant, progress, on_error)
+        root, walk = _absolute(folder), find_images(folder, follow_links=follow_links)
+        update.files(root, walk)
+        update.remove_gone(root)
+        update.report.passed_over = dict(walk.passed_over)
+        self._loaded = None
+        return update.report
+
+    def search(
+        self,
+        images: ImagesOrEmbeddings,
+        k: int = 10,
+        *,
+        label: str | None = None,
+        tenant: str | None = None,
+    ) -> Answer:
+        """The k nearest pictures to each query. Prefer [`within`][robustsim.search.Index.within] for a decision: who
+        can add pictures can put k of them before the one that is looked for.
+
+        Args:
+            images: queries, as for [`RobustSim.embed`][robustsim.RobustSim.embed]; embeddings may stand in.
+            k: how many; all if there are fewer.
+            label: only pictures with this label count.
+            tenant: only pictures of this tenant count.
+
+        Raises:
+            ImageError: a query cannot be read.
+            InputError: k is not positive, or a query is no image.
+            SearchError: the index is damaged, or was erased since it was opened.
+        """
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}")
+        return self._answer(partial(scan.nearest, k=k), images, label, tenant)
+
+    def within(
+        self, images: ImagesOrEmbeddings, distance: float, *, label: str | None = None, tenant: str | None = None
+    ) -> Answer:
+        """All pictures at most at that distance from each query; arguments and errors as for
+        [`search`][robustsim.search.Index.search].
+        """
+        if not 0 <= distance <= 2**0.5:
+            raise InputError(f"distance must be from 0 to 1.414, not {distance}")
+        return self._answer(partial(scan.within, distance=distance), images, label, tenant)
+
+    def forget(self, names: "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]") -> ForgetReport:
+        """Erase pictures, by `id` or path, of all tenants: rows that are left are written anew, older files removed.
+
+        Those that were removed before, by `sync` or as changed, are erased with them. Whoever has an older version open
+        is told to open the index again. What a disk or its backups keep of removed files is not in our hands.
+
+        Raises:
+            SearchError: the index is damaged.
+            OutputError: it cannot be written.
+        """
+        asked = [names] if isinstance(names, (str, os.PathLike)) else list(names)
+        wanted = {text: os.fspath(name) for name in asked for text in (os.fspath(name), printable(_absolute(name)))}
+        row_ids, digests, found = [], [], set()
+        with self._store.writing() as writer:
+            for batch in writer.snapshot.batches(NARROW, row_ids=True):
+                columns = (batch.column(name).to_pylist() for name in ("id", "path", "_rowid", "digest"))
+                for name, path, row_id, digest in zip(*columns, strict=True):
+                    hits = {wanted[text] for text in (name, path) if text in wanted}
+                    if hits:
+                        found |= hits
+                        row_ids.append(row_id)
+                        digests.append(digest)
+            if row_ids:
+                writer.delete(row_ids, digests)
+            writer.erase()
+        self._loaded = None
+        return ForgetReport(len(row_ids), tuple(name for name in map(os.fspath, asked) if name not in found))
+
+    def check(self, progress: Callable[[int], object] = _nothing) -> CheckReport:
+        """Read every byte of the version that counts now, and compare it with what was written.
+
+        Args:
+            progress: called with the number of rows looked at since the last call.
+
+        Raises:
+            SearchError: it is no index any more.
+        """
+        return check_store(self._store, progress)
+
+    def _rows(self) -> Loaded:
+        if self._loaded is None:
+            self._loaded = self._store.read().load()
+        return self._loaded
+
+    def _update(
+        self,
+        label: str | None,
+        tenant: str | None,
+        progress: Callable[[int], object],
+        on_error: Callable[[ImageError], object],
+    ) -> Update:
+        preprocessing = self.card.preprocessing
+        return Update(self._store, preprocessing, lambda: self.metric, label, tenant, progress, on_error)
+
+    def _add_pictures(self, update: Update, images: ImageInput) -> None:
+        parts, metric, seen = split_images(images), self.metric, set()
+        stream = stream_pixels(
+            parts, self.card.preprocessing, device=metric.device, input_range=(0, 1), batch_size=metric.batch_size
+        )
+        for pixels in stream:
+            embeddings = metric.embed(metric.embed_pixels(pixels)).cpu()
+            for picture, embedding in zip(pixels.add(0.0).cpu().numpy(), embeddings, strict=True):  # -0.0 is 0.0
+                name = hashlib.sha256(np.ascontiguousarray(picture)).hexdigest()
+                if name not in seen:
+                    seen.add(name)
+                    update.put(Entry(name), embedding)
+                update.progress(1)
+        update.commit()
+
+    def _answer(
+        self, search: "partial[list[scan.Found]]", images: ImagesOrEmbeddings, label: str | None, tenant: str | None
+    ) -> Answer:
+        rows = self._rows()
+        queries = self.metric.embed(images).cpu().numpy()
+        allowed = rows.allowed(label, tenant)
+        found = search(scan.Rows(rows.codes, rows.embeddings, rows.order), queries, allowed=allowed)
+        hits = []
+        for one in found:
+            columns = (rows.table.column(name).take(one.positions).to_pylist() for name in ("path", "id", "label"))
+            described = zip(*columns, one.distances.tolist(), strict=True)
+            hits.append(tuple(Hit(path, name, away, label) for path, name, label, away in described))
+        bound = max((one.bound for one in found), default=0.0)
+        return Answer(tuple(hits), True, bound, rows.snapshot.version)
+
+    def _checked(self, metric: RobustSim) -> RobustSim:
+        """Refuse another model than the one that made the index."""
+        differs = [name for name in _DECISIVE if getattr(metric.card, name) != getattr(self.card, name)]
+        if differs or image_sha256(metric.encoder) != self._weights:
+            what = f"another {' and '.join(differs).replace('_', ' ')}" if differs else "other weights, or another type"
+            raise SearchError(
+                f"the index {self.path!r} was made by {self.card.name!r}, and this {metric.card.name!r} has {what}: "
+                "distances of two models do not compare. Open the index with the model that made it, or make another "
+                "index"
+            )
+        return metric
+
+
+def _absolute(path: "str | os.PathLike[str]") -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _files(images: Any) -> "list[Path] | None":
+    """The files or the folder that were passed; None for pictures in memory.
+
+    Raises:
+        InputError: some of both.
+    """
+    kinds = (str, os.PathLike)
+    if isinstance(images, kinds):
+        return [Path(images)]
+    if not isinstance(images, (list, tuple)) or not any(isinstance(one, kinds) for one in images):
+        return None
+    if not all(isinstance(one, kinds) for one in images):
+        raise InputError("files and pictures in memory cannot be added together: add them in two calls")
+    return [Path(one) for one in images]

@@ -1,0 +1,206 @@
+"""Bring an index up to date with files: what is new or has changed is embedded, some hundred pictures at a time."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from robustsim.errors import ImageError
+from robustsim.images.files import printable
+from robustsim.images.inputs import load_square
+from robustsim.images.preprocessing import Preprocessing
+from robustsim.metric import RobustSim
+from robustsim.search.embedding import Stamp, embed_stamped
+from robustsim.search.index.known import Known
+from robustsim.search.index.rows import Entry, make_table
+from robustsim.search.index.store import Snapshot, Store
+
+_TOGETHER = 512  # rows that are committed together
+_LONGEST = 30.0  # seconds of work that a process which is killed may lose
+_COMPARED = 1024  # files compared with the index at a time
+
+
+@dataclass
+class UpdateReport:
+    """What `Index.add` and `Index.sync` did.
+
+    Attributes:
+        added: pictures that the index did not have.
+        replaced: files that had changed.
+        unchanged: files, or pictures, that it had already.
+        removed: rows whose files are gone.
+        failed: files that could not be read.
+        passed_over: how many files of each kind were left out; see `robustsim.images.FoundImages`.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    failed: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+
+class Update:
+    """One run of `add` or `sync`, for one tenant.
+
+    Args:
+        store: what is brought up to date.
+        preprocessing: of the model.
+        metric: -> the model, loaded when there is something to embed.
+        label: of what is added.
+        tenant: whose it is.
+        progress: called with the number of files done since the last call.
+        on_error: called for each file that is skipped.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        preprocessing: Preprocessing,
+        metric: Callable[[], RobustSim],
+        label: str | None,
+        tenant: str | None,
+        progress: Callable[[int], object],
+        on_error: Callable[[ImageError], object],
+    ) -> None:
+        self._store, self._preprocessing, self._metric = store, preprocessing, metric
+        self._label, self._tenant, self.progress, self._on_error = label, tenant, progress, on_error
+        self.report = UpdateReport()
+        snapshot = store.read()
+        self._start = self._current = Known(snapshot, tenant)
+        self._version = snapshot.version
+        self._seen = np.zeros(len(self._start), bool)
+        self._unlisted: list[str] = []
+        self._entries: list[Entry] = []
+        self._embeddings: list[Tensor] = []
+        self._since = time.monotonic()
+
+    def files(self, root: Path, paths: Iterable[Path]) -> None:
+        """Add files, each of which is named once, that the index does not have as they are.
+
+        Raises:
+            EncodingError: an embedding is not finite, or nothing but zeros; what was committed stays.
+        """
+        todo = self._todo(root, iter(paths))
+        for path in todo:
+            try:
+                load_square(root / path, self._preprocessing)
+            except ImageError as error:  # told without an encoder, which nothing may need
+                self._fails(root / path, ImageError(str(error)))
+                continue
+            for one, stamp, result in embed_stamped(self._metric(), root, chain((path,), todo), _hashed):
+                if isinstance(result, ImageError):
+                    self._fails(root / one, result)
+                else:
+                    self.put(Entry(stamp["id"], stamp["file"], stamp["size"], stamp["mtime"]), result)
+                    self.progress(1)
+        self.commit()
+
+    def put(self, entry: Entry, embedding: Tensor) -> None:
+        """Add a picture, (D,), with the others of its batch."""
+        self._entries.append(entry._replace(label=self._label, tenant=self._tenant))
+        self._embeddings.append(embedding)
+        if len(self._entries) >= _TOGETHER or time.monotonic() - self._since > _LONGEST:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what was put, in one version."""
+        if self._entries:
+            with self._store.writing() as writer:
+                self._meet(writer.snapshot)
+                old = _positions(self._current, self._entries)
+                rows = [row for row, at in enumerate(old) if at < 0 or not self._same(int(at), self._entries[row])]
+                stale = old[rows][old[rows] >= 0]
+                if rows:
+                    embeddings = np.stack([self._embeddings[row].numpy() for row in rows])
+                    entries = [self._entries[row] for row in rows]
+                    if len(stale):
+                        current = self._current
+                        writer.delete(current.row_ids[stale].tolist(), [current.digests[at] for at in stale])
+                    writer.append(make_table(entries, embeddings, writer.snapshot.dataset.schema))
+            self._version = writer.version
+            self.report.replaced += len(stale)
+            self.report.added += len(rows) - len(stale)
+            self.report.unchanged += len(old) - len(rows)
+        self._entries, self._embeddings, self._since = [], [], time.monotonic()
+
+    def remove_gone(self, root: Path) -> None:
+        """Remove the rows that were there when this began, and whose files below the folder are not there any more."""
+        gone = np.flatnonzero(~self._seen & self._start.below(printable(root), self._unlisted))
+        if not len(gone):
+            return
+        with self._store.writing() as writer:
+            self._meet(writer.snapshot)
+            here = self._current.match("path", self._start.paths(gone))
+            pairs = zip(gone, here, strict=True)
+            # Another writer may have removed or replaced one.
+            same = [at for old, at in pairs if at >= 0 and self._current.digests[at] == self._start.digests[old]]
+            if same:
+                rows = self._current.row_ids[np.array(same)].tolist()
+                writer.delete(rows, [self._current.digests[at] for at in same])
+        self._version = writer.version
+        self.report.removed += len(same)
+
+    def _meet(self, snapshot: Snapshot) -> None:
+        """Look again at what is known, if another writer has been there."""
+        if snapshot.version != self._version:
+            self._current = Known(snapshot, self._tenant)
+
+    def _same(self, at: int, entry: Entry) -> bool:
+        known = self._current
+        return not entry.path or (known.sizes[at], known.mtimes[at]) == (entry.size, entry.mtime)
+
+    def _todo(self, root: Path, paths: Iterator[Path]) -> Iterator[Path]:
+        while chunk := list(islice(paths, _COMPARED)):
+            found = self._start.match("path", [printable(root / path) for path in chunk])
+            for path, at in zip(chunk, found.tolist(), strict=True):
+                if at >= 0:
+                    size, mtime = _size_and_time(root / path)
+                    if (self._start.sizes[at], self._start.mtimes[at]) == (size, mtime):
+                        self._seen[at] = True
+                        self.report.unchanged += 1
+                        self.progress(1)
+                        continue
+                yield path
+
+    def _fails(self, path: Path, error: ImageError) -> None:
+        if path.is_dir():  # what lies below it may be there
+            self._unlisted.append(printable(path))
+        self.report.failed += 1
+        self._on_error(error)
+        self.progress(1)
+
+
+def _positions(known: Known, entries: Sequence[Entry]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Where pictures are among the known ones: files by their names, others by what they are."""
+    by_path = known.match("path", [entry.path for entry in entries])
+    by_id = known.match("id", [entry.id for entry in entries])
+    return np.where([bool(entry.path) for entry in entries], by_path, by_id)
+
+
+def _size_and_time(path: Path) -> "tuple[int | None, int | None]":
+    try:
+        stat = os.stat(path)
+    except OSError:  # reading it will tell why
+        return None, None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _hashed(root: Path, path: Path) -> Stamp:
+    """A file's absolute name, size, time of change, and SHA-256."""
+    size, mtime = _size_and_time(root / path)
+    digest = hashlib.sha256()
+    try:
+        with (root / path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:  # likewise
+        pass
+    return {"file": printable(root / path), "size": size, "mtime": mtime, "id": digest.hexdigest()}
