@@ -180,9 +180,9 @@ def _kind(entry: "os.DirEntry[str]") -> str:
         return _FILE
 
 
-def printable(path: Path) -> str:
+def printable(path: "str | os.PathLike[str]") -> str:
     r"""A path's name with forward slashes; bytes that are no UTF-8 as `\xNN`, which every format can hold."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return os.fsencode(os.fspath(path).replace(os.sep, "/")).decode("utf-8", "backslashreplace")
 
 
 def worker_count() -> int:

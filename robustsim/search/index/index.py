@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import ImageError, InputError, SearchError
@@ -263,8 +261,8 @@ class Index:
             SearchError: the index is damaged.
             OutputError: it cannot be written.
         """
-        asked = [names] if isinstance(names, (str, os.PathLike)) else list(names)
-        wanted = {text: os.fspath(name) for name in asked for text in (os.fspath(name), printable(_absolute(name)))}
+        asked = [os.fspath(name) for name in ([names] if isinstance(names, (str, os.PathLike)) else names)]
+        wanted = {text: name for name in asked for text in (name, printable(_absolute(name)))}
         row_ids, digests, found = [], [], set()
         with self._store.writing() as writer:
             for batch in writer.snapshot.batches(NARROW, row_ids=True):
@@ -279,7 +277,7 @@ class Index:
                 writer.delete(row_ids, digests)
             writer.erase()
         self._loaded = None
-        return ForgetReport(len(row_ids), tuple(name for name in map(os.fspath, asked) if name not in found))
+        return ForgetReport(len(row_ids), tuple(name for name in asked if name not in found))
 
     def check(self, progress: Callable[[int], object] = _nothing) -> CheckReport:
         """Read every byte of the version that counts now, and compare it with what was written.
@@ -315,7 +313,7 @@ class Index:
         for pixels in stream:
             embeddings = metric.embed(metric.embed_pixels(pixels)).cpu()
             for picture, embedding in zip(pixels.add(0.0).cpu().numpy(), embeddings, strict=True):  # -0.0 is 0.0
-                name = hashlib.sha256(np.ascontiguousarray(picture)).hexdigest()
+                name = hashlib.sha256(picture.tobytes()).hexdigest()
                 if name not in seen:
                     seen.add(name)
                     update.put(Entry(name), embedding)

@@ -6,7 +6,6 @@ is read is checked against them, whether little of a row is read or all of it.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,12 +101,19 @@ def vector_digests(values: "NDArray[Any]") -> list[bytes]:
     return [hashlib.blake2b(row, digest_size=_DIGEST).digest() for row in np.ascontiguousarray(values)]
 
 
+def _text(name: str, path: str, size: int | None, mtime: int | None, label: str | None, tenant: str | None) -> bytes:
+    """A description as bytes; the lengths keep one text from passing for the end of another."""
+    label_size, tenant_size = (None if text is None else len(text) for text in (label, tenant))
+    sizes = f"{len(name)} {len(path)} {size} {mtime} {label_size} {tenant_size}"
+    return f"{sizes} {name}{path}{label}{tenant}".encode()
+
+
 def _digests(columns: "dict[str, Any]") -> list[bytes]:
     described = zip(*(columns[name] for name in DESCRIPTION), strict=True)
     numbers = np.stack((columns["scale"], columns["residual"]), axis=1).astype("<f4")
     vectors = zip(columns["code_digest"], columns["embedding_digest"], strict=True)
     return [
-        hashlib.blake2b(json.dumps(words).encode() + row.tobytes() + code + embedding, digest_size=_DIGEST).digest()
+        hashlib.blake2b(_text(*words) + row.tobytes() + code + embedding, digest_size=_DIGEST).digest()
         for words, row, (code, embedding) in zip(described, numbers, vectors, strict=True)
     ]
 

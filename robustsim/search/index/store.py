@@ -145,10 +145,20 @@ class Writer:
         self._count(len(digests), add_up(digests))
 
     def delete(self, row_ids: Sequence[int], digests: Sequence[bytes]) -> None:
-        """Take away rows of the snapshot, by Lance's numbers of them and their digests."""
+        """Take away rows of the snapshot, each of them once, by Lance's numbers of them and their digests.
+
+        Raises:
+            SearchError: one of them is not there.
+        """
+        deleted = 0
         for start in range(0, len(row_ids), _BATCH):
             some = ", ".join(str(int(one)) for one in row_ids[start : start + _BATCH])
-            self._dataset.delete(f"_rowid IN ({some})")
+            deleted += self._dataset.delete(f"_rowid IN ({some})")["num_deleted_rows"]
+        if deleted != len(row_ids):
+            raise SearchError(
+                f"{len(row_ids)} rows of the index {os.fspath(self._folder)!r} were to be removed, and {deleted} of "
+                "them are there: nothing was changed. Open it again"
+            )
         self._count(-len(row_ids), -add_up(digests))
 
     def erase(self) -> None:
@@ -233,9 +243,7 @@ class Store:
                     )
                 like = schema(dim, json.dumps(header))
                 mode = "overwrite" if ROWS in held else "create"
-                rows = module.write_dataset(
-                    like.empty_table(), os.fspath(store.folder / ROWS), schema=like, mode=mode
-                )
+                rows = module.write_dataset(like.empty_table(), os.fspath(store.folder / ROWS), schema=like, mode=mode)
                 files = seal_files(store.folder / ROWS, _files_of(rows), {})
                 write_seal(store.folder, Seal(rows.version, files=files))
         except OSError as error:

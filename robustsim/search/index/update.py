@@ -126,6 +126,8 @@ class Update:
                         writer.delete(current.row_ids[stale].tolist(), [current.digests[at] for at in stale])
                     writer.append(make_table(entries, embeddings, writer.snapshot.dataset.schema))
             self._version = writer.version
+            written = self._start.match("path", [self._entries[row].path for row in rows])
+            self._seen[written[written >= 0]] = True  # nothing is left of them that could be gone
             self.report.replaced += len(stale)
             self.report.added += len(rows) - len(stale)
             self.report.unchanged += len(old) - len(rows)
@@ -159,10 +161,11 @@ class Update:
 
     def _todo(self, root: Path, paths: Iterator[Path]) -> Iterator[Path]:
         while chunk := list(islice(paths, _COMPARED)):
-            found = self._start.match("path", [printable(root / path) for path in chunk])
-            for path, at in zip(chunk, found.tolist(), strict=True):
+            whole = [os.path.join(root, path) for path in chunk]  # texts: paths that are objects take twice the time
+            found = self._start.match("path", [printable(path) for path in whole]).tolist()
+            for path, file, at in zip(chunk, whole, found, strict=True):
                 if at >= 0:
-                    size, mtime = _size_and_time(root / path)
+                    size, mtime = _size_and_time(file)
                     if (self._start.sizes[at], self._start.mtimes[at]) == (size, mtime):
                         self._seen[at] = True
                         self.report.unchanged += 1
@@ -185,7 +188,7 @@ def _positions(known: Known, entries: Sequence[Entry]) -> "np.ndarray[tuple[int]
     return np.where([bool(entry.path) for entry in entries], by_path, by_id)
 
 
-def _size_and_time(path: Path) -> "tuple[int | None, int | None]":
+def _size_and_time(path: "str | Path") -> "tuple[int | None, int | None]":
     try:
         stat = os.stat(path)
     except OSError:  # reading it will tell why

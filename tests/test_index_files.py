@@ -1,0 +1,416 @@
+"""The index over folders: what it answers, what it keeps up with, and what a kill or another writer does to it."""
+
+import os
+import random
+import shutil
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustsim import RobustSim
+from robustsim.encoders.load import image_sha256
+from robustsim.errors import ImageError, InputError, MissingDependencyError, OutputError, SearchError
+from robustsim.search import Index
+from robustsim.search.index import update
+from tests import trainings
+from tests.conftest import EXAMPLES
+from tests.processes import GATE, killed
+
+pytest.importorskip("lance")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def draw(path, seed):
+    """A small picture, unlike others."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize((24, 20), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    for seed in range(9):
+        draw(root / f"{seed}.png", seed)
+    draw(root / "ünder" / "9.png", 9)
+    (root / "bad.png").write_bytes((root / "3.png").read_bytes()[:60])
+    (root / "notes.txt").touch()
+    return root
+
+
+@pytest.fixture(scope="module")
+def small():
+    return RobustSim(trainings.encoder(), batch_size=4)
+
+
+@pytest.fixture
+def index(small, folder, tmp_path):
+    index = Index.create(tmp_path / "index", small)
+    index.add(folder)
+    return index
+
+
+def names(hits):
+    return [os.path.basename(hit.path) for hit in hits]
+
+
+def everything(index, query):
+    return [(hit.path, hit.id, hit.label) for hit in index.search(query, 1000)[0]]
+
+
+def test_answers_are_the_metrics(small, folder, index, tmp_path):
+    bad, done = [], []
+    report = Index.create(tmp_path / "other", small).add(folder, on_error=bad.append, progress=done.append)
+    assert (report.added, report.failed, report.unchanged, report.passed_over) == (10, 1, 0, {".txt": 1})
+    assert "bad.png" in str(bad[0])
+    assert sum(done) == 11
+    queries = [folder / "2.png", folder / "ünder" / "9.png"]
+    files = sorted(path for path in folder.rglob("*.png") if path.name != "bad.png")
+    expected = small.distance_matrix(queries, files)
+    answer = index.search(queries, 4)
+    assert (len(answer), answer.complete, answer.version) == (2, True, index.version)
+    assert 0 < answer.bound < 0.1
+    for hits, row in zip(answer, expected, strict=True):
+        nearest = row.argsort()[:4]
+        assert [hit.path for hit in hits] == [str(files[n]) for n in nearest]
+        # float16 keeps 11 bits: a picture is some 1e-4 from itself.
+        np.testing.assert_allclose([hit.distance for hit in hits], row[nearest], atol=5e-4)
+    limit = float(expected[0].sort().values[3]) + 1e-3
+    assert [hit.path for hit in index.within(queries[0], limit)[0]] == [hit.path for hit in answer[0]]
+    z = small.embed(queries)
+    assert index.search(z, 4).hits == index.search(queries, 4).hits
+    assert len(index) == 10
+    assert index.check().ok
+
+
+def test_what_is_there_is_not_embedded_again(small, folder, index, monkeypatch):
+    monkeypatch.setattr(RobustSim, "from_pretrained", None)
+    version = index.version
+    again = Index.open(index.path)
+    for report in (again.add(folder), again.sync(folder)):
+        assert (report.added, report.replaced, report.removed, report.unchanged, report.failed) == (0, 0, 0, 10, 1)
+    assert again.version == version
+
+
+def test_sync_follows_the_folder(small, folder, index):
+    draw(folder / "new.png", 50)
+    draw(folder / "1.png", 51)
+    (folder / "0.png").unlink()
+    os.utime(folder / "1.png", ns=(1, 1))
+    shutil.copy(folder / "bad.png", folder / "2.png")
+    query = small.embed(folder / "4.png")
+    report = index.add(folder)
+    assert (report.added, report.replaced, report.removed, report.unchanged, report.failed) == (1, 1, 0, 7, 2)
+    assert {"0.png", "2.png", "new.png"} <= set(names(index.search(query, 100)[0]))
+    report = index.sync(folder)
+    assert (report.added, report.replaced, report.removed, report.unchanged, report.failed) == (0, 0, 2, 9, 2)
+    expected = sorted(path.name for path in folder.rglob("*.png") if path.name not in ("bad.png", "2.png"))
+    assert sorted(names(index.search(query, 100)[0])) == expected
+    assert index.search(folder / "1.png", 1)[0][0].distance < 1e-3
+    assert index.check().ok
+
+
+def test_sync_keeps_to_its_folder_and_its_tenant(small, folder, index, tmp_path):
+    beside = tmp_path / "photos-too"
+    draw(beside / "beside.png", 60)
+    index.add(beside)
+    index.add(folder, tenant="b")
+    shutil.rmtree(folder / "ünder")
+    assert index.sync(folder).removed == 1
+    assert len(index) == 10 + 1 + 9
+    assert names(index.search(draw(tmp_path / "q.png", 9), 1, tenant="b")[0]) == ["9.png"]
+
+
+def test_sync_removes_nothing_below_what_cannot_be_listed(folder, index, monkeypatch):
+    scandir = os.scandir
+
+    def failing(path):
+        if os.path.basename(path) == "ünder":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    report = index.sync(folder)
+    assert (report.removed, report.failed) == (0, 2)
+    with pytest.raises(ImageError, match="is not a folder"):
+        index.sync(folder / "nowhere")
+    assert len(index) == 10
+
+
+def test_filters_apply_before_scoring(small, folder, index, tmp_path):
+    query = folder / "5.png"
+    for number in range(5):  # nearer than all of the others
+        shutil.copy(query, folder / f"copy{number}.png")
+    index.add([folder / f"copy{number}.png" for number in range(5)], label="decoy")
+    index.add([folder / "1.png", folder / "2.png"], label="mine", tenant="t")
+    assert names(index.search(query, 5)[0]) == ["5.png", *(f"copy{number}.png" for number in range(4))]
+    assert sorted(names(index.search(query, 5, tenant="t")[0])) == ["1.png", "2.png"]
+    assert sorted(names(index.search(query, 9, label="decoy")[0])) == [f"copy{number}.png" for number in range(5)]
+    assert {hit.label for hit in index.search(query, 9, label="decoy")[0]} == {"decoy"}
+    assert index.within(query, 2**0.5, label="decoy", tenant="t")[0] == ()
+    assert index.search(query, label="none")[0] == ()
+
+
+def test_equal_pictures_come_in_an_order_of_their_own(small, tmp_path):
+    root = tmp_path / "equal"
+    order = list("badc")
+    for name in order:
+        draw(root / f"{name}.png", 1)
+    first = Index.create(tmp_path / "first", small)
+    first.add([root / f"{name}.png" for name in order])
+    second = Index.create(tmp_path / "second", small)
+    second.add(root)
+    assert names(first.search(root / "a.png", 3)[0]) == ["a.png", "b.png", "c.png"]
+    assert everything(first, root / "a.png") == everything(second, root / "a.png")
+
+
+def test_pictures_in_memory(small, tmp_path):
+    index = Index.create(tmp_path / "index", small)
+    pictures = torch.rand(7, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    report = index.add([*pictures, pictures[2]], label="tensor")
+    assert (report.added, report.unchanged) == (7, 0)
+    assert (index.add(pictures[:3]).unchanged, len(index)) == (3, 7)
+    (hit,) = index.search(pictures[4], 1)[0]
+    assert (hit.path, hit.label, len(hit.id)) == ("", "tensor", 64)
+    assert hit.distance < 1e-3
+    with pytest.raises(InputError, match="cannot be added together"):
+        index.add([pictures[0], "a.png"])
+    assert index.forget(hit.id).forgotten == 1
+    assert index.search(pictures[4], 1)[0][0].distance > 1e-3
+
+
+def test_forget(small, folder, index):
+    (hit,) = index.search(folder / "7.png", 1)[0]
+    shutil.copy(folder / "7.png", folder / "again.png")
+    index.add(folder)
+    report = index.forget([hit.id, os.path.relpath(folder / "3.png"), folder / "none.png"])
+    assert (report.forgotten, report.missing) == (3, (str(folder / "none.png"),))
+    assert len(index) == 8
+    held = b"".join(path.read_bytes() for path in (folder.parent / "index").rglob("*") if path.is_file())
+    for trace in (b"again.png", b"/3.png", hit.id.encode(), small.embed(folder / "7.png").numpy().astype("<f2")):
+        assert bytes(trace) not in held
+    assert b"/4.png" in held
+    assert index.check().ok
+
+
+def test_another_model_is_refused(small, folder, index):
+    other = RobustSim(trainings.encoder(seed=1))
+    with pytest.raises(SearchError, match="made by 'small', and this 'small' has other weights"):
+        Index.open(index.path, other)
+    half = RobustSim(trainings.encoder()).to(dtype=torch.bfloat16)
+    with pytest.raises(SearchError, match="other weights, or another type"):
+        Index.open(index.path, half)
+    assert len(Index.open(index.path, small)) == 10
+    with pytest.raises(InputError, match="neither an image"):
+        index.search(torch.nn.functional.normalize(torch.ones(1, 13)))
+
+
+def test_the_model_is_loaded_by_its_name(metric, tmp_path):
+    index = Index.create(tmp_path / "index", device="cpu")
+    assert index.add(EXAMPLES, label="example").added == 4
+    again = Index.open(tmp_path / "index", device="cpu")
+    (hit,) = again.within(EXAMPLES / "chelsea.png", 0.44)[0]
+    assert (os.path.basename(hit.path), hit.label) == ("chelsea.png", "example")
+    assert image_sha256(again.metric.encoder) == image_sha256(metric.encoder)
+
+
+def test_what_is_refused(small, index, tmp_path, folder, monkeypatch):
+    with pytest.raises(InputError, match="k must be at least 1, not 0"):
+        index.search(folder / "1.png", 0)
+    with pytest.raises(InputError, match=r"from 0 to 1.414, not -0.1"):
+        index.within(folder / "1.png", -0.1)
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        index.search(folder / "bad.png")
+    with pytest.raises(SearchError, match="is no index"):
+        Index.open(folder)
+    with pytest.raises(OutputError, match="is in use"):
+        Index.create(index.path, small)
+    monkeypatch.setitem(sys.modules, "lance", None)
+    for attempt in (lambda: Index.open(index.path), lambda: Index.create(tmp_path / "new", small)):
+        with pytest.raises(MissingDependencyError, match=r'pip install "robustsim\[search\]"'):
+            attempt()
+    assert not (tmp_path / "new").exists()
+
+
+def test_rows_are_committed_some_at_a_time(small, folder, tmp_path, monkeypatch):
+    made, original = [], update.make_table
+    monkeypatch.setattr(
+        update, "make_table", lambda entries, *rest: made.append(len(entries)) or original(entries, *rest)
+    )
+    monkeypatch.setattr(update, "_TOGETHER", 3)
+    monkeypatch.setattr(update, "_COMPARED", 2)
+    index = Index.create(tmp_path / "index", small)
+    assert index.add(folder).added == 10
+    assert made == [3, 3, 3, 1]
+    assert sorted(names(index.search(folder / "0.png", 99)[0])) == sorted(f"{n}.png" for n in range(10))
+
+
+def test_another_writer_in_the_midst(small, folder, tmp_path, monkeypatch):
+    """It adds the same files, changes some, and erases: rows move, and none is lost or there twice."""
+    index = Index.create(tmp_path / "index", small)
+    index.add(folder)
+    for seed in range(5):
+        draw(folder / f"{seed}.png", 100 + seed)
+        os.utime(folder / f"{seed}.png", ns=(seed, seed))
+        draw(folder / f"x{seed}.png", 200 + seed)
+    (folder / "8.png").unlink()
+    (folder / "7.png").unlink()
+    monkeypatch.setattr(update, "_TOGETHER", 4)
+    others = []
+
+    def progress(count):
+        if len(others) == 5:
+            other = Index.open(index.path, small)
+            others.append(other.add([folder / "x3.png", folder / "x4.png", folder / "4.png"]))
+            others.append(other.forget([folder / "6.png", folder / "7.png"]))
+        else:
+            others.append(None)
+
+    report = index.sync(folder, progress=progress)
+    assert report.removed == 1  # 8.png; the other writer forgot 7.png
+    found = sorted(names(index.search(folder / "0.png", 99)[0]))
+    expected = [path.name for path in folder.rglob("*.png") if path.name not in ("bad.png", "6.png")]
+    assert found == sorted(expected)
+    for name in expected:
+        (path,) = folder.rglob(name)
+        assert index.search(path, 1)[0][0].distance < 1e-3, name
+    assert index.check().ok
+    assert index.sync(folder).added == 1
+
+
+def test_readers_see_one_version_throughout(small, folder, index, tmp_path, monkeypatch):
+    monkeypatch.setattr(update, "_TOGETHER", 2)
+    query = small.embed(folder / "0.png")
+    reader, before = Index.open(index.path, small), None
+    seen, wrong, done = set(), [], threading.Event()
+
+    def read():
+        try:
+            while not done.is_set():
+                one = Index.open(index.path, small)
+                answer = one.search(query, 1000)
+                hits = answer[0]
+                if len(hits) % 2 or len({hit.path for hit in hits}) != len(hits):
+                    wrong.append(names(hits))
+                seen.add((answer.version, len(hits)))
+        except BaseException as error:
+            wrong.append(error)
+
+    before = everything(reader, query)
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for seed in range(30):
+            draw(tmp_path / "more" / f"{seed}.png", 300 + seed)
+        index.add(tmp_path / "more")
+        for seed in range(30):  # each change takes a row away and brings another one
+            os.utime(tmp_path / "more" / f"{seed}.png", ns=(seed, seed))
+        index.sync(tmp_path / "more")
+    finally:
+        done.set()
+        thread.join()
+    assert not wrong
+    assert len(dict(seen)) == len(seen)  # a version is one set of rows
+    assert everything(reader, query) == before
+    assert len(index) == 40
+
+
+TWO = """
+import sys
+import torch
+torch.set_num_threads(1)
+from tests import trainings
+from robustsim import RobustSim
+from robustsim.search import Index
+from robustsim.search.index import update
+update._TOGETHER = 3
+index = Index.open({index!r}, RobustSim(trainings.encoder(), batch_size=2))
+for folder in {folders!r}[int(__import__("os").environ["WHICH"])]:
+    index.sync(folder)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_two_processes_lose_no_rows(small, tmp_path, forks):
+    for name in ("a", "b", "c"):
+        for seed in range(12):
+            draw(tmp_path / name / f"{name}{seed}.png", hash(name) % 1000 + seed)
+    index = Index.create(tmp_path / "index", small)
+    folders = [[str(tmp_path / "a"), str(tmp_path / "c")], [str(tmp_path / "c"), str(tmp_path / "b")]]
+    code = TWO.format(index=index.path, folders=folders)
+    (tmp_path / "told").mkdir()
+    codes, told = forks.run(tmp_path / "told", code, [{"WHICH": "0"}, {"WHICH": "1"}])
+    assert codes == [0, 0], told
+    found = sorted(names(index.search(tmp_path / "a" / "a0.png", 99)[0]))
+    assert found == sorted(path.name for path in tmp_path.rglob("*.png"))
+    assert index.check().ok
+
+
+JOB = """
+import torch
+torch.set_num_threads(1)
+from tests import trainings
+from robustsim import RobustSim
+from robustsim.search import Index
+from robustsim.search.index import update
+update._TOGETHER = 3
+index = Index.open({index!r}, RobustSim(trainings.encoder(), batch_size=2))
+index.{call}
+gate({gate!r})
+"""
+
+
+def grows(folder):
+    """What tells whether there are other files in it than now."""
+    before = sorted(folder.rglob("*"))
+    return lambda: sorted(folder.rglob("*")) != before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("kind", ["add", "sync", "forget"])
+def test_killed_at_random_moments(small, tmp_path, server, kind):
+    """SIGKILL; the same call then ends with the answers of an undisturbed run."""
+    root, gate, moments = tmp_path / "photos", tmp_path / "gate", random.Random(kind)
+    for seed in range(24):
+        draw(root / f"{seed}.png", seed)
+    query = small.embed(root / "0.png")
+
+    def prepare(path):
+        index = Index.create(path, small)
+        if kind != "add":
+            index.add(root)
+        return index
+
+    disturbed, undisturbed = prepare(tmp_path / "index"), prepare(tmp_path / "whole")
+    if kind == "sync":
+        for seed in range(0, 24, 2):
+            draw(root / f"{seed}.png", 500 + seed)
+            os.utime(root / f"{seed}.png", ns=(seed, seed))
+        for seed in range(1, 6, 2):
+            (root / f"{seed}.png").unlink()
+    forgotten = [str(root / f"{seed}.png") for seed in range(1, 24, 3)]
+    call = {"add": f"add({str(root)!r})", "sync": f"sync({str(root)!r})", "forget": f"forget({forgotten!r})"}[kind]
+    for _ in range(4):
+        job = GATE + JOB.format(index=disturbed.path, call=call, gate=str(gate))
+        # From the first file that it has written on.
+        killed(server, job, grows(tmp_path / "index"), gate, moments.uniform(0, 0.1))
+        again = Index.open(disturbed.path, small)  # whole, at whatever version
+        hits = everything(again, query)
+        assert len({path for path, *_ in hits}) == len(hits)
+    for index in (disturbed, undisturbed):
+        if kind == "forget":
+            index.forget(forgotten)
+        else:
+            getattr(index, kind)(root)
+    assert everything(disturbed, query) == everything(undisturbed, query)
+    assert disturbed.check().ok
+    if kind == "forget":
+        held = b"".join(path.read_bytes() for path in (tmp_path / "index").rglob("*") if path.is_file())
+        assert not any(name.encode() in held for name in forgotten)
+        assert str(root / "0.png").encode() in held
