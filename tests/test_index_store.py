@@ -235,10 +235,13 @@ def test_what_is_no_index(tmp_path, store):
     assert [path.name for path in Path(tmp_path / "precious").iterdir() if path.name != "lock"] == ["letter.txt"]
 
 
-def test_a_creation_that_was_interrupted_begins_anew(store):
-    (store.folder / NAME).unlink()
-    assert Store.create(store.folder, DIM, {"made": "again"}).read().header == {"made": "again"}
-    assert ids(store) == []
+def test_a_creation_that_was_interrupted_begins_anew(store, tmp_path):
+    Store.create(tmp_path / "new", DIM, {"made": "before"})
+    (tmp_path / "new" / NAME).unlink()
+    assert Store.create(tmp_path / "new", DIM, {"made": "again"}).read().header == {"made": "again"}
+    (store.folder / NAME).unlink()  # which makes no empty one of an index that holds something
+    with pytest.raises(OutputError, match="is in use"):
+        Store.create(store.folder, DIM, {})
 
 
 def test_digests_add_up_in_any_order():

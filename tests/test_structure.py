@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 FLOORS = {
     "attacks": [{"engine"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
     "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"run", "calibration"}],
+    "search": [{"store"}, {"embedding"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }
 LONGEST = 400  # lines of a file
@@ -154,6 +155,7 @@ def test_import_robustsim_is_light():
     assert not {"torch", "numpy", "PIL", "typer", "huggingface_hub"} & modules_after("import robustsim")
     assert "torch" not in modules_after("import robustsim; robustsim.list_models()")
     assert not {"torch", "torchmetrics"} & modules_after("import robustsim.integrations")
+    assert not {"torch", "lance", "pyarrow"} & modules_after("import robustsim.search")
 
 
 def test_the_bundled_model_needs_torch_alone():
@@ -164,7 +166,9 @@ def test_the_bundled_model_needs_torch_alone():
 
 
 @pytest.mark.parametrize(
-    "words", [("compare",), ("evaluate", "2afc"), ("data", "check"), ("train",), ("finetune",)], ids=" ".join
+    "words",
+    [("compare",), ("evaluate", "2afc"), ("data", "check"), ("train",), ("finetune",), ("index",), ("search",)],
+    ids=" ".join,
 )
 def test_help_needs_no_torch(words):
     code = (

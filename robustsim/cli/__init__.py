@@ -7,7 +7,23 @@ import sys
 
 import typer
 
-from robustsim.cli import attack, calibrate, compare, convert, data, embed, evaluate, info, matrix, models, train
+from robustsim.cli import (
+    attack,
+    calibrate,
+    check,
+    compare,
+    convert,
+    data,
+    embed,
+    evaluate,
+    forget,
+    index,
+    info,
+    matrix,
+    models,
+    search,
+    train,
+)
 from robustsim.errors import RobustSimError
 
 __all__ = ["app", "main"]
@@ -23,6 +39,10 @@ app = typer.Typer(
 app.command("compare")(compare.compare)
 app.command("matrix")(matrix.matrix)
 app.command("embed")(embed.embed)
+app.command("index")(index.index)
+app.command("search")(search.search)
+app.command("forget")(forget.forget)
+app.command("check")(check.check)
 app.command("attack")(attack.attack)
 app.command("models")(models.models)
 app.command("info")(info.info)

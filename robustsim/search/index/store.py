@@ -236,8 +236,8 @@ class Store:
             store.folder.mkdir(parents=True, exist_ok=True)
             with store._locked():
                 held = {path.name for path in store.folder.iterdir()} - {LOCK}
-                # Without a seal, our own rows are those of a run that was killed before there was anything in them.
-                if held - {ROWS} or (ROWS in held and not (store.folder / ROWS / "_versions").is_dir()):
+                # Without a seal, rows that hold nothing are those of a run that was killed before it sealed them.
+                if held - {ROWS} or any((store.folder / ROWS / "data").glob("*")):
                     raise OutputError(
                         f"{os.fspath(folder)!r} is in use: open the index that it holds, or choose another folder"
                     )

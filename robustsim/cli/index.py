@@ -1,0 +1,84 @@
+"""`robustsim index`: an index of the pictures in folders."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustsim.cli import output
+
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
+LabelOption = Annotated[str | None, typer.Option("--label", help="Only pictures with this label.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only pictures of this tenant.")]
+
+
+def index(
+    index: IndexArgument,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of images; folders in them count too.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help=f"What embeds, as for `embed`; {output.DEFAULT_MODEL} for a new index, else its own."
+        ),
+    ] = None,
+    device: output.DeviceOption = None,
+    label: Annotated[str | None, typer.Option("--label", help="What is kept with the pictures that are added.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Whose pictures these are.")] = None,
+    sync: Annotated[bool, typer.Option("--sync", help="Remove what is gone from the folders, too.")] = False,
+    follow_links: output.FollowLinksOption = False,
+    strict: output.StrictOption = False,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Add the pictures of folders to an index, and make it if it is not there.
+
+    What is there already is not embedded again: the same command brings an index up to date, and continues an
+    interrupted run.
+    """
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from robustsim.images import find_images
+    from robustsim.search import Index
+    from robustsim.search.index.seal import NAME
+
+    total = sum(1 for folder in folders for _ in find_images(folder, follow_links=follow_links))
+    if (index / NAME).exists():
+        opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
+    else:
+        opened = Index.create(index, output.load_metric(model or output.DEFAULT_MODEL, device))
+    output.tell_cropping(opened.card)
+    reports = []
+    with tqdm(total=total, unit=" images", disable=True if as_json else None) as bar:
+        for folder in folders:
+            reports.append(
+                (opened.sync if sync else opened.add)(
+                    folder,
+                    label=label,
+                    tenant=tenant,
+                    follow_links=follow_links,
+                    progress=bar.update,
+                    on_error=lambda error: bar.write(f"skipped: {error}", file=sys.stderr),
+                )
+            )
+    for report in reports:
+        output.tell_passed_over(report.passed_over)
+    counts = {
+        name: sum(getattr(report, name) for report in reports)
+        for name in ("added", "replaced", "unchanged", "removed", "failed")
+    }
+    if as_json:
+        output.print_json(
+            {
+                "index": str(index),
+                **counts,
+                "folders": [
+                    {"folder": str(folder), **asdict(report)} for folder, report in zip(folders, reports, strict=True)
+                ],
+            }
+        )
+    output.note(", ".join(f"{count} {name}" for name, count in counts.items() if name != "failed") + f" in {index}")
+    output.finish(counts["failed"], counts["added"] + counts["replaced"] + counts["unchanged"], strict)

@@ -1,0 +1,93 @@
+"""`robustsim search`: the pictures of an index that look like these."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustsim.cli import output
+from robustsim.cli.index import IndexArgument, LabelOption, TenantOption
+from robustsim.errors import RobustSimError
+
+if TYPE_CHECKING:
+    from robustsim.search import Answer
+
+
+def search(
+    index: IndexArgument,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="What is looked for; - for standard input.")],
+    count: Annotated[
+        int | None, typer.Option("-k", min=1, help="The nearest pictures, so many; 10 if not given.")
+    ] = None,
+    within: Annotated[
+        float | None,
+        typer.Option("--within", min=0, metavar="DISTANCE", help="All pictures at most so far away, and an exit code."),
+    ] = None,
+    label: LabelOption = None,
+    tenant: TenantOption = None,
+    device: output.DeviceOption = None,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Find the pictures of an index that look like these; none is missed.
+
+    With --within, the exit code is the decision: 0 for no match, 1 for at least one, 2 for an error.
+    """
+    if count is not None and within is not None:
+        raise typer.BadParameter("-k and --within exclude each other")
+    try:
+        answer = _search(str(index), images, count or 10, within, label, tenant, device)
+        _print(str(index), images, answer, as_json)
+    except (RobustSimError, OSError) as error:
+        if within is None:
+            raise
+        output.note(f"robustsim: {error}")  # and not 1, which is a match
+        raise typer.Exit(2) from None
+    if within is not None and any(answer):
+        raise typer.Exit(1)
+
+
+def _search(
+    path: str,
+    images: list[str],
+    count: int,
+    within: float | None,
+    label: str | None,
+    tenant: str | None,
+    device: str | None,
+) -> "Answer":
+    from robustsim.cli.pictures import open_pictures
+    from robustsim.search import Index
+
+    index = Index.open(path, device=device)
+    opened = open_pictures(images)
+    output.tell_unseen(output.unseen(index.card, opened, opened), aside=True)
+    queries = [opened[name] for name in images]
+    if within is None:
+        return index.search(queries, count, label=label, tenant=tenant)
+    return index.within(queries, within, label=label, tenant=tenant)
+
+
+def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "index": path,
+                "version": answer.version,
+                "complete": answer.complete,
+                "bound": answer.bound,
+                "queries": [
+                    {"query": name, "hits": [asdict(hit) for hit in hits]}
+                    for name, hits in zip(images, answer, strict=True)
+                ],
+            }
+        )
+        return
+    rows = [
+        (name, f"{hit.distance:.4f}", hit.path or hit.id, hit.label or "")
+        for name, hits in zip(images, answer, strict=True)
+        for hit in hits
+    ]
+    if rows:
+        output.print_table(("query", "distance", "picture", "label"), rows, numbers=(1,))
+    if none := [name for name, hits in zip(images, answer, strict=True) if not hits]:
+        output.note(f"nothing found for {', '.join(none)}")

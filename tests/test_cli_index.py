@@ -1,0 +1,119 @@
+"""`robustsim index`, `search`, `forget` and `check`."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+from robustsim.encoders.card import DEFAULT_MODEL
+from tests.conftest import EXAMPLES
+
+pytest.importorskip("lance")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = ("astronaut.png", "chelsea.png", "coffee.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for name in NAMES:
+        shutil.copy(EXAMPLES / name, root / name)
+    (root / "bad.jpg").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture
+def index(run, folder, tmp_path):
+    code, out, err = run("index", tmp_path / "index", folder, "--label", "mine")
+    assert (code, out) == (0, "")
+    assert "3 added, 0 replaced, 0 unchanged, 0 removed" in err
+    assert "skipped" in err
+    assert "bad.jpg" in err
+    assert "1 file could not be read and was skipped" in err
+    return tmp_path / "index"
+
+
+def test_the_same_command_brings_it_up_to_date(run, folder, index, monkeypatch):
+    monkeypatch.setattr("robustsim.metric.RobustSim.from_pretrained", None)  # nothing to embed, no model
+    code, out, _ = run("index", index, folder, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert {name: found[name] for name in ("added", "unchanged", "failed")} == {"added": 0, "unchanged": 3, "failed": 1}
+    assert found["folders"][0]["folder"] == str(folder)
+    (folder / "coffee.png").unlink()
+    assert "0 added, 0 replaced, 2 unchanged, 1 removed" in run("index", index, folder, "--sync")[2]
+    assert run("index", index, folder, "--strict")[0] == 1
+
+
+def test_the_nearest(run, folder, index):
+    code, out, _ = run("search", index, folder / "chelsea.png", "-k", "2")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines() if str(folder) in line]
+    assert [line[1] for line in lines][:1] == ["0.0002"]
+    assert [os.path.basename(line[2]) for line in lines][:1] == ["chelsea.png"]
+    assert len(lines) == 2
+    assert lines[0][3] == "mine"
+    found = json.loads(run("search", index, folder / "chelsea.png", folder / "coffee.png", "--json")[1])
+    assert found["complete"] is True
+    assert [query["query"] for query in found["queries"]] == [str(folder / "chelsea.png"), str(folder / "coffee.png")]
+    assert [len(query["hits"]) for query in found["queries"]] == [3, 3]
+    assert set(found["queries"][0]["hits"][0]) == {"path", "id", "distance", "label"}
+
+
+def test_the_exit_code_is_the_decision(run, folder, index, tmp_path):
+    assert run("search", index, folder / "coffee.png", "--within", "0.44")[0] == 1
+    code, out, err = run("search", index, EXAMPLES / "rocket.jpg", "--within", "0.44")
+    assert (code, out) == (0, "")
+    assert "nothing found for" in err
+    assert run("search", index, folder / "coffee.png", "--within", "0.44", "--label", "other")[0] == 0
+    code, out, err = run("search", index, folder / "bad.jpg", "--within", "0.44")
+    assert (code, out) == (2, "")
+    assert "bad.jpg" in err
+    assert run("search", tmp_path / "none", folder / "coffee.png", "--within", "0.44")[0] == 2
+    assert run("search", index, folder / "coffee.png", "--within", "3")[0] == 2
+    assert run("search", tmp_path / "none", folder / "coffee.png")[0] == 1
+    assert run("search", index, folder / "coffee.png", "--within", "0.44", "-k", "3")[0] == 2
+
+
+def test_another_model_is_refused(run, folder, index):
+    assert run("index", index, folder, "--model", DEFAULT_MODEL)[0] == 0
+    code, _, err = run("index", index, folder, "--model", f"{DEFAULT_MODEL}-clean")
+    assert code == 1
+    assert f"was made by '{DEFAULT_MODEL}'" in err
+
+
+def test_forget(run, folder, index):
+    (hit,) = json.loads(run("search", index, folder / "coffee.png", "-k", "1", "--json")[1])["queries"][0]["hits"]
+    code, out, _ = run("forget", index, hit["id"], folder / "chelsea.png", "--json")
+    assert code == 0
+    assert json.loads(out) == {"index": str(index), "forgotten": 2, "missing": []}
+    code, _, err = run("forget", index, folder / "chelsea.png")
+    assert code == 1
+    assert "not in the index" in err
+    assert len(json.loads(run("search", index, folder / "coffee.png", "--json")[1])["queries"][0]["hits"]) == 1
+
+
+def test_check(run, index):
+    code, out, err = run("check", index)
+    assert (code, out) == (0, "")
+    assert "3 rows" in err
+    path = next((index / "rows.lance" / "data").iterdir())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, out, err = run("check", index, "--json")
+    assert code == 1
+    assert json.loads(out)["ok"] is False
+    assert "does not match its checksum" in err
+    assert run("check", index.parent)[0] == 1
+
+
+def test_without_the_extra(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lance", None)
+    code, _, err = run("index", tmp_path / "index", folder)
+    assert code == 1
+    assert 'pip install "robustsim[search]"' in err
