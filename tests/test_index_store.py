@@ -11,6 +11,7 @@ from robustsim.errors import OutputError, SearchError
 from robustsim.search.index import store as stores
 from robustsim.search.index.check import check_store
 from robustsim.search.index.codes import unit
+from robustsim.search.index.loaded import Loaded
 from robustsim.search.index.rows import NARROW, Entry, add_up, make_table
 from robustsim.search.index.seal import NAME, read_seal
 from robustsim.search.index.store import ROWS, Store
@@ -49,7 +50,7 @@ def delete(store, *numbers, erase=False):
 
 
 def ids(store):
-    return [int(name, 16) for name in store.read().load().table.column("id").to_pylist()]
+    return [int(name, 16) for name in Loaded(store.read()).table.column("id").to_pylist()]
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def store(tmp_path):
 
 def test_rows_come_back_as_they_were_put_in(store):
     snapshot = store.read()
-    loaded = snapshot.load()
+    loaded = Loaded(snapshot)
     assert snapshot.header == {"made": "by a test"}
     assert (snapshot.count, snapshot.dim, loaded.codes.values.shape) == (48, DIM, (48, DIM))
     assert ids(store) == [n for n in range(50) if n not in (3, 41)]
@@ -114,7 +115,7 @@ def test_readers_stay_at_their_version(store):
     snapshot = store.read()
     delete(store, 0, 1, 2)
     append(store, 90, 5)
-    loaded = snapshot.load()
+    loaded = Loaded(snapshot)
     assert len(loaded.codes) == 48
     assert len(loaded.embeddings(np.arange(48))) == 48
     assert len(ids(store)) == 50
@@ -122,7 +123,7 @@ def test_readers_stay_at_their_version(store):
 
 def test_erased_bytes_are_gone(store):
     victim = next(n for n, name in enumerate(ids(store)) if name == 7)
-    loaded = store.read().load()
+    loaded = Loaded(store.read())
     traces = [
         loaded.embeddings(np.array([victim])).tobytes(),
         loaded.codes.values[victim].tobytes(),
@@ -164,7 +165,7 @@ def test_an_erasure_that_was_interrupted_is_told_and_finished(store, monkeypatch
 
 def answers(store):
     """All that could be answered."""
-    loaded = store.read().load()
+    loaded = Loaded(store.read())
     return loaded.table.select(NARROW[:-3]).to_pylist(), loaded.embeddings(np.arange(len(loaded.codes))).tobytes()
 
 
@@ -207,7 +208,7 @@ def test_another_row_in_place_of_one_is_noticed(store):
         writer.delete([0], [b"\0" * 16])  # which is not its digest
     assert read_seal(store.folder).version != seal.version
     with pytest.raises(SearchError, match="it should hold 48 rows, and holds 48, or others"):
-        store.read().load()
+        Loaded(store.read())
     assert not check_store(store).ok
 
 

@@ -18,7 +18,8 @@ from robustsim.metric import ImagesOrEmbeddings, RobustSim
 from robustsim.search.index import scan
 from robustsim.search.index.answer import Answer, Hit
 from robustsim.search.index.check import CheckReport, check_store
-from robustsim.search.index.rows import NARROW, Entry, Loaded
+from robustsim.search.index.loaded import Loaded
+from robustsim.search.index.rows import NARROW, Entry
 from robustsim.search.index.store import Store
 from robustsim.search.index.update import Update, UpdateReport
 
@@ -292,7 +293,7 @@ class Index:
 
     def _rows(self) -> Loaded:
         if self._loaded is None:
-            self._loaded = self._store.read().load()
+            self._loaded = Loaded(self._store.read())
         return self._loaded
 
     def _update(

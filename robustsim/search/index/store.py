@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
-from robustsim.search.index.rows import Loaded, add_up, matrix, schema
+from robustsim.search.index.rows import add_up, matrix, schema
 from robustsim.search.index.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
 
 if TYPE_CHECKING:
@@ -116,10 +116,6 @@ class Snapshot:
                 f"the index {os.fspath(self.folder)!r} is damaged: it should hold {self.seal.rows} rows, and holds "
                 f"{rows}, or others"
             )
-
-    def load(self) -> Loaded:
-        """All rows but their embeddings, in memory; see `robustsim.search.index.rows.Loaded`."""
-        return Loaded(self)
 
 
 class Writer:
