@@ -69,7 +69,7 @@ def test_no_exact_score_is_beyond_its_bound(case):
 def brute(x, q, order):
     """For each query, (positions, distances) of all rows by a scan over float32, the nearest first."""
     for query in unit(q):
-        away = distances(query, x.astype(np.float32))
+        away = distances(query, unit(x.astype(np.float32)))
         ranked = np.lexsort((order, away))
         yield ranked, away[ranked]
 
@@ -102,9 +102,9 @@ def test_the_scan_over_codes_is_the_scan_over_float32(case, k, kernel, filtered)
 def test_distances_are_the_metrics_and_of_the_row_alone():
     x, q = make_rows("random", 5, 40, 70)
     reference = torch.cdist(torch.from_numpy(q), torch.from_numpy(unit(x)).float()) * 0.5**0.5
-    alone = [[distances(query, row[None])[0] for row in x] for query in unit(q)]
+    alone = [[distances(query, unit(row[None]))[0] for row in x] for query in unit(q)]
     np.testing.assert_allclose(alone, reference, atol=1e-5)
-    np.testing.assert_array_equal(alone, [distances(query, x) for query in unit(q)])
+    np.testing.assert_array_equal(alone, [distances(query, unit(x)) for query in unit(q)])
 
 
 def test_most_rows_are_left_out():

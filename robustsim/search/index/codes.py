@@ -97,18 +97,14 @@ def residuals_of(
     return above
 
 
-def distances(query: "NDArray[np.float64]", rows: "NDArray[Any]") -> "NDArray[np.float64]":
-    """What the index answers with: `|q - x| / sqrt(2)`, which is `sqrt(1 - <q, x>)`, of a unit query (D,) to rows.
+def distances(query: "NDArray[np.float64]", rows: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """What the index answers with: `|q - x| / sqrt(2)`, which is `sqrt(1 - <q, x>)`, of a query (D,) to rows (N, D).
 
-    Row by row in float64, so that a distance depends on the two alone, and not on what was computed beside it: equal
-    rows have equal distances, to the last bit.
-
-    Args:
-        query: one row of `unit`.
-        rows: (N, D), float16 as kept.
+    Both are of `unit`. Row by row, so that a distance depends on the two alone, and not on what was computed beside it:
+    equal rows have equal distances, to the last bit.
 
     Returns:
         (N,) float64 in [0, sqrt(2)].
     """
-    squares: NDArray[np.float64] = np.square(unit(rows) - query).sum(1)
+    squares: NDArray[np.float64] = np.square(rows - query).sum(1)
     return np.sqrt(squares / 2)

@@ -5,7 +5,7 @@ a threshold, all rows whose `upper` reaches it are measured. For the k nearest, 
 k-th exact score is a threshold that the true k-th cannot lie below, and all rows that reach it are measured then.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Bytes of codes multiplied at a time, and of scores held at a time.
 _BLOCK, _SCORES = 1 << 20, 1 << 26
 _MEASURED = 512  # rows read and measured at a time
-_FEWEST = 64  # measured first, for the k nearest
+_FEWEST = 16  # measured first, for the k nearest
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def nearest(
         allowed: positions, ascending, of the rows that count; None for all.
         kernel: for `make_kernel`.
     """
-    return [scan.nearest(k) for scan in _scans(rows, queries, allowed, kernel)]
+    return [found for scan in _scans(rows, queries, allowed, kernel) for found in scan.nearest(k)]
 
 
 def within(
     rows: Rows, queries: "NDArray[Any]", distance: float, *, allowed: "Positions | None" = None, **kernel: Any
 ) -> list[Found]:
     """All rows at most at that distance from each query; arguments as for `nearest`."""
-    return [scan.within(distance) for scan in _scans(rows, queries, allowed, kernel)]
+    return [found for scan in _scans(rows, queries, allowed, kernel) for found in scan.within(distance)]
 
 
 def _scans(
@@ -85,13 +85,7 @@ def _scans(
     count = len(rows.codes) if allowed is None else len(allowed)
     together = max(1, _SCORES // (4 * max(1, count)))
     for start in range(0, len(queries), together):
-        batch = np.asarray(queries[start : start + together])
-        coded, exact = encode(batch), unit(batch)
-        uppers = _uppers(rows.codes, coded, allowed, kernel)
-        widest = float(rows.codes.residuals.max(initial=0) if allowed is None else
-                       rows.codes.residuals[allowed].max(initial=0))  # fmt: skip
-        for query, upper, residual in zip(exact, uppers, coded.residuals, strict=True):
-            yield _Scan(rows, query, upper, allowed, widest + float(residual) + ROUNDING)
+        yield _Scan(rows, np.asarray(queries[start : start + together]), allowed, kernel)
 
 
 def _uppers(codes: Codes, queries: Codes, allowed: "Positions | None", kernel: dict[str, Any]) -> "NDArray[np.float32]":
@@ -102,9 +96,7 @@ def _uppers(codes: Codes, queries: Codes, allowed: "Positions | None", kernel: d
     step = max(1, _BLOCK // max(1, codes.values.shape[1]))
     for start in range(0, count, step):
         block: Any = slice(start, start + step) if allowed is None else allowed[start : start + step]
-        if not len(values := codes.values[block]):
-            break
-        scores = product(values).T * queries.scales.astype(np.float64)[:, None]
+        scores = product(codes.values[block]).T * queries.scales.astype(np.float64)[:, None]
         scores *= codes.scales[block].astype(np.float64)
         scores += codes.residuals[block].astype(np.float64)
         scores += queries.residuals.astype(np.float64)[:, None] + ROUNDING
@@ -113,52 +105,67 @@ def _uppers(codes: Codes, queries: Codes, allowed: "Positions | None", kernel: d
 
 
 class _Scan:
-    """One query against all rows that count."""
+    """Some queries against all rows that count."""
 
     def __init__(
-        self,
-        rows: Rows,
-        query: "NDArray[np.float64]",
-        upper: "NDArray[np.float32]",
-        allowed: "Positions | None",
-        bound: float,
+        self, rows: Rows, queries: "NDArray[Any]", allowed: "Positions | None", kernel: dict[str, Any]
     ) -> None:
-        self._rows, self._query, self._upper, self._allowed, self._bound = rows, query, upper, allowed, bound
+        coded = encode(queries)
+        self._rows, self._allowed, self._queries = rows, allowed, unit(queries)
+        self._upper = _uppers(rows.codes, coded, allowed, kernel)
+        residuals = rows.codes.residuals if allowed is None else rows.codes.residuals[allowed]
+        self._bounds = coded.residuals.astype(np.float64) + residuals.max(initial=0) + ROUNDING
 
-    def within(self, distance: float) -> Found:
-        if distance < 0:
-            return self._found(np.empty(0, np.int64), np.empty(0))
-        places = np.flatnonzero(self._upper >= 1 - distance * distance - ROUNDING)
-        positions, away = self._measure(places)
-        near = away <= distance
-        return self._found(positions[near], away[near], len(places))
-
-    def nearest(self, k: int) -> Found:
-        first = min(len(self._upper), max(_FEWEST, 2 * k))
-        places = np.arange(len(self._upper))
-        if first < len(places):
-            places = np.sort(np.argpartition(-self._upper, first)[:first])
-        positions, away = self._measure(places)
-        if first < len(self._upper):
-            # The true k-th is no farther than this one, so what cannot be as near as this one is not among them.
-            worst = np.partition(away, k - 1)[k - 1]
-            may_be = self._upper >= 1 - worst * worst - ROUNDING
-            may_be[places] = False
-            more = np.flatnonzero(may_be)
-            measured = self._measure(more)
-            positions, away = np.concatenate((positions, measured[0])), np.concatenate((away, measured[1]))
-        return self._found(positions, away, len(positions), k)
-
-    def _measure(self, places: "Positions") -> "tuple[Positions, NDArray[np.float64]]":
-        positions = places if self._allowed is None else self._allowed[places]
-        away = [
-            distances(self._query, self._rows.read(positions[start : start + _MEASURED]))
-            for start in range(0, len(positions), _MEASURED)
+    def within(self, distance: float) -> list[Found]:
+        places = [np.flatnonzero(upper >= 1 - distance * distance - ROUNDING) for upper in self._upper]
+        return [
+            self._found(number, places[number][away <= distance], away[away <= distance], len(away))
+            for number, away in enumerate(self._measure(places))
         ]
-        return positions, np.concatenate(away) if away else np.empty(0)
+
+    def nearest(self, k: int) -> list[Found]:
+        count = self._upper.shape[1]
+        first = min(count, max(_FEWEST, 2 * k))
+        places = [
+            np.sort(np.argpartition(upper, count - first)[count - first :]) if first < count else np.arange(count)
+            for upper in self._upper
+        ]
+        aways = self._measure(places)
+        if first < count:
+            # The true k-th is no farther than this one, so what cannot be as near as this one is not among them.
+            worst = [np.partition(away, k - 1)[k - 1] for away in aways]
+            more = []
+            for upper, known, limit in zip(self._upper, places, worst, strict=True):
+                may_be = upper >= 1 - limit * limit - ROUNDING
+                may_be[known] = False
+                more.append(np.flatnonzero(may_be))
+            places = [np.concatenate(pair) for pair in zip(places, more, strict=True)]
+            aways = [np.concatenate(pair) for pair in zip(aways, self._measure(more), strict=True)]
+        return [
+            self._found(number, *pair, len(pair[0]), k) for number, pair in enumerate(zip(places, aways, strict=True))
+        ]
+
+    def _measure(self, places: "Sequence[Positions]") -> "list[NDArray[np.float64]]":
+        """Distances of each query to rows of its own, ascending; a row that several ask for is read once."""
+        out = [np.empty(len(one)) for one in places]
+        every = np.unique(np.concatenate(places))
+        for start in range(0, len(every), _MEASURED):
+            block = every[start : start + _MEASURED]
+            rows = unit(self._rows.read(block if self._allowed is None else self._allowed[block]))
+            for query, wanted, away in zip(self._queries, places, out, strict=True):
+                begin, end = np.searchsorted(wanted, block[0]), np.searchsorted(wanted, block[-1], "right")
+                if begin < end:
+                    away[begin:end] = distances(query, rows[np.searchsorted(block, wanted[begin:end])])
+        return out
 
     def _found(
-        self, positions: "Positions", away: "NDArray[np.float64]", measured: int = 0, k: int | None = None
+        self,
+        number: int,
+        places: "Positions",
+        away: "NDArray[np.float64]",
+        measured: int,
+        k: int | None = None,
     ) -> Found:
+        positions = places if self._allowed is None else self._allowed[places]
         ranked = np.lexsort((self._rows.order[positions], away))[:k]
-        return Found(positions[ranked], away[ranked], self._bound, measured)
+        return Found(positions[ranked], away[ranked], float(self._bounds[number]), measured)

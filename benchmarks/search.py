@@ -1,0 +1,160 @@
+"""The exact scan against FAISS's: time and memory, and planted near-duplicates that are missed; on rows made up here.
+
+    python benchmarks/search.py [--rows 100000] [--dim 5120] [--rounds 7] [--planted 1000] [--hnsw] [--memory]
+
+Rows have a spectrum that decays: 256 directions of variance 1, 1/2, 1/3, ..., all others together a tenth of that, and
+a mean, so that two rows are about 0.2 similar. Near-duplicates have similarity 0.97. One thread; CPU time, medians of
+rounds in which the contenders take turns. FAISS (faiss-cpu) holds float32, the index int8 and, on the disk, float16;
+with --memory, each is a process of its own, and its peak is told.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustsim.search.index import scan
+from robustsim.search.index.codes import unit
+from robustsim.search.index.kernels import KERNELS
+from robustsim.search.index.loaded import Loaded
+from robustsim.search.index.rows import Entry, make_table
+from robustsim.search.index.store import Store
+
+BLOCK, DIRECTIONS = 2000, 256
+
+
+def made_up(rows: int, dim: int) -> Iterator[np.ndarray]:
+    """Blocks of unit rows, float32; the same at each call."""
+    rng = np.random.default_rng(0)
+    strength = np.arange(1, DIRECTIONS + 1, dtype=np.float32) ** -0.5
+    basis = rng.standard_normal((DIRECTIONS, dim), dtype=np.float32) * strength[:, None]
+    total = float(np.square(strength).sum())
+    mean = rng.standard_normal(dim, dtype=np.float32) * (0.25 * total) ** 0.5
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        block = rng.standard_normal((count, DIRECTIONS), dtype=np.float32) @ basis
+        block += rng.standard_normal((count, dim), dtype=np.float32) * (0.1 * total) ** 0.5
+        yield unit(block + mean).astype(np.float32)
+
+
+def near(rows: np.ndarray, similarity: float = 0.97) -> np.ndarray:
+    """A row as similar to each of these."""
+    noise = np.random.default_rng(1).standard_normal(rows.shape)
+    noise -= (noise * rows).sum(1, keepdims=True) * rows
+    return (similarity * rows + (1 - similarity**2) ** 0.5 * unit(noise)).astype(np.float32)
+
+
+def build(folder: Path, rows: int, dim: int) -> Store:
+    store = Store.create(folder, dim, {})
+    done = 0
+    for block in made_up(rows, dim):
+        with store.writing() as writer:
+            entries = [Entry(f"{row:064x}", f"/{row}.jpg") for row in range(done, done + len(block))]
+            writer.append(make_table(entries, block, writer.snapshot.dataset.schema))
+        done += len(block)
+    return store
+
+
+def opened(store: Store) -> scan.Rows:
+    loaded = Loaded(store.read())
+    return scan.Rows(loaded.codes, loaded.embeddings, loaded.order)
+
+
+def flat(rows: int, dim: int) -> Any:
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexFlatIP(dim)
+    for block in made_up(rows, dim):
+        index.add(block)
+    return index
+
+
+def memory(argv: argparse.Namespace, folder: Path) -> None:
+    """The peak of a process that opens the index, or makes FAISS's, and asks one query."""
+    base = "import resource, sys; sys.path.insert(0, sys.argv[3]); import search; "
+    ask = {
+        "int8 in memory": "q = next(search.made_up(1, {d})); r = search.opened(search.Store(sys.argv[1])); "
+        "search.scan.nearest(r, q, 10); ",
+        "FAISS Flat": "q = next(search.made_up(1, {d})); search.flat({n}, {d}).search(q, 10); ",
+        "nothing but the imports": "",
+    }
+    for name, code in ask.items():
+        code = base + "import faiss; " + code.format(d=argv.dim, n=argv.rows)
+        code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        words = [sys.executable, "-c", code, str(folder), "", str(Path(__file__).parent)]
+        print(f"{name}: {subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()} MB")
+
+
+def cost(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def compare(contenders: dict[str, Callable[[], object]], rounds: int, what: str) -> None:
+    for function in contenders.values():
+        function()
+    taken = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, function in contenders.items():
+            taken[name].append(cost(function))
+    medians = {name: float(np.median(times)) for name, times in taken.items()}
+    slowest = medians["FAISS Flat"]
+    for name, median in medians.items():
+        print(f"{what}, {name}: {1e3 * median:.1f} ms, FAISS Flat takes {slowest / median:.2f} times that")
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=5120)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--planted", type=int, default=1000)
+    parser.add_argument("--hnsw", action="store_true", help="usearch's graph too, which takes long to make")
+    parser.add_argument("--memory", action="store_true", help="the memory alone")
+    argv = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        store = build(Path(temporary) / "index", argv.rows, argv.dim)
+        if argv.memory:
+            memory(argv, store.folder)
+            return
+        rows = opened(store)
+        planted = np.random.default_rng(2).choice(argv.rows, argv.planted, replace=False)
+        queries = near(unit(np.concatenate([rows.read(planted[n : n + 1]) for n in range(argv.planted)])))
+        within = (1 - 0.96) ** 0.5
+        found = scan.within(rows, queries, within)
+        missed = sum(row not in one.positions for row, one in zip(planted, found, strict=True))
+        measured = np.mean([one.measured for one in found])
+        print(f"planted: {missed} of {argv.planted} missed; {measured:.1f} rows a query were measured exactly")
+        if argv.hnsw:
+            from usearch.index import Index
+
+            graph = Index(ndim=argv.dim, metric="cos", dtype="i8", expansion_search=512)
+            graph.add(np.arange(argv.rows), rows.codes.values, threads=1)
+            hits = graph.search(scan.encode(queries).values, 30, threads=1)
+            lost = sum(row not in hits[n].keys for n, row in enumerate(planted))
+            print(f"planted, usearch HNSW, int8, ef 512, 30 of each: {lost} of {argv.planted} missed")
+        exact = flat(argv.rows, argv.dim)
+        for count, what in ((1, "one query"), (100, "100 queries")):
+            some = queries[:count]
+            contenders: dict[str, Callable[[], object]] = {"FAISS Flat": lambda some=some: exact.search(some, 10)}
+            for name in KERNELS:
+                contenders[f"ten nearest, {name}"] = lambda some=some, name=name: scan.nearest(
+                    rows, some, 10, name=name
+                )
+            contenders["within 0.2, numkong"] = lambda some=some: scan.within(rows, some, within)
+            compare(contenders, argv.rounds, what)
+
+
+if __name__ == "__main__":
+    main()
