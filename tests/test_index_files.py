@@ -321,6 +321,61 @@ def test_readers_see_one_version_throughout(small, folder, index, tmp_path, monk
     assert len(index) == 40
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere take no such names")
+def test_names_that_are_no_utf8(small, tmp_path):
+    draw(tmp_path / "photos" / "a.png", 1)
+    shutil.copy(tmp_path / "photos" / "a.png", os.fsencode(tmp_path) + b"/photos/caf\xe9.png")
+    index = Index.create(tmp_path / "index", small)
+    assert index.add(tmp_path / "photos").added == 2
+    assert index.sync(tmp_path / "photos").unchanged == 2
+    assert names(index.search(tmp_path / "photos" / "a.png")[0]) == ["a.png", "caf\\xe9.png"]
+    assert index.forget(os.fsdecode(os.fsencode(tmp_path) + b"/photos/caf\xe9.png")).forgotten == 1
+
+
+def test_what_was_committed_is_seen_after_an_error(small, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(update, "_TOGETHER", 3)
+    index = Index.create(tmp_path / "index", small)
+    assert len(index) == 0
+    done = []
+
+    def progress(count):
+        done.append(count)
+        if len(done) == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index.add(folder, progress=progress)
+    assert len(index) == 6
+    assert index.add(folder).added == 4
+
+
+def test_an_erasure_elsewhere_is_told(small, folder, index):
+    query = small.embed(folder / "1.png")
+    one, other, later = (Index.open(index.path, small) for _ in range(3))
+    one.search(query)
+    assert later.version == one.version
+    other.forget(folder / "2.png")
+    for reader in (one, later):
+        with pytest.raises(SearchError, match="Open it again"):
+            reader.search(query)
+    assert len(Index.open(index.path, small).search(query)[0]) == 9
+
+
+def test_what_the_disk_refuses_changes_nothing(small, folder, index, tmp_path, monkeypatch):
+    before = everything(index, folder / "1.png")
+    draw(tmp_path / "more" / "a.png", 70)
+
+    def full(*words, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lance.write_dataset", full)
+        with pytest.raises(OutputError, match=r"what was in it stays .*No space left"):
+            index.add(tmp_path / "more")
+    assert everything(index, folder / "1.png") == before
+    assert index.add(tmp_path / "more").added == 1
+
+
 TWO = """
 import sys
 import torch

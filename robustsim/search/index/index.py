@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from robustsim.search.index.answer import Answer, Hit
 from robustsim.search.index.check import CheckReport, check_store
 from robustsim.search.index.loaded import Loaded
 from robustsim.search.index.rows import NARROW, Entry
-from robustsim.search.index.store import Store
+from robustsim.search.index.store import Snapshot, Store
 from robustsim.search.index.update import Update, UpdateReport
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Index:
         except (KeyError, TypeError):
             raise SearchError(f"the index {self.path!r} does not say which model made it") from None
         self._metric: RobustSim | None = None
+        self._snapshot: Snapshot | None = None  # what answers, from when it was first asked
         self._loaded: Loaded | None = None
         if metric is not None:
             self._metric = self._checked(metric)
@@ -147,10 +149,10 @@ class Index:
     @property
     def version(self) -> int:
         """The version that answers."""
-        return self._rows().snapshot.version
+        return self._answering().version
 
     def __len__(self) -> int:
-        return len(self._rows().codes)
+        return self._answering().count
 
     def add(
         self,
@@ -181,16 +183,16 @@ class Index:
             SearchError: the index is damaged.
             OutputError: it cannot be written; what was in it stays.
         """
-        update = self._update(label, tenant, progress, on_error)
-        if (files := _files(images)) is None:
-            self._add_pictures(update, images)
-        elif len(files) == 1 and files[0].is_dir():
-            walk = find_images(files[0], follow_links=follow_links)
-            update.files(_absolute(files[0]), walk)
-            update.report.passed_over = dict(walk.passed_over)
-        else:
-            update.files(Path(), dict.fromkeys(map(_absolute, files)))
-        self._loaded = None
+        files = _files(images)
+        with self._updating(label, tenant, progress, on_error) as update:
+            if files is None:
+                self._add_pictures(update, images)
+            elif len(files) == 1 and files[0].is_dir():
+                walk = find_images(files[0], follow_links=follow_links)
+                update.files(_absolute(files[0]), walk)
+                update.report.passed_over = dict(walk.passed_over)
+            else:
+                update.files(Path(), dict.fromkeys(map(_absolute, files)))
         return update.report
 
     def sync(
@@ -208,12 +210,11 @@ class Index:
         Nothing is removed below folders that cannot be listed. With nothing new no model is loaded. What is removed is
         found no more; [`forget`][robustsim.search.Index.forget] erases it from the disk too.
         """
-        update = self._update(label, tenant, progress, on_error)
         root, walk = _absolute(folder), find_images(folder, follow_links=follow_links)
-        update.files(root, walk)
-        update.remove_gone(root)
+        with self._updating(label, tenant, progress, on_error) as update:
+            update.files(root, walk)
+            update.remove_gone(root)
         update.report.passed_over = dict(walk.passed_over)
-        self._loaded = None
         return update.report
 
     def search(
@@ -277,7 +278,7 @@ class Index:
             if row_ids:
                 writer.delete(row_ids, digests)
             writer.erase()
-        self._loaded = None
+        self._snapshot = self._loaded = None
         return ForgetReport(len(row_ids), tuple(name for name in asked if name not in found))
 
     def check(self, progress: Callable[[int], object] = _nothing) -> CheckReport:
@@ -291,20 +292,30 @@ class Index:
         """
         return check_store(self._store, progress)
 
+    def _answering(self) -> Snapshot:
+        if self._snapshot is None:
+            self._snapshot = self._store.read()
+        return self._snapshot
+
     def _rows(self) -> Loaded:
         if self._loaded is None:
-            self._loaded = Loaded(self._store.read())
+            self._loaded = self._store.read_into(Loaded) if self._snapshot is None else Loaded(self._snapshot)
+            self._snapshot = self._loaded.snapshot
         return self._loaded
 
-    def _update(
+    @contextmanager
+    def _updating(
         self,
         label: str | None,
         tenant: str | None,
         progress: Callable[[int], object],
         on_error: Callable[[ImageError], object],
-    ) -> Update:
+    ) -> Iterator[Update]:
         preprocessing = self.card.preprocessing
-        return Update(self._store, preprocessing, lambda: self.metric, label, tenant, progress, on_error)
+        try:
+            yield Update(self._store, preprocessing, lambda: self.metric, label, tenant, progress, on_error)
+        finally:
+            self._snapshot = self._loaded = None  # what was committed is seen, whatever came after
 
     def _add_pictures(self, update: Update, images: ImageInput) -> None:
         parts, metric, seen = split_images(images), self.metric, set()
@@ -327,7 +338,8 @@ class Index:
         rows = self._rows()
         queries = self.metric.embed(images).cpu().numpy()
         allowed = rows.allowed(label, tenant)
-        found = search(scan.Rows(rows.codes, rows.embeddings, rows.order), queries, allowed=allowed)
+        device = self.metric.device.type if self.metric.device.type == "cuda" else "cpu"
+        found = search(scan.Rows(rows.codes, rows.embeddings, rows.order), queries, allowed=allowed, device=device)
         hits = []
         for one in found:
             columns = (rows.table.column(name).take(one.positions).to_pylist() for name in ("path", "id", "label"))

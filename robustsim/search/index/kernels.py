@@ -27,8 +27,8 @@ def make_kernel(queries: "NDArray[np.int8]", name: str | None = None, device: st
 
     Args:
         queries: (Q, D) codes, from -127 to 127.
-        name: `numkong` or `torch`; None for numkong where it is installed and the device is the CPU, else torch.
-        device: where torch computes.
+        name: `numkong` or `torch`; None for numkong where it is installed, else torch.
+        device: where torch computes: the CPU or CUDA.
 
     Raises:
         InputError: no such kernel.
@@ -36,7 +36,7 @@ def make_kernel(queries: "NDArray[np.int8]", name: str | None = None, device: st
     """
     if name not in (None, *KERNELS):
         raise InputError(f"the kernel {name!r} is none of {', '.join(KERNELS)}")
-    if name == "torch" or device != "cpu":
+    if name == "torch":
         return _by_torch(queries, device)
     try:
         import numkong  # noqa: F401

@@ -2,12 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 ROWS, LOCK = "rows.lance", "lock"
 
@@ -42,19 +44,23 @@ def lance() -> Any:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _lances(folder: Path, *, writes: bool = False) -> Iterator[None]:
     """Lance's errors as ours. It has no type of its own for files that are missing or damaged; some let it panic."""
     try:
         yield
     except BaseException as error:
-        if isinstance(error, RobustSimError):
+        kinds = (OSError, ValueError, RuntimeError, KeyError)
+        if isinstance(error, RobustSimError) or not (
+            isinstance(error, kinds) or type(error).__name__ == "PanicException"
+        ):
             raise
-        if isinstance(error, (OSError, ValueError, RuntimeError, KeyError)) or type(error).__name__ == "PanicException":
-            raise SearchError(
-                f"the index {os.fspath(folder)!r} cannot be read: its files are damaged, or were erased since it was "
-                f"opened. Open it again; `robustsim check` tells more ({str(error)[:200]})"
-            ) from error
-        raise
+        where, why = os.fspath(folder), str(error)[:200]
+        if writes:
+            raise OutputError(f"cannot write the index {where!r}; what was in it stays ({why})") from error
+        raise SearchError(
+            f"the index {where!r} cannot be read: its files are damaged, or were erased since it was opened. Open it "
+            f"again; `robustsim check` tells more ({why})"
+        ) from error
 
 
 class Snapshot:
@@ -72,7 +78,7 @@ class Snapshot:
         module = lance()
         if wrong := checked(folder / ROWS, seal.files):
             raise SearchError(f"the index {os.fspath(folder)!r} is damaged: {'; '.join(wrong[:3])}")
-        with _reading(folder):
+        with _lances(folder):
             self.dataset = module.dataset(os.fspath(folder / ROWS), version=seal.version)
             self.header: dict[str, Any] = json.loads(self.dataset.schema.metadata[b"robustsim"])
             self.dim: int = self.dataset.schema.field("code").type.list_size
@@ -86,7 +92,7 @@ class Snapshot:
         """
         import pyarrow as pa
 
-        with _reading(self.folder):
+        with _lances(self.folder):
             for batch in self.dataset.to_batches(columns=list(columns), batch_size=_BATCH, with_row_id=row_ids):
                 yield pa.Table.from_batches([batch])
 
@@ -98,7 +104,7 @@ class Snapshot:
 
     def take(self, positions: "NDArray[np.int64]") -> "NDArray[np.float16]":
         """Embeddings of rows by their place in the order, (M, D)."""
-        with _reading(self.folder):
+        with _lances(self.folder):
             return matrix(self.dataset.take(positions, columns=["embedding"]).column("embedding"))
 
     def compare(self, rows: int, digest: int | None = None) -> None:
@@ -136,7 +142,8 @@ class Writer:
 
     def append(self, table: "pa.Table") -> None:
         """Add rows that `robustsim.search.index.rows.make_table` made."""
-        self._dataset = lance().write_dataset(table, self._dataset, mode="append")
+        with _lances(self._folder, writes=True):
+            self._dataset = lance().write_dataset(table, self._dataset, mode="append")
         digests = table.column("digest").to_pylist()
         self._count(len(digests), add_up(digests))
 
@@ -149,7 +156,8 @@ class Writer:
         deleted = 0
         for start in range(0, len(row_ids), _BATCH):
             some = ", ".join(str(int(one)) for one in row_ids[start : start + _BATCH])
-            deleted += self._dataset.delete(f"_rowid IN ({some})")["num_deleted_rows"]
+            with _lances(self._folder, writes=True):
+                deleted += self._dataset.delete(f"_rowid IN ({some})")["num_deleted_rows"]
         if deleted != len(row_ids):
             raise SearchError(
                 f"{len(row_ids)} rows of the index {os.fspath(self._folder)!r} were to be removed, and {deleted} of "
@@ -162,10 +170,12 @@ class Writer:
 
         Only the newest version can be read then; who has an older one open is told to open it again.
         """
-        self._dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+        with _lances(self._folder, writes=True):
+            self._dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
         self._seal = replace(self._seal, erasing=True)
         self.seal()  # until here the old version counts, from here the new one
-        self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        with _lances(self._folder, writes=True):
+            self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
         root = self._folder / ROWS
         for part in ("data", "_deletions", "_versions"):  # and what processes that were killed have left
             for path in (root / part).glob("*"):
@@ -191,7 +201,8 @@ class Writer:
         """Make it count if anything was done, and drop versions that nobody reads any more."""
         if self._changed:
             self.seal()
-            self._dataset.cleanup_old_versions(older_than=_KEPT)
+            with _lances(self._folder, writes=True):
+                self._dataset.cleanup_old_versions(older_than=_KEPT)
 
 
 def _files_of(dataset: Any) -> list[str]:
@@ -254,15 +265,19 @@ class Store:
         Raises:
             SearchError: there is no index, it is damaged, or of a newer format.
         """
+        return self.read_into(lambda snapshot: snapshot)
+
+    def read_into(self, use: Callable[[Snapshot], T]) -> T:
+        """What `use` makes of the version that counts now; of a later one, if a writer erases that meanwhile."""
         seal = read_seal(self.folder)
         for _ in range(_ATTEMPTS):
             try:
-                return Snapshot(self.folder, seal)
-            except SearchError:  # a writer may have replaced it meanwhile
+                return use(Snapshot(self.folder, seal))
+            except SearchError:
                 before, seal = seal, read_seal(self.folder)
                 if seal == before:
                     raise
-        return Snapshot(self.folder, seal)
+        return use(Snapshot(self.folder, seal))
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
@@ -277,7 +292,7 @@ class Store:
                 for path in self.folder.glob(f".{NAME}.*.part"):  # of one that was killed
                     path.unlink(missing_ok=True)
                 snapshot = self.read()
-                with _reading(self.folder):
+                with _lances(self.folder):
                     writer = Writer(self.folder, snapshot)
                     if snapshot.seal.erasing:
                         writer.erase()
