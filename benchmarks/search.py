@@ -5,7 +5,7 @@
 Rows have a spectrum that decays: 256 directions of variance 1, 1/2, 1/3, ..., all others together a tenth of that, and
 a mean, so that two rows are about 0.2 similar. Near-duplicates have similarity 0.97. One thread; CPU time, medians of
 rounds in which the contenders take turns. FAISS (faiss-cpu) holds float32, the index int8 and, on the disk, float16;
-with --memory, each is a process of its own, and its peak is told.
+with --memory, each is a process of its own, and its memory is told.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def flat(rows: int, dim: int) -> Any:
 
 
 def memory(argv: argparse.Namespace, folder: Path) -> None:
-    """The peak of a process that opens the index, or makes FAISS's, and asks one query."""
+    """Peak and end (VmHWM, VmRSS) of a process that opens the index, or makes FAISS's, and asks one query."""
     base = "import sys; sys.path.insert(0, sys.argv[2]); import search; "
     ask = {
         "int8 in memory": "q = next(search.made_up(1, {d})); r = search.opened(search.Store(sys.argv[1])); "
@@ -87,10 +87,10 @@ def memory(argv: argparse.Namespace, folder: Path) -> None:
     }
     for name, code in ask.items():
         code = base + "import faiss; " + code.format(d=argv.dim, n=argv.rows)
-        # Not by getrusage, which tells the peak of the parent too.
-        code += "print(*(int(line.split()[1]) // 1000 for line in open('/proc/self/status') if 'VmHWM' in line))"
+        # Not by getrusage, which tells the peak of the parent too. FAISS's peak comes of its array, which grows.
+        code += "print(*(line.strip() for line in open('/proc/self/status') if line[:5] in ('VmHWM', 'VmRSS')))"
         words = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent)]
-        print(f"{name}: {subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()} MB")
+        print(f"{name}: {subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()}")
 
 
 def cost(function: Callable[[], object]) -> float:

@@ -107,6 +107,11 @@ def test_distances_are_the_metrics_and_of_the_row_alone():
     np.testing.assert_array_equal(alone, [distances(query, unit(x)) for query in unit(q)])
 
 
+def test_the_largest_distance_is_the_largest():
+    x = unit(np.random.default_rng(0).standard_normal((200, 30)))
+    assert max(distances(-row, row[None])[0] for row in x) == 2**0.5
+
+
 def test_most_rows_are_left_out():
     rng = np.random.default_rng(0)
     x = unit(rng.standard_normal((3000, 256)) * np.arange(1, 257) ** -0.3).astype(np.float16)

@@ -163,6 +163,25 @@ def test_an_erasure_that_was_interrupted_is_told_and_finished(store, monkeypatch
     assert not any(b"/photos/7.jpg" in path.read_bytes() for path in store.folder.rglob("*") if path.is_file())
 
 
+def test_many_small_files_become_few(store, monkeypatch):
+    monkeypatch.setattr(stores, "_MOST", 5)
+    monkeypatch.setattr(stores, "_LARGE", 40)
+    for first in range(100, 110):
+        append(store, first, 1)
+    reader, before = store.read(), ids(store)
+    files = len(reader.seal.files)
+    store.tidy()
+    assert len(store.read().seal.files) < files / 2
+    assert ids(store) == before
+    assert len(Loaded(reader).embeddings(np.arange(58))) == 58  # files that readers have open stay for a while
+    assert check_store(store).ok
+    version = store.read().version
+    store.tidy()
+    assert store.read().version == version
+    delete(store, 105)
+    assert 105 not in ids(store)
+
+
 def answers(store):
     """All that could be answered."""
     loaded = Loaded(store.read())

@@ -314,6 +314,7 @@ class Index:
         preprocessing = self.card.preprocessing
         try:
             yield Update(self._store, preprocessing, lambda: self.metric, label, tenant, progress, on_error)
+            self._store.tidy()
         finally:
             self._snapshot = self._loaded = None  # what was committed is seen, whatever came after
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Positions: TypeAlias = NDArray[np.int64]
 
 # Bytes of codes multiplied at a time, and of scores held at a time.
-_BLOCK, _SCORES = 1 << 20, 1 << 26
+_BLOCK, _SCORES = 1 << 23, 1 << 26
 _MEASURED = 512  # rows read and measured at a time
 _FEWEST = 16  # measured first, for the k nearest
 

@@ -28,6 +28,7 @@ _BATCH = 1024  # rows read at a time
 _PATIENCE = 300  # seconds to wait for another writer, who needs one or two
 _KEPT = timedelta(hours=1)  # for how long a reader may go on with what it opened
 _ATTEMPTS = 5
+_MOST, _LARGE = 64, 1 << 15  # small files of rows, and from how many rows on a file is none
 
 
 def lance() -> Any:
@@ -174,7 +175,9 @@ class Writer:
         Only the newest version can be read then; who has an older one open is told to open it again.
         """
         with _lances(self._folder, writes=True):
-            self._dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            self._dataset.optimize.compact_files(
+                materialize_deletions=True, materialize_deletions_threshold=0.0, batch_size=_BATCH
+            )
         self._seal = replace(self._seal, erasing=True)
         self.seal()  # until here the old version counts, from here the new one
         with _lances(self._folder, writes=True):
@@ -186,6 +189,14 @@ class Writer:
                     path.unlink(missing_ok=True)
         self._seal = replace(self._seal, erasing=False)
         self.seal()
+
+    def tidy(self) -> None:
+        """Bring small files together, if there are many: each costs a search some time. Rows stay as they are."""
+        small = sum(fragment.physical_rows < _LARGE for fragment in self._dataset.get_fragments())
+        if small > _MOST:
+            with _lances(self._folder, writes=True):
+                self._dataset.optimize.compact_files(target_rows_per_fragment=_LARGE, batch_size=_BATCH)
+            self._changed = True
 
     def _count(self, rows: int, digest: int) -> None:
         self._changed = True
@@ -307,6 +318,12 @@ class Store:
             raise OutputError(
                 f"cannot write the index {os.fspath(self.folder)!r}: {error.strerror or error}; what was in it stays"
             ) from error
+
+    def tidy(self) -> None:
+        """Bring small files together, if there are many."""
+        if len(read_seal(self.folder).files) > _MOST:
+            with self.writing() as writer:
+                writer.tidy()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
