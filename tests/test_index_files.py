@@ -199,6 +199,19 @@ def test_forget(small, folder, index):
     assert index.check().ok
 
 
+def test_an_index_of_nothing(small, folder, tmp_path):
+    index = Index.create(tmp_path / "index", small)
+    assert index.search([folder / "1.png", folder / "2.png"]).hits == ((), ())
+    assert index.within(folder / "1.png", 1.0, label="any")[0] == ()
+    assert index.check().ok
+    assert index.sync(folder).added == 10
+    assert index.forget([hit.id for hit in index.search(folder / "1.png", 99)[0]]).forgotten == 10
+    assert index.search(folder / "1.png")[0] == ()
+    assert index.check().ok
+    assert index.add(folder / "1.png").added == 1
+    assert names(index.search(folder / "1.png")[0]) == ["1.png"]
+
+
 def test_another_model_is_refused(small, folder, index):
     other = RobustSim(trainings.encoder(seed=1))
     with pytest.raises(SearchError, match="made by 'small', and this 'small' has other weights"):
@@ -227,6 +240,8 @@ def test_what_is_refused(small, index, tmp_path, folder, monkeypatch):
         index.within(folder / "1.png", -0.1)
     with pytest.raises(ImageError, match=r"bad\.png"):
         index.search(folder / "bad.png")
+    with pytest.raises(ImageError, match="is neither a folder nor a file"):
+        index.add(folder / "none")
     with pytest.raises(SearchError, match="is no index"):
         Index.open(folder)
     with pytest.raises(OutputError, match="is in use"):
@@ -413,8 +428,8 @@ torch.set_num_threads(1)
 from tests import trainings
 from robustsim import RobustSim
 from robustsim.search import Index
-from robustsim.search.index import update
-update._TOGETHER = 3
+from robustsim.search.index import store, update
+update._TOGETHER, store._MOST = 3, 4
 index = Index.open({index!r}, RobustSim(trainings.encoder(), batch_size=2))
 index.{call}
 gate({gate!r})

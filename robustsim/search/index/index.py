@@ -178,7 +178,7 @@ class Index:
             on_error: called for each file that cannot be read, and is skipped.
 
         Raises:
-            ImageError: there is no such folder.
+            ImageError: there is no such folder or file.
             EncodingError: an embedding is not finite, or nothing but zeros.
             SearchError: the index is damaged.
             OutputError: it cannot be written; what was in it stays.
@@ -370,10 +370,13 @@ def _files(images: Any) -> "list[Path] | None":
     """The files or the folder that were passed; None for pictures in memory.
 
     Raises:
+        ImageError: what was passed alone is not there.
         InputError: some of both.
     """
     kinds = (str, os.PathLike)
     if isinstance(images, kinds):
+        if not os.path.lexists(images):
+            raise ImageError(f"{os.fspath(images)!r} is neither a folder nor a file")
         return [Path(images)]
     if not isinstance(images, (list, tuple)) or not any(isinstance(one, kinds) for one in images):
         return None
