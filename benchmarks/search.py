@@ -1,11 +1,15 @@
 """The exact scan against FAISS's: time and memory, and planted near-duplicates that are missed; on rows made up here.
 
     python benchmarks/search.py [--rows 100000] [--dim 5120] [--rounds 7] [--planted 1000] [--hnsw] [--memory]
+    python benchmarks/search.py --files 1000 [--rounds 3]
 
 Rows have a spectrum that decays: 256 directions of variance 1, 1/2, 1/3, ..., all others together a tenth of that, and
 a mean, so that two rows are about 0.2 similar. Near-duplicates have similarity 0.97. One thread; CPU time, medians of
 rounds in which the contenders take turns. FAISS (faiss-cpu) holds float32, the index int8 and, on the disk, float16;
 with --memory, each is a process of its own, and its memory is told.
+
+With --files, so many photographs are cut from those in examples/, embedded and indexed, and the folder is looked
+through once more.
 """
 
 import argparse
@@ -93,6 +97,29 @@ def memory(argv: argparse.Namespace, folder: Path) -> None:
         print(f"{name}: {subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()}")
 
 
+def files(count: int, rounds: int) -> None:
+    """Indexing against embedding, and a sync that finds nothing new."""
+    from embed_folder import make_photographs
+
+    from robustsim import RobustSim
+    from robustsim.search import Index, embed_folder
+
+    metric = RobustSim.from_pretrained(device="cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        (root / "photographs").mkdir()
+        make_photographs(root / "photographs", count)
+        ratios, syncs = [], []
+        for number in range(rounds):
+            index = Index.create(root / f"{number}", metric)
+            embed = cost(lambda number=number: embed_folder(metric, root / "photographs", root / f"{number}.npz"))
+            ratios.append(cost(lambda index=index: index.add(root / "photographs")) / embed)
+            again = Index.open(index.path)
+            syncs.append(cost(lambda again=again: again.sync(root / "photographs")))
+        print(f"index / embed, {count} photographs: {np.median(ratios):.3f}")
+        print(f"sync with nothing new: {np.median(syncs) / count * 1e4:.3f} s for 10,000 files")
+
+
 def cost(function: Callable[[], object]) -> float:
     start = time.process_time()
     function()
@@ -123,7 +150,11 @@ def main() -> None:
     parser.add_argument("--planted", type=int, default=1000)
     parser.add_argument("--hnsw", action="store_true", help="usearch's graph too, which takes long to make")
     parser.add_argument("--memory", action="store_true", help="the memory alone")
+    parser.add_argument("--files", type=int, help="photographs to embed and to index; nothing else is measured")
     argv = parser.parse_args()
+    if argv.files:
+        files(argv.files, argv.rounds)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         store = build(Path(temporary) / "index", argv.rows, argv.dim)
         if argv.memory:

@@ -176,7 +176,7 @@ def test_pictures_in_memory(small, tmp_path):
     report = index.add([*pictures, pictures[2]], label="tensor")
     assert (report.added, report.unchanged) == (7, 0)
     assert (index.add(pictures[:3]).unchanged, len(index)) == (3, 7)
-    (hit,) = index.search(pictures[4], 1)[0]
+    (hit,) = index.search(pictures[4].clone().requires_grad_(), 1)[0]
     assert (hit.path, hit.label, len(hit.id)) == ("", "tensor", 64)
     assert hit.distance < 1e-3
     with pytest.raises(InputError, match="cannot be added together"):
@@ -189,7 +189,7 @@ def test_forget(small, folder, index):
     (hit,) = index.search(folder / "7.png", 1)[0]
     shutil.copy(folder / "7.png", folder / "again.png")
     index.add(folder)
-    report = index.forget([hit.id, os.path.relpath(folder / "3.png"), folder / "none.png"])
+    report = index.forget([hit.id, os.path.relpath(folder / "3.png"), folder / "3.png", folder / "none.png"])
     assert (report.forgotten, report.missing) == (3, (str(folder / "none.png"),))
     assert len(index) == 8
     held = b"".join(path.read_bytes() for path in (folder.parent / "index").rglob("*") if path.is_file())

@@ -264,14 +264,18 @@ class Index:
             OutputError: it cannot be written.
         """
         asked = [os.fspath(name) for name in ([names] if isinstance(names, (str, os.PathLike)) else names)]
-        wanted = {text: name for name in asked for text in (name, printable(_absolute(name)))}
-        row_ids, digests, found = [], [], set()
+        wanted: dict[str, set[str]] = {}
+        for name in asked:
+            for text in (name, printable(_absolute(name))):
+                wanted.setdefault(text, set()).add(name)
+        row_ids: list[int] = []
+        digests: list[bytes] = []
+        found: set[str] = set()
         with self._store.writing() as writer:
             for batch in writer.snapshot.batches(NARROW, row_ids=True):
                 columns = (batch.column(name).to_pylist() for name in ("id", "path", "_rowid", "digest"))
                 for name, path, row_id, digest in zip(*columns, strict=True):
-                    hits = {wanted[text] for text in (name, path) if text in wanted}
-                    if hits:
+                    if hits := wanted.get(name, set()) | wanted.get(path, set()):
                         found |= hits
                         row_ids.append(row_id)
                         digests.append(digest)
@@ -324,8 +328,9 @@ class Index:
             parts, self.card.preprocessing, device=metric.device, input_range=(0, 1), batch_size=metric.batch_size
         )
         for pixels in stream:
-            embeddings = metric.embed(metric.embed_pixels(pixels)).cpu()
-            for picture, embedding in zip(pixels.add(0.0).cpu().numpy(), embeddings, strict=True):  # -0.0 is 0.0
+            embeddings = metric.embed(metric.embed_pixels(pixels)).detach().cpu()
+            whole = pixels.detach().add(0.0).cpu().numpy()  # -0.0 is 0.0
+            for picture, embedding in zip(whole, embeddings, strict=True):
                 name = hashlib.sha256(picture.tobytes()).hexdigest()
                 if name not in seen:
                     seen.add(name)
@@ -337,7 +342,7 @@ class Index:
         self, search: "partial[list[scan.Found]]", images: ImagesOrEmbeddings, label: str | None, tenant: str | None
     ) -> Answer:
         rows = self._rows()
-        queries = self.metric.embed(images).cpu().numpy()
+        queries = self.metric.embed(images).detach().cpu().numpy()
         allowed = rows.allowed(label, tenant)
         device = self.metric.device.type if self.metric.device.type == "cuda" else "cpu"
         found = search(scan.Rows(rows.codes, rows.embeddings, rows.order), queries, allowed=allowed, device=device)
