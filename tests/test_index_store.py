@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,67 @@ def answers(store):
     return loaded.table.select(NARROW[:-3]).to_pylist(), loaded.embeddings(np.arange(len(loaded.codes))).tobytes()
 
 
+_FULL_DISK = """
+import json, resource, shutil, signal, sys
+from pathlib import Path
+from robustsim.errors import OutputError
+from robustsim.search.index import store as stores
+from robustsim.search.index.check import check_store
+from robustsim.search.index.store import Store
+from tests.test_index_store import append, delete, ids
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is an error then, as on a full disk
+stores._MOST = 3
+sound = Path(sys.argv[1])
+before = ids(Store(sound))
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+for name, change in {
+    "add": lambda store: append(store, 900, 300),
+    "erase": lambda store: delete(store, 7, erase=True),
+    "tidy": lambda store: store.tidy(),
+}.items():
+    whole = Path(shutil.copytree(sound, sound.with_name(name)))
+    change(Store(whole))
+    largest = max(path.stat().st_size for path in (whole / "rows.lance" / "data").iterdir())
+    for short in (1, 2500):
+        store, error = Store(shutil.copytree(sound, sound.with_name(f"{name}{short}"))), ""
+        limit(largest - short)
+        try:
+            change(store)
+        except OutputError as problem:
+            error = str(problem)
+        limit(resource.RLIM_INFINITY)
+        kept = ids(store) == before and check_store(store).ok
+        change(store)
+        print(json.dumps([error, kept, ids(store) == ids(Store(whole)) and check_store(store).ok]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the size of files are those of Linux")
+def test_a_disk_that_is_full_at_the_last_write_costs_nothing(tmp_path):
+    """Lance takes a file that was cut off for good, and says nothing."""
+    store = Store.create(tmp_path / "index", DIM, {})
+    for first in range(0, 200, 50):
+        append(store, first, 50)
+    run = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, str(store.folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(results) == 6
+    for error, kept, done in results:
+        assert "what was in it stays" in error
+        assert kept
+        assert done
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "removed"])
 def test_damage_is_found_or_refused(store, how, tmp_path):
@@ -219,12 +282,18 @@ def test_damage_is_found_or_refused(store, how, tmp_path):
     assert check_store(store).ok
 
 
-def test_another_row_in_place_of_one_is_noticed(store):
+def test_another_row_in_place_of_one_is_noticed(store, monkeypatch):
     """A sound row, from elsewhere, in a version that Lance takes for good."""
     seal = read_seal(store.folder)
-    with store.writing() as writer:
+    with pytest.raises(OutputError, match="it should hold 48 rows, and holds 48, or others"), store.writing() as writer:
         writer.append(make_table(entries(99, 1), vectors(1), writer.snapshot.dataset.schema))
         writer.delete([0], [b"\0" * 16])  # which is not its digest
+    assert read_seal(store.folder) == seal
+    with store.writing() as writer:
+        table = make_table(entries(99, 1), vectors(1), writer.snapshot.dataset.schema)
+        writer.append(table)
+        writer.delete([0], [b"\0" * 16])
+        monkeypatch.setattr(stores, "gained", lambda *versions: (0, add_up(table.column("digest").to_pylist())))
     assert read_seal(store.folder).version != seal.version
     with pytest.raises(SearchError, match="it should hold 48 rows, and holds 48, or others"):
         Loaded(store.read())

@@ -1,14 +1,11 @@
 """Look an index over: every byte of its files, every row, every bound."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from robustsim.errors import SearchError
-from robustsim.search.index.codes import residuals_of, unit
-from robustsim.search.index.rows import NARROW, add_up, check_narrow, check_vectors, matrix
+from robustsim.search.index.readback import WHOLE, check_whole
+from robustsim.search.index.rows import add_up
 from robustsim.search.index.seal import checked, read_seal
 from robustsim.search.index.store import ROWS, Store
 
@@ -58,17 +55,8 @@ def check_store(store: Store, progress: Callable[[int], object] = lambda rows: N
 def _check_rows(store: Store, progress: Callable[[int], object]) -> None:
     snapshot = store.read()
     rows = total = 0
-    for batch in snapshot.batches((*NARROW, "code", "embedding")):
-        codes, embeddings = matrix(batch.column("code")), matrix(batch.column("embedding"))
-        check_vectors(codes, batch.column("code_digest").to_pylist(), "a code")
-        check_vectors(embeddings, batch.column("embedding_digest").to_pylist(), "an embedding")
-        total += add_up(check_narrow(batch))
-        needed = residuals_of(unit(embeddings), codes, batch.column("scale").to_numpy())
-        # Another machine may round the last digit of what it computes otherwise.
-        if not (needed <= batch.column("residual").to_numpy() * np.float32(1 + 1e-6)).all():
-            raise SearchError(
-                f"the index {os.fspath(store.folder)!r} has a row that is farther from its code than it says"
-            )
-        rows += len(codes)
-        progress(len(codes))
+    for batch in snapshot.batches(WHOLE):
+        total += add_up(check_whole(batch))
+        rows += len(batch)
+        progress(len(batch))
     snapshot.compare(rows, total)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock, Timeout
 
 from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
+from robustsim.search.index.readback import files_of, gained
 from robustsim.search.index.rows import add_up, matrix, schema
 from robustsim.search.index.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
 
@@ -134,6 +135,7 @@ class Writer:
     def __init__(self, folder: Path, snapshot: Snapshot) -> None:
         self._folder, self.snapshot = folder, snapshot
         self._dataset, self._seal = lance().dataset(os.fspath(folder / ROWS)), snapshot.seal
+        self._sealed, self._counts = snapshot.seal, snapshot.dataset  # what counts on the disk
         self._changed = False
         if self._dataset.version != snapshot.version:  # somebody was killed before the seal
             self._dataset = self._dataset.checkout_version(snapshot.version)
@@ -179,7 +181,7 @@ class Writer:
                 materialize_deletions=True, materialize_deletions_threshold=0.0, batch_size=_BATCH
             )
         self._seal = replace(self._seal, erasing=True)
-        self.seal()  # until here the old version counts, from here the new one
+        self.seal(whole=True)  # until here the old version counts, from here the new one
         with _lances(self._folder, writes=True):
             self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
         root = self._folder / ROWS
@@ -203,13 +205,31 @@ class Writer:
         before = self._seal
         self._seal = replace(before, rows=before.rows + rows, digest=(before.digest + digest) % (1 << 128))
 
-    def seal(self) -> None:
-        """Make what was done count."""
-        names = _files_of(self._dataset)
-        files = seal_files(self._folder / ROWS, names, self._seal.files)
-        self._seal = replace(self._seal, version=self._dataset.version, files=files)
+    def seal(self, *, whole: bool = False) -> None:
+        """Make what was done count, once it was read back: what is new, or the whole version.
+
+        Raises:
+            OutputError: it is not there as it was written. The version before counts.
+        """
+        root, wanted, before = self._folder / ROWS, self._seal, self._sealed
+        with _lances(self._folder, writes=True):
+            # Opened anew: this process may remember what never reached the disk.
+            dataset = lance().dataset(os.fspath(root), version=self._dataset.version)
+            try:
+                rows, digest = gained(root, dataset, None if whole else self._counts, _BATCH)
+                if not whole:
+                    rows, digest = rows + before.rows, digest + before.digest
+                if (rows, digest % (1 << 128)) != (wanted.rows, wanted.digest):
+                    raise SearchError(f"it should hold {wanted.rows} rows, and holds {rows}, or others")
+            except SearchError as error:
+                raise OutputError(
+                    f"cannot write the index {os.fspath(self._folder)!r}; what was in it stays. What was written is "
+                    f"not what is there, as when a disk is full ({error})"
+                ) from error
+        files = seal_files(root, files_of(dataset), before.files)
+        self._seal = replace(wanted, version=dataset.version, files=files)
         write_seal(self._folder, self._seal)
-        self._changed = False
+        self._sealed, self._counts, self._changed = self._seal, dataset, False
 
     def finish(self) -> None:
         """Make it count if anything was done, and drop versions that nobody reads any more."""
@@ -217,16 +237,6 @@ class Writer:
             self.seal()
             with _lances(self._folder, writes=True):
                 self._dataset.cleanup_old_versions(older_than=_KEPT)
-
-
-def _files_of(dataset: Any) -> list[str]:
-    """The files that a version consists of: its manifest, its data, and which rows of them are deleted."""
-    names = [f"_versions/{(1 << 64) - 1 - dataset.version:020}.manifest"]
-    for fragment in dataset.get_fragments():
-        names += [f"data/{file.path}" for file in fragment.metadata.files]
-        if deleted := fragment.deletion_file():
-            names.append(deleted)
-    return names
 
 
 class Store:
@@ -265,7 +275,7 @@ class Store:
                 like = schema(dim, json.dumps(header))
                 mode = "overwrite" if ROWS in held else "create"
                 rows = module.write_dataset(like.empty_table(), os.fspath(store.folder / ROWS), schema=like, mode=mode)
-                files = seal_files(store.folder / ROWS, _files_of(rows), {})
+                files = seal_files(store.folder / ROWS, files_of(rows), {})
                 write_seal(store.folder, Seal(rows.version, files=files))
         except OSError as error:
             if isinstance(error, RobustSimError):
