@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustsim.errors import OutputError, SearchError
+from robustsim.errors import InputError, OutputError, SearchError
 from robustsim.search.index import store as stores
 from robustsim.search.index.check import check_store
 from robustsim.search.index.codes import unit
+from robustsim.search.index.forget import forget
 from robustsim.search.index.loaded import Loaded
 from robustsim.search.index.rows import NARROW, Entry, add_up, make_table
 from robustsim.search.index.seal import NAME, read_seal
@@ -282,22 +283,64 @@ def test_damage_is_found_or_refused(store, how, tmp_path):
     assert check_store(store).ok
 
 
-def test_another_row_in_place_of_one_is_noticed(store, monkeypatch):
-    """A sound row, from elsewhere, in a version that Lance takes for good."""
+def other_row(writer):
+    """A sound row, from elsewhere, in place of one whose digest is not taken away."""
+    table = make_table(entries(99, 1), vectors(1), writer.snapshot.dataset.schema)
+    writer.append(table)
+    writer.delete([0], [b"\0" * 16])
+    return add_up(table.column("digest").to_pylist())
+
+
+def test_another_row_in_place_of_one_is_not_sealed(store):
     seal = read_seal(store.folder)
     with pytest.raises(OutputError, match="it should hold 48 rows, and holds 48, or others"), store.writing() as writer:
-        writer.append(make_table(entries(99, 1), vectors(1), writer.snapshot.dataset.schema))
-        writer.delete([0], [b"\0" * 16])  # which is not its digest
+        other_row(writer)
     assert read_seal(store.folder) == seal
-    with store.writing() as writer:
-        table = make_table(entries(99, 1), vectors(1), writer.snapshot.dataset.schema)
-        writer.append(table)
-        writer.delete([0], [b"\0" * 16])
-        monkeypatch.setattr(stores, "gained", lambda *versions: (0, add_up(table.column("digest").to_pylist())))
-    assert read_seal(store.folder).version != seal.version
+    assert check_store(store).ok
+
+
+def test_another_row_in_place_of_one_is_noticed(store, monkeypatch):
+    """In a version that Lance takes for good."""
+    version = read_seal(store.folder).version
+    with monkeypatch.context() as patch, store.writing() as writer:
+        digest = other_row(writer)
+        patch.setattr(stores, "gained", lambda *versions: (0, digest))
+        writer.seal()
+    assert read_seal(store.folder).version != version
     with pytest.raises(SearchError, match="it should hold 48 rows, and holds 48, or others"):
         Loaded(store.read())
     assert not check_store(store).ok
+    held = sorted(store.folder.rglob("*"))
+    with pytest.raises(SearchError, match="it should hold 48 rows, and holds 48, or others"):
+        forget(store, ["/photos/7.jpg"])  # which would leave nothing but that version
+    assert sorted(store.folder.rglob("*")) == held
+
+
+def test_an_empty_name_is_that_of_no_picture(store):
+    """Pictures from memory have an empty path, and are none to be forgotten by it."""
+    with store.writing() as writer:
+        pictures = [entry._replace(path="") for entry in entries(60, 2)]
+        writer.append(make_table(pictures, vectors(2), writer.snapshot.dataset.schema))
+    for names in ([""], ["/photos/7.jpg", ""]):
+        with pytest.raises(InputError, match="an empty name is that of no picture"):
+            forget(store, names)
+    assert len(ids(store)) == 50
+    assert forget(store, [" ", ".", "~"]).forgotten == 0
+    assert forget(store, [pictures[1].id]).forgotten == 1
+    assert len(ids(store)) == 49
+
+
+def test_names_of_what_is_forgotten(store, monkeypatch):
+    """Ids; paths as they are typed; paths as a hit has them, which need not be those of the file."""
+    with store.writing() as writer:
+        odd = entries(60, 1)[0]._replace(path="/photos/caf\\xe9.jpg")
+        writer.append(make_table([odd], vectors(1), writer.snapshot.dataset.schema))
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", "/photos")
+    asked = [f"{5:064x}", "photos/6.jpg", "/photos/../photos/7.jpg", "~/8.jpg", odd.path, "6.jpg"]
+    report = forget(store, asked)
+    assert (report.forgotten, report.missing) == (5, ("6.jpg",))
+    assert not {5, 6, 7, 8, 60} & set(ids(store))
 
 
 def test_a_newer_format_is_refused(store):

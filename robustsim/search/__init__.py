@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from robustsim.search.embedding import EmbedReport, embed_folder, embed_images
     from robustsim.search.index.answer import Answer, Hit
     from robustsim.search.index.check import CheckReport
-    from robustsim.search.index.index import ForgetReport, Index
+    from robustsim.search.index.forget import ForgetReport
+    from robustsim.search.index.index import Index
     from robustsim.search.index.update import UpdateReport
 
 __all__ = [
@@ -32,7 +33,7 @@ __getattr__, __dir__ = lazy_names(
         "Answer": "index.answer",
         "CheckReport": "index.check",
         "EmbedReport": "embedding",
-        "ForgetReport": "index.index",
+        "ForgetReport": "index.forget",
         "Hit": "index.answer",
         "Index": "index.index",
         "UpdateReport": "index.update",

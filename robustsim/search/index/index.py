@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import ImageError, InputError, SearchError
-from robustsim.images.files import find_images, printable
+from robustsim.images.files import find_images
 from robustsim.images.inputs import ImageInput, split_images, stream_pixels
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
 from robustsim.search.index import scan
 from robustsim.search.index.answer import Answer, Hit
 from robustsim.search.index.check import CheckReport, check_store
+from robustsim.search.index.forget import ForgetReport, forget
 from robustsim.search.index.loaded import Loaded
-from robustsim.search.index.rows import NARROW, Entry
+from robustsim.search.index.rows import Entry
 from robustsim.search.index.store import Snapshot, Store
 from robustsim.search.index.update import Update, UpdateReport
 
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
 
 # What two cards have in common if the same picture gives the same embedding, beside the weights.
 _DECISIVE = ("architecture", "embedding_dim", "preprocessing", "mean", "std", "head")
-
-
-@dataclass(frozen=True)
-class ForgetReport:
-    """What `Index.forget` did.
-
-    Attributes:
-        forgotten: how many rows were erased.
-        missing: which of the names are those of no row.
-    """
-
-    forgotten: int
-    missing: tuple[str, ...]
 
 
 def _nothing(value: Any) -> None:
@@ -260,30 +247,14 @@ class Index:
         is told to open the index again. What a disk or its backups keep of removed files is not in our hands.
 
         Raises:
-            SearchError: the index is damaged.
+            InputError: a name is empty.
+            SearchError: the index is damaged; nothing was erased.
             OutputError: it cannot be written.
         """
-        asked = [os.fspath(name) for name in ([names] if isinstance(names, (str, os.PathLike)) else names)]
-        wanted: dict[str, set[str]] = {}
-        for name in asked:
-            for text in (name, printable(_absolute(name))):
-                wanted.setdefault(text, set()).add(name)
-        row_ids: list[int] = []
-        digests: list[bytes] = []
-        found: set[str] = set()
-        with self._store.writing() as writer:
-            for batch in writer.snapshot.batches(NARROW, row_ids=True):
-                columns = (batch.column(name).to_pylist() for name in ("id", "path", "_rowid", "digest"))
-                for name, path, row_id, digest in zip(*columns, strict=True):
-                    if hits := wanted.get(name, set()) | wanted.get(path, set()):
-                        found |= hits
-                        row_ids.append(row_id)
-                        digests.append(digest)
-            if row_ids:
-                writer.delete(row_ids, digests)
-            writer.erase()
-        self._snapshot = self._loaded = None
-        return ForgetReport(len(row_ids), tuple(name for name in asked if name not in found))
+        try:
+            return forget(self._store, [names] if isinstance(names, (str, os.PathLike)) else names)
+        finally:
+            self._snapshot = self._loaded = None
 
     def check(self, progress: Callable[[int], object] = _nothing) -> CheckReport:
         """Read every byte of the version that counts now, and compare it with what was written.
