@@ -106,6 +106,23 @@ def test_what_was_not_sealed_does_not_count(store, monkeypatch):
     assert check_store(store).ok
 
 
+@pytest.mark.parametrize("content", [b"", b"torn"])
+def test_a_torn_manifest_that_was_not_sealed_is_removed(store, content):
+    versions = store.folder / ROWS / "_versions"
+    newest = min(versions.glob("*.manifest"))
+    torn = versions / f"{int(newest.stem) - 1:020}.manifest"
+    torn.write_bytes(content)
+    (versions / f"{int(newest.stem) - 2:020}.manifest").write_bytes(content)
+    assert check_store(store).ok
+    append(store, 60, 2)
+    delete(store, 0)
+    assert ids(store)[-3:] == [49, 60, 61]
+    torn.with_stem(f"{int(min(versions.glob('*.manifest')).stem) - 1:020}").write_bytes(content)
+    delete(store, 7, erase=True)
+    assert check_store(store).ok
+    assert len(ids(store)) == 48
+
+
 def test_an_error_in_between_takes_all_of_it_back(store):
     with pytest.raises(KeyError), store.writing() as writer:
         writer.append(make_table(entries(70, 2), vectors(2), writer.snapshot.dataset.schema))

@@ -38,10 +38,15 @@ def check_whole(table: "pa.Table") -> list[bytes]:
     return digests
 
 
+def manifest(version: int) -> str:
+    """The name of a version's manifest."""
+    return f"{(1 << 64) - 1 - version:020}.manifest"
+
+
 def files_of(dataset: Any) -> list[str]:
     """The files that a version consists of: its manifest, its data, and which rows of them are deleted."""
-    manifest = f"_versions/{(1 << 64) - 1 - dataset.version:020}.manifest"
-    return [manifest, *(name for fragment in dataset.get_fragments() for name in _files_of(fragment))]
+    whose = f"_versions/{manifest(dataset.version)}"
+    return [whose, *(name for fragment in dataset.get_fragments() for name in _files_of(fragment))]
 
 
 def gained(root: Path, after: Any, before: Any, batch_size: int) -> tuple[int, int]:

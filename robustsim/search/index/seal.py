@@ -2,7 +2,7 @@
 
 Lance commits by versions. One change of an index may take several of them, and a process may be killed between any two.
 So a version counts when it is sealed: the seal is one small file, replaced as a whole. Readers open the version that it
-names; what was committed after it was never finished, and the next writer takes it back.
+names; what was committed after it was never finished, and the next writer removes it.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock, Timeout
 
 from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
-from robustsim.search.index.readback import files_of, gained
+from robustsim.search.index.readback import files_of, gained, manifest
 from robustsim.search.index.rows import add_up, matrix, schema
 from robustsim.search.index.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
 
@@ -134,12 +134,13 @@ class Writer:
 
     def __init__(self, folder: Path, snapshot: Snapshot) -> None:
         self._folder, self.snapshot = folder, snapshot
-        self._dataset, self._seal = lance().dataset(os.fspath(folder / ROWS)), snapshot.seal
+        versions = folder / ROWS / "_versions"
+        for version in _versions(versions):
+            if version > snapshot.version:  # somebody was killed before the seal, perhaps while this was written
+                (versions / manifest(version)).unlink(missing_ok=True)
+        self._dataset, self._seal = lance().dataset(os.fspath(folder / ROWS), version=snapshot.version), snapshot.seal
         self._sealed, self._counts = snapshot.seal, snapshot.dataset  # what counts on the disk
         self._changed = False
-        if self._dataset.version != snapshot.version:  # somebody was killed before the seal
-            self._dataset = self._dataset.checkout_version(snapshot.version)
-            self._dataset.restore()
 
     @property
     def version(self) -> int:
@@ -237,6 +238,11 @@ class Writer:
             self.seal()
             with _lances(self._folder, writes=True):
                 self._dataset.cleanup_old_versions(older_than=_KEPT)
+
+
+def _versions(folder: Path) -> list[int]:
+    """Which versions there are."""
+    return sorted((1 << 64) - 1 - int(path.stem) for path in folder.glob("*.manifest") if path.stem.isdecimal())
 
 
 class Store:
