@@ -386,8 +386,10 @@ def test_what_is_no_index(tmp_path, store):
 
 def test_a_creation_that_was_interrupted_begins_anew(store, tmp_path):
     Store.create(tmp_path / "new", DIM, {"made": "before"})
-    (tmp_path / "new" / NAME).unlink()
+    # As it is when the process is killed while it writes the seal.
+    (tmp_path / "new" / NAME).rename(tmp_path / "new" / f".{NAME}.123-0a1b2c3d.part")
     assert Store.create(tmp_path / "new", DIM, {"made": "again"}).read().header == {"made": "again"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"lock", NAME, ROWS}
     (store.folder / NAME).unlink()  # which makes no empty one of an index that holds something
     with pytest.raises(OutputError, match="is in use"):
         Store.create(store.folder, DIM, {})

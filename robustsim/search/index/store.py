@@ -272,6 +272,7 @@ class Store:
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             with store._locked():
+                store._clear()
                 held = {path.name for path in store.folder.iterdir()} - {LOCK}
                 # Without a seal, rows that hold nothing are those of a run that was killed before it sealed them.
                 if held - {ROWS} or any((store.folder / ROWS / "data").glob("*")):
@@ -319,8 +320,7 @@ class Store:
         """
         try:
             with self._locked():
-                for path in self.folder.glob(f".{NAME}.*.part"):  # of one that was killed
-                    path.unlink(missing_ok=True)
+                self._clear()
                 snapshot = self.read()
                 with _lances(self.folder):
                     writer = Writer(self.folder, snapshot)
@@ -340,6 +340,11 @@ class Store:
         if len(read_seal(self.folder).files) > _MOST:
             with self.writing() as writer:
                 writer.tidy()
+
+    def _clear(self) -> None:
+        """Remove what a process has left that was killed while it wrote a seal."""
+        for path in self.folder.glob(f".{NAME}.*.part"):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
