@@ -395,6 +395,19 @@ def test_a_creation_that_was_interrupted_begins_anew(store, tmp_path):
         Store.create(store.folder, DIM, {})
 
 
+def test_an_index_stays_where_it_was_opened(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    relative, at_home = Store("index"), Store("~/index")
+    monkeypatch.chdir("/")
+    append(relative, 60, 1)
+    append(at_home, 61, 1)
+    assert ids(store)[-2:] == [60, 61]
+    monkeypatch.chdir(tmp_path)
+    assert Store.create("~/other", DIM, {}).folder == tmp_path / "other"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "other"]
+
+
 def test_digests_add_up_in_any_order():
     made = [bytes([n]) * 16 for n in range(256)]
     assert add_up(made) == add_up(made[::-1]) == (add_up(made[:9]) + add_up(made[9:])) % (1 << 128)

@@ -249,11 +249,11 @@ class Store:
     """The folder of an index.
 
     Args:
-        folder: where it is.
+        folder: where it is; `~` is the home folder.
     """
 
     def __init__(self, folder: "str | os.PathLike[str]") -> None:
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder)).absolute()  # wherever the process goes
 
     @classmethod
     def create(cls, folder: "str | os.PathLike[str]", dim: int, header: Mapping[str, Any]) -> "Store":
