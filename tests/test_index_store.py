@@ -1,6 +1,7 @@
 """The store of an index: what counts, what is noticed, and what is left after an erasure."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,31 @@ def test_many_small_files_become_few(store, monkeypatch):
     assert store.read().version == version
     delete(store, 105)
     assert 105 not in ids(store)
+
+
+def test_readers_keep_their_version_for_an_hour_from_when_a_newer_one_came(store):
+    def age(hours):
+        """Let everything have been done that long ago."""
+        for path in (store.folder / ROWS).rglob("*"):
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600 * hours))
+
+    left = store.folder / ROWS / "data" / "left.lance"  # by a process that was killed
+    left.touch()
+    age(100)
+    reader, kept = store.read(), ids(store)
+    its_own = [store.folder / ROWS / name for name in reader.seal.files if name.startswith("_")]
+    append(store, 60, 1)  # from now on there is a newer one
+    append(store, 61, 1)
+    age(0.9)
+    append(store, 62, 1)
+    assert [int(name, 16) for name in Loaded(reader).table.column("id").to_pylist()] == kept
+    assert all(path.exists() for path in its_own)
+    age(0.2)
+    append(store, 63, 1)
+    assert not its_own[0].exists()
+    assert ids(store) == [*kept, 60, 61, 62, 63]
+    assert check_store(store).ok
+    assert not left.exists()
 
 
 def answers(store):

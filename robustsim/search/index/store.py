@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -237,12 +238,22 @@ class Writer:
         if self._changed:
             self.seal()
             with _lances(self._folder, writes=True):
-                self._dataset.cleanup_old_versions(older_than=_KEPT)
+                if old := _superseded(self._folder / ROWS / "_versions", self.version):
+                    # Nobody else writes, so files that are of no version were left by who was killed.
+                    self._dataset.cleanup_old_versions(versions=old, delete_unverified=True)
 
 
 def _versions(folder: Path) -> list[int]:
     """Which versions there are."""
     return sorted((1 << 64) - 1 - int(path.stem) for path in folder.glob("*.manifest") if path.stem.isdecimal())
+
+
+def _superseded(folder: Path, current: int) -> list[int]:
+    """Versions that have not been the newest for a while, however old they are: nobody reads them any more."""
+    versions = [version for version in _versions(folder) if version <= current]
+    made = [(folder / manifest(version)).stat().st_mtime for version in versions[1:]]
+    before = time.time() - _KEPT.total_seconds()
+    return [version for version, when in zip(versions, made, strict=False) if when < before]
 
 
 class Store:
