@@ -49,6 +49,18 @@ def test_the_same_command_brings_it_up_to_date(run, folder, index, monkeypatch):
     assert run("index", index, folder, "--strict")[0] == 1
 
 
+def test_an_emptied_folder(run, folder, index):
+    for path in folder.iterdir():
+        path.unlink()
+    code, _, err = run("index", index, folder, "--sync")
+    assert code == 1
+    assert "all 3 rows would be removed" in err
+    assert run("index", index, folder, "--remove-all")[0] == 2
+    code, _, err = run("index", index, folder, "--sync", "--remove-all")
+    assert code == 0
+    assert "3 removed" in err
+
+
 def test_the_nearest(run, folder, index):
     code, out, _ = run("search", index, folder / "chelsea.png", "-k", "2")
     assert code == 0

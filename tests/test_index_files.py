@@ -1,10 +1,12 @@
 """The index over folders: what it answers, what it keeps up with, and what a kill or another writer does to it."""
 
+import io
 import os
 import random
 import shutil
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 from robustsim import RobustSim
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import ImageError, InputError, MissingDependencyError, OutputError, SearchError
+from robustsim.images.files import from_printable
 from robustsim.search import Index
 from robustsim.search.index import update
 from tests import trainings
@@ -141,6 +144,69 @@ def test_sync_removes_nothing_below_what_cannot_be_listed(folder, index, monkeyp
     with pytest.raises(ImageError, match="is not a folder"):
         index.sync(folder / "nowhere")
     assert len(index) == 10
+
+
+def test_sync_removes_only_what_is_not_there(small, folder, index, tmp_path):
+    shutil.copy(folder / "1.png", folder / "evidence")
+    shutil.copy(folder / "2.png", folder / ".hidden.png")
+    assert index.add([folder / "evidence", folder / ".hidden.png"]).added == 2
+    draw(tmp_path / "disk" / "a.png", 80)
+    draw(tmp_path / "disk" / "b.png", 81)
+    (folder / "link").symlink_to(tmp_path / "disk")
+    assert index.add(folder, follow_links=True).added == 2
+    assert index.sync(folder).removed == 0
+    os.rename(tmp_path / "disk", tmp_path / "offline")
+    for follow_links in (True, False):
+        assert index.sync(folder, follow_links=follow_links).removed == 0
+    os.rename(tmp_path / "offline", tmp_path / "disk")
+    (tmp_path / "disk" / "b.png").unlink()
+    (folder / "evidence").unlink()
+    assert index.sync(folder).removed == 2
+    assert len(index) == 12
+
+
+def test_sync_removes_nothing_that_may_not_be_read(folder, index, monkeypatch):
+    """As another user: a file that may not be read, and a folder that may be listed and not entered."""
+    os.utime(folder / "5.png", ns=(1, 1))
+    closed = str(folder / "5.png"), str(folder / "ünder") + "/"
+    original = {name: getattr(os, name) for name in ("stat", "lstat")}
+
+    def asked(name, path, *words, **options):
+        if str(path).startswith(closed[1]):
+            raise PermissionError(13, "Permission denied")
+        return original[name](path, *words, **options)
+
+    opened = io.open
+
+    def closed_to(path, *words, **options):
+        if str(path).startswith(closed):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("io.open", closed_to)
+        patch.setattr("builtins.open", closed_to)
+        for name in original:
+            patch.setattr(os, name, partial(asked, name))
+        told = []
+        report = index.sync(folder, on_error=told.append)
+        assert (report.removed, report.failed) == (0, 3)
+        assert "Permission denied" in "".join(map(str, told))
+        assert index.add(folder).failed == 3
+    assert len(index) == 10
+
+
+def test_sync_of_a_disk_that_is_not_there(folder, index, tmp_path):
+    os.rename(folder, tmp_path / "away")
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"all 10 rows would be removed.*remove_all=True"):
+        index.sync(folder)
+    assert len(index) == 10
+    draw(folder / "new.png", 90)  # it is there
+    assert index.sync(folder).removed == 10
+    (folder / "new.png").unlink()
+    assert index.sync(folder, remove_all=True).removed == 1
+    assert len(index) == 0
 
 
 def test_filters_apply_before_scoring(small, folder, index, tmp_path):
@@ -345,6 +411,58 @@ def test_names_that_are_no_utf8(small, tmp_path):
     assert index.sync(tmp_path / "photos").unchanged == 2
     assert names(index.search(tmp_path / "photos" / "a.png")[0]) == ["a.png", "caf\\xe9.png"]
     assert index.forget(os.fsdecode(os.fsencode(tmp_path) + b"/photos/caf\xe9.png")).forgotten == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere take no such names")
+@pytest.mark.parametrize("together", [1, 512])
+def test_names_that_look_alike(small, tmp_path, monkeypatch, together):
+    monkeypatch.setattr(update, "_TOGETHER", together)
+    root = os.fsencode(tmp_path / "photos")
+    files = [os.fsdecode(root + name) for name in (b"/caf\xe9.png", rb"/caf\xe9.png", rb"/caf\\xe9.png", rb"/a\b.png")]
+    for seed, path in enumerate(files):
+        draw(tmp_path / "drawn.png", seed)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "drawn.png", path)
+    index = Index.create(tmp_path / "index", small)
+    assert index.add(tmp_path / "photos").added == 4
+    for path in files:
+        (hit,) = index.search(path, 1)[0]
+        assert hit.distance < 1e-3
+        assert from_printable(hit.path) == path
+    for path in files:
+        os.utime(path, ns=(1, 1))
+    report = index.sync(tmp_path / "photos")
+    assert (report.replaced, report.removed, len(index)) == (4, 0, 4)
+    os.unlink(files[1])
+    assert index.sync(tmp_path / "photos").removed == 1
+
+
+def test_times_that_64_bits_do_not_hold(small, folder, index, monkeypatch):
+    original = os.stat
+    far = {"time": 13_569_465_600 * 10**9}
+
+    class Far:
+        def __init__(self, found):
+            self.found = found
+
+        def __getattr__(self, name):
+            return far["time"] if name == "st_mtime_ns" else getattr(self.found, name)
+
+    monkeypatch.setattr(os, "stat", lambda path, **options: Far(original(path, **options)))
+    assert index.add(folder).replaced == 10
+    assert index.sync(folder).unchanged == 10
+    far["time"] += 10**9
+    assert index.sync(folder).replaced == 10
+    assert index.check().ok
+
+
+def test_a_file_that_is_not_there_when_it_is_hashed(folder, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(update, "_sha256", lambda path: {"error": "Input/output error"})
+    index = Index.create(tmp_path / "index", small)
+    told = []
+    assert index.add(folder, on_error=told.append).failed == 11
+    assert any("cannot read" in str(error) and "Input/output error" in str(error) for error in told)
+    assert len(index) == 0
 
 
 def test_what_was_committed_is_seen_after_an_error(small, folder, tmp_path, monkeypatch):

@@ -28,6 +28,9 @@ def index(
     label: Annotated[str | None, typer.Option("--label", help="What is kept with the pictures that are added.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Whose pictures these are.")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Remove what is gone from the folders, too.")] = False,
+    remove_all: Annotated[
+        bool, typer.Option("--remove-all", help="With --sync, even if nothing of a folder is left in the index then.")
+    ] = False,
     follow_links: output.FollowLinksOption = False,
     strict: output.StrictOption = False,
     as_json: output.JsonOption = False,
@@ -38,6 +41,7 @@ def index(
     interrupted run.
     """
     from dataclasses import asdict
+    from functools import partial
 
     from tqdm import tqdm
 
@@ -45,17 +49,20 @@ def index(
     from robustsim.search import Index
     from robustsim.search.index.seal import NAME
 
+    if remove_all and not sync:
+        raise typer.BadParameter("--remove-all goes with --sync")
     total = sum(1 for folder in folders for _ in find_images(folder, follow_links=follow_links))
     if (index / NAME).exists():
         opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
     else:
         opened = Index.create(index, output.load_metric(model or output.DEFAULT_MODEL, device))
     output.tell_cropping(opened.card)
+    update = partial(opened.sync, remove_all=remove_all) if sync else opened.add
     reports = []
     with tqdm(total=total, unit=" images", disable=True if as_json else None) as bar:
         for folder in folders:
             reports.append(
-                (opened.sync if sync else opened.add)(
+                update(
                     folder,
                     label=label,
                     tenant=tenant,
@@ -81,4 +88,4 @@ def index(
             }
         )
     output.note(", ".join(f"{count} {name}" for name, count in counts.items() if name != "failed") + f" in {index}")
-    output.finish(counts["failed"], counts["added"] + counts["replaced"] + counts["unchanged"], strict)
+    output.finish(counts["failed"], sum(counts.values()) - counts["failed"], strict)

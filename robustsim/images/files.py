@@ -1,10 +1,12 @@
 """Walk folders of pictures, and read ahead of whoever uses them."""
 
 import os
+import re
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,8 @@ _BARE, _OTHERS = "file without a suffix", "file of other suffixes"
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 # Kinds that are told apart: names that end in numbers must not fill the memory.
 _MOST_KINDS, _MOST_TOLD = 200, 8
+# What tells that a name was written with escapes.
+_ESCAPE = r"\x"
 
 
 def picture_suffixes() -> frozenset[str]:
@@ -56,7 +60,7 @@ class FoundImages(Iterator[Path]):
 
     def __init__(self, folder: "str | os.PathLike[str]", *, follow_links: bool = False) -> None:
         self._root, self._follow_links = Path(folder), follow_links
-        if not self._root.is_dir():
+        if not os.path.isdir(self._root):  # Path.is_dir raises where the folder above may not be entered
             raise ImageError(f"{os.fspath(folder)!r} is not a folder")
         self.passed_over: Counter[str] = Counter()
         self._suffixes = picture_suffixes()
@@ -181,8 +185,24 @@ def _kind(entry: "os.DirEntry[str]") -> str:
 
 
 def printable(path: "str | os.PathLike[str]") -> str:
-    r"""A path's name with forward slashes; bytes that are no UTF-8 as `\xNN`, which every format can hold."""
-    return os.fsencode(os.fspath(path).replace(os.sep, "/")).decode("utf-8", "backslashreplace")
+    r"""A path's name with forward slashes; bytes that are no UTF-8 as `\xNN`, which every format can hold.
+
+    No two names give one: where there are such bytes, or a `\x` stands in the name itself, each backslash of it is
+    written twice.
+    """
+    name = os.fspath(path).replace(os.sep, "/")
+    with suppress(UnicodeDecodeError):
+        if _ESCAPE not in (text := os.fsencode(name).decode()):
+            return text
+    return os.fsencode(name.replace("\\", r"\\")).decode("utf-8", "backslashreplace")
+
+
+def from_printable(text: str) -> str:
+    """The name that `printable` was given, with forward slashes."""
+    name = text.encode()
+    if _ESCAPE in text:
+        name = re.sub(rb"\\(?:\\|x([0-9a-f]{2}))", lambda found: bytes.fromhex((found[1] or b"5c").decode()), name)
+    return os.fsdecode(name)
 
 
 def worker_count() -> int:

@@ -174,7 +174,7 @@ class Index:
         with self._updating(label, tenant, progress, on_error) as update:
             if files is None:
                 self._add_pictures(update, images)
-            elif len(files) == 1 and files[0].is_dir():
+            elif len(files) == 1 and os.path.isdir(files[0]):
                 walk = find_images(files[0], follow_links=follow_links)
                 update.files(_absolute(files[0]), walk)
                 update.report.passed_over = dict(walk.passed_over)
@@ -189,18 +189,26 @@ class Index:
         label: str | None = None,
         tenant: str | None = None,
         follow_links: bool = False,
+        remove_all: bool = False,
         progress: Callable[[int], object] = _nothing,
         on_error: Callable[[ImageError], object] = _nothing,
     ) -> UpdateReport:
         """As [`add`][robustsim.search.Index.add], and remove what is gone from the folder, or is no picture any more.
 
-        Nothing is removed below folders that cannot be listed. With nothing new no model is loaded. What is removed is
-        found no more; [`forget`][robustsim.search.Index.forget] erases it from the disk too.
+        Only what the file system says is not there is removed, and what was read and is no picture: not what cannot be
+        read, nor what lies below folders that cannot be listed or links that lead nowhere. With nothing new no model is
+        loaded. What is removed is found no more; [`forget`][robustsim.search.Index.forget] erases it from the disk too.
+
+        If nothing below the folder would be left in the index, it may be a disk that is not there: this is refused
+        unless `remove_all` asks for it.
+
+        Raises:
+            InputError: nothing would be left, and that was not asked for.
         """
         root, walk = _absolute(folder), find_images(folder, follow_links=follow_links)
         with self._updating(label, tenant, progress, on_error) as update:
             update.files(root, walk)
-            update.remove_gone(root)
+            update.remove_gone(root, all_of_them=remove_all)
         update.report.passed_over = dict(walk.passed_over)
         return update.report
 

@@ -2,17 +2,18 @@
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from robustsim.errors import ImageError
-from robustsim.images.files import printable
+from robustsim.errors import ImageError, InputError
+from robustsim.images.files import from_printable, printable
 from robustsim.images.inputs import load_square
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.metric import RobustSim
@@ -78,6 +79,7 @@ class Update:
         self._version = snapshot.version
         self._seen = np.zeros(len(self._start), bool)
         self._unlisted: list[str] = []
+        self._spoilt: set[str] = set()  # files that were read to their end, and are no pictures
         self._entries: list[Entry] = []
         self._embeddings: list[Tensor] = []
         self._since = time.monotonic()
@@ -98,13 +100,15 @@ class Update:
             for one, stamp, result in embed_stamped(self._metric(), root, chain((path,), todo), _hashed):
                 if isinstance(result, ImageError):
                     self._fails(root / one, result)
+                elif "error" in stamp:  # it decoded, and could not be read again: what it is is not known
+                    self._fails(root / one, ImageError(f"cannot read {os.fspath(root / one)!r}: {stamp['error']}"))
                 else:
                     self.put(Entry(stamp["id"], stamp["file"], stamp["size"], stamp["mtime"]), result)
                     self.progress(1)
         self.commit()
 
     def put(self, entry: Entry, embedding: Tensor) -> None:
-        """Add a picture, (D,), with the others of its batch."""
+        """Add a picture, (D,), with the others of its batch, each of which is put once."""
         self._entries.append(entry._replace(label=self._label, tenant=self._tenant))
         self._embeddings.append(embedding)
         if len(self._entries) >= _TOGETHER or time.monotonic() - self._since > _LONGEST:
@@ -117,7 +121,7 @@ class Update:
                 self._meet(writer.snapshot)
                 old = _positions(self._current, self._entries)
                 rows = [row for row, at in enumerate(old) if at < 0 or not self._same(int(at), self._entries[row])]
-                stale = old[rows][old[rows] >= 0]
+                stale = np.unique(old[rows][old[rows] >= 0])
                 if rows:
                     embeddings = np.stack([self._embeddings[row].numpy() for row in rows])
                     entries = [self._entries[row] for row in rows]
@@ -133,11 +137,31 @@ class Update:
             self.report.unchanged += len(old) - len(rows)
         self._entries, self._embeddings, self._since = [], [], time.monotonic()
 
-    def remove_gone(self, root: Path) -> None:
-        """Remove the rows that were there when this began, and whose files below the folder are not there any more."""
-        gone = np.flatnonzero(~self._seen & self._start.below(printable(root), self._unlisted))
+    def remove_gone(self, root: Path, *, all_of_them: bool) -> None:
+        """Remove the rows that were there when this began, and whose files below the folder are not there any more.
+
+        What the walk did not come by may well be there: each file is asked for by its name before its row is removed.
+
+        Args:
+            root: the folder.
+            all_of_them: even if no row below the folder is left then.
+
+        Raises:
+            InputError: none would be left, and that was not asked for; no row is removed.
+        """
+        below = self._start.below(printable(root))
+        missed = np.flatnonzero(~self._seen & self._start.below(printable(root), self._unlisted))
+        names = self._start.paths(missed)
+        gone = missed[np.array([name in self._spoilt or _is_gone(from_printable(name), root) for name in names], bool)]
         if not len(gone):
             return
+        # A file that was read, whatever it is, shows that the disk is there.
+        if len(gone) == below.sum() and not (self.report.added or self._spoilt or all_of_them):
+            raise InputError(
+                f"nothing that the index has of {os.fspath(root)!r} is there any more, and all {len(gone)} rows would "
+                "be removed: nothing was. If it is a disk that is not there, bring it back; if they are to be removed, "
+                "say so by remove_all=True (--remove-all)"
+            )
         with self._store.writing() as writer:
             self._meet(writer.snapshot)
             here = self._current.match("path", self._start.paths(gone))
@@ -174,8 +198,17 @@ class Update:
                 yield path
 
     def _fails(self, path: Path, error: ImageError) -> None:
-        if path.is_dir():  # what lies below it may be there
-            self._unlisted.append(printable(path))
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, ValueError):
+            pass
+        except OSError:  # nobody can say what is in that folder
+            self._unlisted.append(printable(path.parent))
+        else:
+            if stat.S_ISDIR(mode):  # what lies below it may be there
+                self._unlisted.append(printable(path))
+            elif stat.S_ISREG(mode) and "error" not in _sha256(path):
+                self._spoilt.add(printable(path))
         self.report.failed += 1
         self._on_error(error)
         self.progress(1)
@@ -190,20 +223,38 @@ def _positions(known: Known, entries: Sequence[Entry]) -> "np.ndarray[tuple[int]
 
 def _size_and_time(path: "str | Path") -> "tuple[int | None, int | None]":
     try:
-        stat = os.stat(path)
-    except OSError:  # reading it will tell why
+        found = os.stat(path)
+    except (OSError, ValueError):  # reading it will tell why
         return None, None
-    return stat.st_size, stat.st_mtime_ns
+    # As 64 bits hold it, which end in the year 2262; file systems have later times, and two still differ.
+    return found.st_size, (found.st_mtime_ns + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _hashed(root: Path, path: Path) -> Stamp:
-    """A file's absolute name, size, time of change, and SHA-256."""
+    """A file's absolute name, size, time of change, and SHA-256, or why that cannot be told."""
     size, mtime = _size_and_time(root / path)
+    return {"file": printable(root / path), "size": size, "mtime": mtime, **_sha256(root / path)}
+
+
+def _sha256(path: Path) -> Stamp:
     digest = hashlib.sha256()
     try:
-        with (root / path).open("rb") as file:
+        with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError:  # likewise
+    except (OSError, ValueError) as error:
+        return {"error": getattr(error, "strerror", None) or str(error)}
+    return {"id": digest.hexdigest()}
+
+
+def _is_gone(path: str, root: Path) -> bool:
+    """Whether the file system says for certain that there is no such file below the root."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        # Below a link that leads nowhere, perhaps to a disk that is not there now, nothing is certain.
+        folders = takewhile(lambda folder: folder != root, Path(path).parents)
+        return not any(os.path.islink(folder) and not os.path.exists(folder) for folder in folders)
+    except (OSError, ValueError):
         pass
-    return {"file": printable(root / path), "size": size, "mtime": mtime, "id": digest.hexdigest()}
+    return False
