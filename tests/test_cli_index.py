@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from robustsim import RobustSim
 from robustsim.encoders.card import DEFAULT_MODEL
 from tests.conftest import EXAMPLES
 
@@ -96,6 +97,26 @@ def test_another_model_is_refused(run, folder, index):
     code, _, err = run("index", index, folder, "--model", f"{DEFAULT_MODEL}-clean")
     assert code == 1
     assert f"was made by '{DEFAULT_MODEL}'" in err
+
+
+def test_a_model_of_ones_own(run, folder, tmp_path, monkeypatch):
+    """By a folder, from wherever the commands are called; also if it is moved."""
+    RobustSim.from_pretrained().save_pretrained(tmp_path / "own")
+    config = tmp_path / "own" / "config.json"
+    config.write_text(config.read_text().replace(f'"{DEFAULT_MODEL}"', '"mine"'))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run("index", tmp_path / "index", folder, "--model", "own")[0] == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("search", tmp_path / "index", folder / "coffee.png", "--within", "0.01")[0] == 1
+    assert run("index", tmp_path / "index", folder)[0] == 0
+    os.rename(tmp_path / "own", tmp_path / "moved")
+    code, _, err = run("search", tmp_path / "index", folder / "coffee.png")
+    assert code == 1
+    assert "--model" in err
+    query = tmp_path / "index", folder / "coffee.png", "--within", "0.01", "--model"
+    assert run("search", *query, tmp_path / "moved")[0] == 1
+    assert run("search", *query, f"{DEFAULT_MODEL}-clean")[0] == 2
 
 
 def test_forget(run, folder, index):

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from robustsim import RobustSim
+from robustsim.encoders.card import DEFAULT_MODEL
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import ImageError, InputError, MissingDependencyError, OutputError, SearchError
 from robustsim.images.files import from_printable
@@ -297,6 +298,19 @@ def test_the_model_is_loaded_by_its_name(metric, tmp_path):
     (hit,) = again.within(EXAMPLES / "chelsea.png", 0.44)[0]
     assert (os.path.basename(hit.path), hit.label) == ("chelsea.png", "example")
     assert image_sha256(again.metric.encoder) == image_sha256(metric.encoder)
+
+
+def test_the_catalogue_wins_over_a_folder(metric, tmp_path, monkeypatch):
+    clean = RobustSim.from_pretrained(f"{DEFAULT_MODEL}-clean", device="cpu")
+    clean.save_pretrained(tmp_path / DEFAULT_MODEL)
+    monkeypatch.chdir(tmp_path)
+    Index.create("index", device="cpu")
+    again = Index.open("index", device="cpu")
+    assert image_sha256(again.metric.encoder) == image_sha256(metric.encoder)
+    Index.create("other", f"./{DEFAULT_MODEL}", device="cpu")
+    monkeypatch.chdir("/")
+    again = Index.open(tmp_path / "other", device="cpu")
+    assert image_sha256(again.metric.encoder) == image_sha256(clean.encoder)
 
 
 def test_what_is_refused(small, index, tmp_path, folder, monkeypatch):

@@ -55,7 +55,8 @@ def index(
     if (index / NAME).exists():
         opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
     else:
-        opened = Index.create(index, output.load_metric(model or output.DEFAULT_MODEL, device))
+        opened = Index.create(index, model or output.DEFAULT_MODEL, device=device)
+    output.settle(opened.card)
     output.tell_cropping(opened.card)
     update = partial(opened.sync, remove_all=remove_all) if sync else opened.add
     reports = []

@@ -50,6 +50,7 @@ __all__ = [
     "print_json",
     "print_table",
     "report_bad",
+    "settle",
     "tell_cropping",
     "tell_passed_over",
     "tell_unseen",
@@ -74,12 +75,17 @@ def load_metric(model: str, device: str | None) -> "RobustSim":
     from robustsim.metric import RobustSim
 
     metric = RobustSim.from_pretrained(model, device=device)
-    if metric.card.architecture.library == "robustsim":
+    settle(metric.card)
+    return metric
+
+
+def settle(card: EncoderCard) -> None:
+    """What comes after the imports: garbage is collected from here on."""
+    if card.architecture.library == "robustsim":
         # What was imported stays to the end, and searching it for garbage there costs a fifth of a short run. Only
         # where torch alone was imported: triton, which the other libraries bring, complains at the exit.
         gc.freeze()
     gc.enable()
-    return metric
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ from robustsim.cli.index import IndexArgument, LabelOption, TenantOption
 from robustsim.errors import RobustSimError
 
 if TYPE_CHECKING:
-    from robustsim.search import Answer
+    from robustsim.search import Answer, Index
 
 
 def search(
@@ -25,6 +25,10 @@ def search(
     ] = None,
     label: LabelOption = None,
     tenant: TenantOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The model that made the index, where it is not found by its name."),
+    ] = None,
     device: output.DeviceOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -35,7 +39,11 @@ def search(
     if count is not None and within is not None:
         raise typer.BadParameter("-k and --within exclude each other")
     try:
-        answer = _search(str(index), images, count or 10, within, label, tenant, device)
+        from robustsim.search import Index
+
+        opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
+        output.settle(opened.card)
+        answer = _search(opened, images, count or 10, within, label, tenant)
         _print(str(index), images, answer, as_json)
     except (RobustSimError, OSError) as error:
         if within is None:
@@ -47,18 +55,10 @@ def search(
 
 
 def _search(
-    path: str,
-    images: list[str],
-    count: int,
-    within: float | None,
-    label: str | None,
-    tenant: str | None,
-    device: str | None,
+    index: "Index", images: list[str], count: int, within: float | None, label: str | None, tenant: str | None
 ) -> "Answer":
     from robustsim.cli.pictures import open_pictures
-    from robustsim.search import Index
 
-    index = Index.open(path, device=device)
     opened = open_pictures(images)
     output.tell_unseen(output.unseen(index.card, opened, opened), aside=True)
     queries = [opened[name] for name in images]

@@ -1,6 +1,5 @@
 """The index of pictures: add, bring up to date, search, forget, check."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,18 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
+from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard, list_models
 from robustsim.encoders.load import image_sha256
-from robustsim.errors import ImageError, InputError, SearchError
+from robustsim.errors import ImageError, InputError, ModelNotFoundError, SearchError
 from robustsim.images.files import find_images
-from robustsim.images.inputs import ImageInput, split_images, stream_pixels
+from robustsim.images.inputs import ImageInput
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
 from robustsim.search.index import scan
 from robustsim.search.index.answer import Answer, Hit
 from robustsim.search.index.check import CheckReport, check_store
 from robustsim.search.index.forget import ForgetReport, forget
 from robustsim.search.index.loaded import Loaded
-from robustsim.search.index.rows import Entry
 from robustsim.search.index.store import Snapshot, Store
 from robustsim.search.index.update import Update, UpdateReport
 
@@ -80,7 +78,8 @@ class Index:
 
         Args:
             path: a new folder, or an empty one.
-            metric: what embeds, or its name; see [`RobustSim.from_pretrained`][robustsim.RobustSim.from_pretrained].
+            metric: what embeds, or its name; see [`RobustSim.from_pretrained`][robustsim.RobustSim.from_pretrained]. A
+                name is what `open` loads later, of a metric that was loaded the name in its card.
             device: where a metric that is named computes.
 
         Raises:
@@ -90,8 +89,8 @@ class Index:
         if isinstance(metric, RobustSim):
             model = metric.card.name
         else:
-            model = os.path.abspath(metric) if os.path.isdir(metric) else os.fspath(metric)
-            metric = RobustSim.from_pretrained(metric, device=device)
+            name, metric = metric, RobustSim.from_pretrained(metric, device=device)
+            model = _whole_name(name)
         card = metric.card
         header = {"model": model, "card": json.loads(card.to_json()), "weights": image_sha256(metric.encoder)}
         return cls(Store.create(path, card.embedding_dim, header), metric)
@@ -127,10 +126,17 @@ class Index:
         """What embeds.
 
         Raises:
-            SearchError: the model of that name is another one by now.
+            SearchError: there is no model of that name, or it is another one by now.
         """
         if self._metric is None:
-            self._metric = self._checked(RobustSim.from_pretrained(self._model, device=self._device))
+            try:
+                metric = RobustSim.from_pretrained(self._model, device=self._device)
+            except ModelNotFoundError as error:
+                raise SearchError(
+                    f"the index {self.path!r} was made by {self._model!r}, which is not there: open it with the model "
+                    f"(Index.open(path, metric), --model). {error}"
+                ) from None
+            self._metric = self._checked(metric)
         return self._metric
 
     @property
@@ -173,7 +179,7 @@ class Index:
         files = _files(images)
         with self._updating(label, tenant, progress, on_error) as update:
             if files is None:
-                self._add_pictures(update, images)
+                update.pictures(images)
             elif len(files) == 1 and os.path.isdir(files[0]):
                 walk = find_images(files[0], follow_links=follow_links)
                 update.files(_absolute(files[0]), walk)
@@ -301,22 +307,6 @@ class Index:
         finally:
             self._snapshot = self._loaded = None  # what was committed is seen, whatever came after
 
-    def _add_pictures(self, update: Update, images: ImageInput) -> None:
-        parts, metric, seen = split_images(images), self.metric, set()
-        stream = stream_pixels(
-            parts, self.card.preprocessing, device=metric.device, input_range=(0, 1), batch_size=metric.batch_size
-        )
-        for pixels in stream:
-            embeddings = metric.embed(metric.embed_pixels(pixels)).detach().cpu()
-            whole = pixels.detach().add(0.0).cpu().numpy()  # -0.0 is 0.0
-            for picture, embedding in zip(whole, embeddings, strict=True):
-                name = hashlib.sha256(picture.tobytes()).hexdigest()
-                if name not in seen:
-                    seen.add(name)
-                    update.put(Entry(name), embedding)
-                update.progress(1)
-        update.commit()
-
     def _answer(
         self, search: "partial[list[scan.Found]]", images: ImagesOrEmbeddings, label: str | None, tenant: str | None
     ) -> Answer:
@@ -344,6 +334,13 @@ class Index:
                 "index"
             )
         return metric
+
+
+def _whole_name(model: "str | os.PathLike[str]") -> str:
+    """A model's name as it is good from everywhere: a folder's with all of its path, unless the catalogue has it."""
+    name = os.fsdecode(model)
+    folder = os.path.abspath(os.path.expanduser(name))
+    return folder if name not in list_models() and os.path.isdir(folder) else name
 
 
 def _absolute(path: "str | os.PathLike[str]") -> Path:

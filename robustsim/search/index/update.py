@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustsim.errors import ImageError, InputError
 from robustsim.images.files import from_printable, printable
-from robustsim.images.inputs import load_square
+from robustsim.images.inputs import ImageInput, load_square, split_images, stream_pixels
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.metric import RobustSim
 from robustsim.search.embedding import Stamp, embed_stamped
@@ -105,6 +105,27 @@ class Update:
                 else:
                     self.put(Entry(stamp["id"], stamp["file"], stamp["size"], stamp["mtime"]), result)
                     self.progress(1)
+        self.commit()
+
+    def pictures(self, images: ImageInput) -> None:
+        """Add pictures in memory.
+
+        Raises:
+            ImageError, InputError: they are none.
+        """
+        parts, metric, seen = split_images(images), self._metric(), set()
+        stream = stream_pixels(
+            parts, self._preprocessing, device=metric.device, input_range=(0, 1), batch_size=metric.batch_size
+        )
+        for pixels in stream:
+            embeddings = metric.embed(metric.embed_pixels(pixels)).detach().cpu()
+            whole = pixels.detach().add(0.0).cpu().numpy()  # -0.0 is 0.0
+            for picture, embedding in zip(whole, embeddings, strict=True):
+                name = hashlib.sha256(picture.tobytes()).hexdigest()
+                if name not in seen:
+                    seen.add(name)
+                    self.put(Entry(name), embedding)
+                self.progress(1)
         self.commit()
 
     def put(self, entry: Entry, embedding: Tensor) -> None:
