@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -97,6 +98,49 @@ def test_another_model_is_refused(run, folder, index):
     code, _, err = run("index", index, folder, "--model", f"{DEFAULT_MODEL}-clean")
     assert code == 1
     assert f"was made by '{DEFAULT_MODEL}'" in err
+
+
+def test_what_is_no_decision(run, folder, index, monkeypatch):
+    """Neither a match nor none, whatever went wrong."""
+    query = "search", index, folder / "coffee.png", "--within", "0.44"
+    code, _, err = run(*query, "--label", "\udcff")
+    assert code == 2
+    assert "the label is no text" in err
+    for error in (ValueError("strange"), KeyboardInterrupt(), SystemExit(1), MemoryError()):
+        with monkeypatch.context() as patch:
+            patch.setattr("robustsim.search.Index.within", lambda *words, error=error, **options: raises(error))
+            code, _, err = run(*query)
+        assert code == 2
+        assert type(error).__name__ in err
+    code, out, err = run(*query, "--label", "mien", "--tenant", "t")
+    assert (code, out) == (0, "")
+    assert "no picture of the index has the label 'mien' and the tenant 't'" in err
+    assert "no picture" not in run(*query)[2]
+
+
+def raises(error):
+    raise error
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="pipes and devices are others here")
+@pytest.mark.parametrize("kind", ["full", "pipe", "closed"])
+def test_an_answer_that_cannot_be_printed(folder, index, kind):
+    """By the command itself, as Python writes once more at its end."""
+    words = ["--json"] if kind == "full" else []
+    call = [sys.executable, "-m", "robustsim", "search", index, folder / "coffee.png", "--within", "0.44", *words]
+    if kind == "closed":
+        call = ["sh", "-c", 'exec "$@" >&-', "sh", *call]
+    if kind == "full":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("there is no full device here")
+        goes = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reads, goes = os.pipe()
+        os.close(reads)
+    try:
+        assert subprocess.run(call, stdout=goes, stderr=subprocess.DEVNULL).returncode == 2
+    finally:
+        os.close(goes)
 
 
 def test_a_model_of_ones_own(run, folder, tmp_path, monkeypatch):

@@ -210,6 +210,14 @@ def test_sync_of_a_disk_that_is_not_there(folder, index, tmp_path):
     assert len(index) == 0
 
 
+def test_folders_and_files_together(small, folder, index, tmp_path):
+    draw(tmp_path / "beside" / "a.png", 91)
+    (tmp_path / "beside" / "b.txt").touch()
+    loose = draw(tmp_path / "loose.png", 92)
+    report = Index.create(tmp_path / "new", small).add([folder, folder / "ünder", loose, tmp_path / "beside"])
+    assert (report.added, report.unchanged, report.failed, report.passed_over) == (12, 1, 1, {".txt": 2})
+
+
 def test_filters_apply_before_scoring(small, folder, index, tmp_path):
     query = folder / "5.png"
     for number in range(5):  # nearer than all of the others
@@ -222,6 +230,7 @@ def test_filters_apply_before_scoring(small, folder, index, tmp_path):
     assert {hit.label for hit in index.search(query, 9, label="decoy")[0]} == {"decoy"}
     assert index.within(query, 2**0.5, label="decoy", tenant="t")[0] == ()
     assert index.search(query, label="none")[0] == ()
+    assert [index.search(query, label=label).compared for label in (None, "decoy", "none")] == [17, 5, 0]
 
 
 def test_equal_pictures_come_in_an_order_of_their_own(small, tmp_path):
@@ -314,8 +323,13 @@ def test_the_catalogue_wins_over_a_folder(metric, tmp_path, monkeypatch):
 
 
 def test_what_is_refused(small, index, tmp_path, folder, monkeypatch):
-    with pytest.raises(InputError, match="k must be at least 1, not 0"):
-        index.search(folder / "1.png", 0)
+    for k in (0, 2.5, "3"):
+        with pytest.raises(InputError, match=f"k must be at least 1, a whole number, not {k!r}"):
+            index.search(folder / "1.png", k)
+    for words in ({"label": "\udcff"}, {"tenant": "\udcff"}):
+        for attempt in (index.search, index.add, index.sync, partial(index.within, distance=0.1)):
+            with pytest.raises(InputError, match=f"the {next(iter(words))} is no text that UTF-8 can hold"):
+                attempt(folder, **words)
     with pytest.raises(InputError, match=r"from 0 to 1.414, not -0.1"):
         index.within(folder / "1.png", -0.1)
     with pytest.raises(ImageError, match=r"bad\.png"):

@@ -2,7 +2,6 @@
 
 import gc
 import io
-import os
 import sys
 
 import typer
@@ -21,6 +20,7 @@ from robustsim.cli import (
     info,
     matrix,
     models,
+    output,
     search,
     train,
 )
@@ -72,7 +72,7 @@ def main() -> None:
     except OSError as error:  # a closed pipe (`robustsim ... | head`), a full disk
         if not isinstance(error, BrokenPipeError):
             sys.stderr.write(f"robustsim: cannot write the output: {error.strerror or error}\n")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        output.drop_output()
         sys.exit(1)
     finally:
         gc.enable()

@@ -4,8 +4,10 @@ import csv
 import gc
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +44,7 @@ __all__ = [
     "SquaredOption",
     "StrictOption",
     "check_format",
+    "drop_output",
     "explain",
     "finish",
     "load_metric",
@@ -62,6 +65,15 @@ __all__ = [
 def note(text: str) -> None:
     """A line for people, on standard error."""
     sys.stderr.write(f"{text}\n")
+
+
+def drop_output() -> None:
+    """Standard output goes nowhere from here on: it cannot be written, and Python would try once more at its end."""
+    if sys.stdout is None:  # it was closed from the beginning
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        return
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_format(as_json: bool, as_csv: bool) -> None:

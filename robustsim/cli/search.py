@@ -1,5 +1,8 @@
 """`robustsim search`: the pictures of an index that look like these."""
 
+import sys
+import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,11 +48,14 @@ def search(
         output.settle(opened.card)
         answer = _search(opened, images, count or 10, within, label, tenant)
         _print(str(index), images, answer, as_json)
-    except (RobustSimError, OSError) as error:
+        if not answer.compared:
+            _tell_nothing_compared(label, tenant)
+        sys.stdout.flush()  # what cannot be written is an error too, and None where it is closed
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         if within is None:
             raise
-        output.note(f"robustsim: {error}")  # and not 1, which is a match
-        raise typer.Exit(2) from None
+        _tell_error(error)
+        raise typer.Exit(2) from None  # and not 1, which is a match
     if within is not None and any(answer):
         raise typer.Exit(1)
 
@@ -67,6 +73,25 @@ def _search(
     return index.within(queries, within, label=label, tenant=tenant)
 
 
+def _tell_error(error: BaseException) -> None:
+    with suppress(OSError, AttributeError):  # standard error may be closed too
+        if isinstance(error, RobustSimError):
+            output.note(f"robustsim: {error}")
+        elif isinstance(error, OSError):
+            output.note(f"robustsim: cannot write the output: {error.strerror or error}")
+        else:
+            output.note("".join(traceback.format_exception(error)))
+    if not isinstance(error, RobustSimError):
+        output.drop_output()
+
+
+def _tell_nothing_compared(label: str | None, tenant: str | None) -> None:
+    named = [f"{name} {value!r}" for name, value in (("label", label), ("tenant", tenant)) if value is not None]
+    output.note(
+        f"no picture of the index has the {' and the '.join(named)}" if named else "the index holds no pictures"
+    )
+
+
 def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> None:
     if as_json:
         output.print_json(
@@ -75,6 +100,7 @@ def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> Non
                 "version": answer.version,
                 "complete": answer.complete,
                 "bound": answer.bound,
+                "compared": answer.compared,
                 "queries": [
                     {"query": name, "hits": [asdict(hit) for hit in hits]}
                     for name, hits in zip(images, answer, strict=True)

@@ -31,12 +31,14 @@ class Answer:
         bound: no similarity that was computed over codes was farther than this from the exact one, and every row that
             could be in the answer by that was measured exactly.
         version: of the index that answered.
+        compared: how many pictures could have been hits: those with the label and of the tenant that were asked for.
     """
 
     hits: tuple[tuple[Hit, ...], ...]
     complete: bool
     bound: float
     version: int
+    compared: int
 
     def __len__(self) -> int:
         return len(self.hits)

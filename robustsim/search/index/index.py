@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard, list_models
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import ImageError, InputError, ModelNotFoundError, SearchError
@@ -19,8 +21,9 @@ from robustsim.search.index.answer import Answer, Hit
 from robustsim.search.index.check import CheckReport, check_store
 from robustsim.search.index.forget import ForgetReport, forget
 from robustsim.search.index.loaded import Loaded
+from robustsim.search.index.rows import check_words
 from robustsim.search.index.store import Snapshot, Store
-from robustsim.search.index.update import Update, UpdateReport
+from robustsim.search.index.update import Update, UpdateReport, parts_of
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +166,7 @@ class Index:
         change; one that has changed replaces its row. Memory does not grow with the folder.
 
         Args:
-            images: a folder, a file, a list of files, or images as for [`RobustSim.embed`][robustsim.RobustSim.embed].
+            images: a folder, a file, a list of both, or images as for [`RobustSim.embed`][robustsim.RobustSim.embed].
             label: what is kept with those that are added.
             tenant: whose they are. The same file may be that of several.
             follow_links: walk linked folders too.
@@ -176,17 +179,19 @@ class Index:
             SearchError: the index is damaged.
             OutputError: it cannot be written; what was in it stays.
         """
-        files = _files(images)
-        with self._updating(label, tenant, progress, on_error) as update:
-            if files is None:
-                update.pictures(images)
-            elif len(files) == 1 and os.path.isdir(files[0]):
-                walk = find_images(files[0], follow_links=follow_links)
-                update.files(_absolute(files[0]), walk)
-                update.report.passed_over = dict(walk.passed_over)
-            else:
-                update.files(Path(), dict.fromkeys(map(_absolute, files)))
-        return update.report
+        report = UpdateReport()
+        for part in parts_of(images):  # each compared anew: folders may lie in one another
+            with self._updating(label, tenant, progress, on_error) as update:
+                if isinstance(part, Path):
+                    walk = find_images(part, follow_links=follow_links)
+                    update.files(_absolute(part), walk)
+                    update.report.passed_over = dict(walk.passed_over)
+                elif part is None:
+                    update.pictures(images)
+                else:
+                    update.files(Path(), dict.fromkeys(map(_absolute, part)))
+            report.include(update.report)
+        return report
 
     def sync(
         self,
@@ -240,8 +245,8 @@ class Index:
             InputError: k is not positive, or a query is no image.
             SearchError: the index is damaged, or was erased since it was opened.
         """
-        if k < 1:
-            raise InputError(f"k must be at least 1, not {k}")
+        if not isinstance(k, (int, np.integer)) or k < 1:
+            raise InputError(f"k must be at least 1, a whole number, not {k!r}")
         return self._answer(partial(scan.nearest, k=k), images, label, tenant)
 
     def within(
@@ -300,6 +305,7 @@ class Index:
         progress: Callable[[int], object],
         on_error: Callable[[ImageError], object],
     ) -> Iterator[Update]:
+        check_words(label=label, tenant=tenant)
         preprocessing = self.card.preprocessing
         try:
             yield Update(self._store, preprocessing, lambda: self.metric, label, tenant, progress, on_error)
@@ -310,6 +316,7 @@ class Index:
     def _answer(
         self, search: "partial[list[scan.Found]]", images: ImagesOrEmbeddings, label: str | None, tenant: str | None
     ) -> Answer:
+        check_words(label=label, tenant=tenant)
         rows = self._rows()
         queries = self.metric.embed(images).detach().cpu().numpy()
         allowed = rows.allowed(label, tenant)
@@ -321,7 +328,8 @@ class Index:
             described = zip(*columns, one.distances.tolist(), strict=True)
             hits.append(tuple(Hit(path, name, away, label) for path, name, label, away in described))
         bound = max((one.bound for one in found), default=0.0)
-        return Answer(tuple(hits), True, bound, rows.snapshot.version)
+        compared = rows.snapshot.count if allowed is None else len(allowed)
+        return Answer(tuple(hits), True, bound, rows.snapshot.version, compared)
 
     def _checked(self, metric: RobustSim) -> RobustSim:
         """Refuse another model than the one that made the index."""
@@ -345,22 +353,3 @@ def _whole_name(model: "str | os.PathLike[str]") -> str:
 
 def _absolute(path: "str | os.PathLike[str]") -> Path:
     return Path(os.path.abspath(path))
-
-
-def _files(images: Any) -> "list[Path] | None":
-    """The files or the folder that were passed; None for pictures in memory.
-
-    Raises:
-        ImageError: what was passed alone is not there.
-        InputError: some of both.
-    """
-    kinds = (str, os.PathLike)
-    if isinstance(images, kinds):
-        if not os.path.lexists(images):
-            raise ImageError(f"{os.fspath(images)!r} is neither a folder nor a file")
-        return [Path(images)]
-    if not isinstance(images, (list, tuple)) or not any(isinstance(one, kinds) for one in images):
-        return None
-    if not all(isinstance(one, kinds) for one in images):
-        raise InputError("files and pictures in memory cannot be added together: add them in two calls")
-    return [Path(one) for one in images]

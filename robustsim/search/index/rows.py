@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from robustsim.errors import SearchError
+from robustsim.errors import InputError, SearchError
 from robustsim.search.index.codes import encode
 
 if TYPE_CHECKING:
@@ -45,6 +45,21 @@ class Entry(NamedTuple):
     mtime: int | None = None
     label: str | None = None
     tenant: str | None = None
+
+
+def check_words(**words: str | None) -> None:
+    """Refuse a label or a tenant that no row can have.
+
+    Raises:
+        InputError: one is no text, or holds half characters, as bytes that are no UTF-8 become in the terminal.
+    """
+    for name, value in words.items():
+        try:
+            good = value is None or (isinstance(value, str) and value.encode() is not None)
+        except UnicodeEncodeError:
+            good = False
+        if not good:
+            raise InputError(f"the {name} is no text that UTF-8 can hold: {value!r}")
 
 
 def schema(dim: int, header: str) -> "pa.Schema":

@@ -4,10 +4,12 @@ import hashlib
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -46,6 +48,14 @@ class UpdateReport:
     removed: int = 0
     failed: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
+
+    def include(self, other: "UpdateReport") -> None:
+        """Add what another one counts."""
+        for name, count in vars(other).items():
+            if name == "passed_over":
+                self.passed_over = dict(Counter(self.passed_over) + Counter(count))
+            else:
+                setattr(self, name, getattr(self, name) + count)
 
 
 class Update:
@@ -233,6 +243,28 @@ class Update:
         self.report.failed += 1
         self._on_error(error)
         self.progress(1)
+
+
+def parts_of(images: Any) -> "Sequence[Path | list[Path] | None]":
+    """What is to be added, in parts: a folder, files, or None for pictures in memory.
+
+    Raises:
+        ImageError: what was passed alone is not there.
+        InputError: files and pictures in memory were passed together.
+    """
+    kinds = (str, os.PathLike)
+    if isinstance(images, kinds):
+        if not os.path.lexists(images):
+            raise ImageError(f"{os.fspath(images)!r} is neither a folder nor a file")
+        images = [images]
+    if not isinstance(images, (list, tuple)) or not any(isinstance(one, kinds) for one in images):
+        return [None]
+    if not all(isinstance(one, kinds) for one in images):
+        raise InputError("files and pictures in memory cannot be added together: add them in two calls")
+    paths = [Path(one) for one in images]
+    folders = [path for path in paths if os.path.isdir(path)]
+    files = [path for path in paths if not os.path.isdir(path)]
+    return [*folders, files] if files else folders
 
 
 def _positions(known: Known, entries: Sequence[Entry]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
