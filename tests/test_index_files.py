@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -216,6 +217,40 @@ def test_folders_and_files_together(small, folder, index, tmp_path):
     loose = draw(tmp_path / "loose.png", 92)
     report = Index.create(tmp_path / "new", small).add([folder, folder / "ünder", loose, tmp_path / "beside"])
     assert (report.added, report.unchanged, report.failed, report.passed_over) == (12, 1, 1, {".txt": 2})
+
+
+def test_labels_are_applied_and_kept(small, folder, index, tmp_path, monkeypatch):
+    assert index.search(folder / "1.png", label="a")[0] == ()
+    before = index.search(folder / "1.png", 99)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "metric", None)  # nothing is embedded
+        for label, counts in (("a", (10, 0)), ("a", (0, 10)), (None, (0, 10)), ("b", (10, 0))):
+            report = Index.open(index.path).add(folder, label=label)
+            assert (report.relabelled, report.unchanged, report.added, report.replaced) == (*counts, 0, 0)
+    index = Index.open(index.path, small)
+    after = index.search(folder / "1.png", 99, label="b")[0]
+    assert after == tuple(replace(hit, label="b") for hit in before)
+    assert index.check().ok
+    os.utime(folder / "1.png", ns=(1, 1))
+    draw(folder / "new.png", 95)
+    report = index.sync(folder)
+    assert (report.replaced, report.added, report.relabelled) == (1, 1, 0)
+    assert index.search(folder / "1.png", 1)[0][0].label == "b"
+    assert index.search(folder / "new.png", 1)[0][0].label is None
+    os.utime(folder / "1.png", ns=(2, 2))
+    report = index.sync(folder, label="c")
+    assert (report.replaced, report.relabelled, report.removed, len(index)) == (1, 10, 0, 11)
+    assert len(index.search(folder / "1.png", 99, label="c")[0]) == 11
+
+
+def test_labels_of_pictures_in_memory(small, tmp_path):
+    index = Index.create(tmp_path / "index", small)
+    pictures = torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    index.add(pictures, label="a")
+    assert index.add(pictures).unchanged == 3
+    report = index.add(pictures[:2], label="b")
+    assert (report.relabelled, report.replaced, report.unchanged, len(index)) == (2, 0, 0, 3)
+    assert [len(index.search(pictures[0], label=label)[0]) for label in "ab"] == [1, 2]
 
 
 def test_filters_apply_before_scoring(small, folder, index, tmp_path):

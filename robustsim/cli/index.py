@@ -25,7 +25,9 @@ def index(
         ),
     ] = None,
     device: output.DeviceOption = None,
-    label: Annotated[str | None, typer.Option("--label", help="What is kept with the pictures that are added.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="What is kept with the pictures; those that are there get it too.")
+    ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Whose pictures these are.")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Remove what is gone from the folders, too.")] = False,
     remove_all: Annotated[
@@ -76,7 +78,7 @@ def index(
         output.tell_passed_over(report.passed_over)
     counts = {
         name: sum(getattr(report, name) for report in reports)
-        for name in ("added", "replaced", "unchanged", "removed", "failed")
+        for name in ("added", "replaced", "unchanged", "removed", "relabelled", "failed")
     }
     if as_json:
         output.print_json(

@@ -167,7 +167,7 @@ class Index:
 
         Args:
             images: a folder, a file, a list of both, or images as for [`RobustSim.embed`][robustsim.RobustSim.embed].
-            label: what is kept with those that are added.
+            label: what is kept with them, those that are there already included; None: these keep theirs.
             tenant: whose they are. The same file may be that of several.
             follow_links: walk linked folders too.
             progress: called with the number of pictures done since the last call.

@@ -34,7 +34,7 @@ class Known:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        columns = ["id", "path", "size", "mtime", "digest", "_rowid"]
+        columns = ["id", "path", "label", "size", "mtime", "digest", "_rowid"]
         kept, done, total = [], 0, 0
         for batch in snapshot.batches(NARROW, row_ids=True):
             total += add_up(check_narrow(batch))
@@ -44,7 +44,7 @@ class Known:
         snapshot.compare(done, total)
         table = pa.concat_tables(kept).combine_chunks() if kept else None
         self._texts: dict[str, Any] = {
-            name: pa.array([], pa.string()) if table is None else table.column(name) for name in ("id", "path")
+            name: pa.array([], pa.string()) if table is None else table.column(name) for name in ("id", "path", "label")
         }
 
         def numbers(name: str) -> "NDArray[np.int64]":
@@ -87,6 +87,13 @@ class Known:
         """The names of files."""
         paths: list[str] = self._texts["path"].take(positions).to_pylist()
         return paths
+
+    def labels(self, positions: "NDArray[np.int64]") -> list[str | None]:
+        """What pictures are called; None where they have no name, or the position is -1."""
+        known = positions >= 0
+        labels = np.full(len(positions), None, object)
+        labels[known] = self._texts["label"].take(positions[known]).to_pylist()
+        return list(labels)
 
     def below(self, folder: str, unlisted: Iterable[str] = ()) -> "NDArray[np.bool_]":
         """Which rows are of files below a folder, and not below those that could not be listed, (N,)."""

@@ -149,6 +149,24 @@ def check_narrow(table: "pa.Table") -> list[bytes]:
     return digests
 
 
+def read_back(table: "pa.Table", digests: Sequence[bytes]) -> "tuple[list[Entry], NDArray[np.float32]]":
+    """The pictures and the embeddings (N, D) of rows that were read with them, as `make_table` takes them.
+
+    Args:
+        table: the rows, in any order.
+        digests: theirs, in any order.
+
+    Raises:
+        SearchError: one is not what was written, or not there.
+    """
+    if sorted(check_narrow(table)) != sorted(digests):
+        raise SearchError("a row of the index is not where it was")
+    embeddings = matrix(table.column("embedding"))
+    check_vectors(embeddings, table.column("embedding_digest").to_pylist(), "an embedding")
+    columns = (table.column(name).to_pylist() for name in DESCRIPTION)
+    return [Entry(*words) for words in zip(*columns, strict=True)], embeddings.astype(np.float32)
+
+
 def matrix(column: Any) -> "NDArray[Any]":
     """A column of lists of one size, (N, D)."""
     size = column.type.list_size

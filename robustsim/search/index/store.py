@@ -113,6 +113,12 @@ class Snapshot:
         with _lances(self.folder):
             return matrix(self.dataset.take(positions, columns=["embedding"]).column("embedding"))
 
+    def rows(self, columns: Sequence[str], row_ids: Sequence[int]) -> "pa.Table":
+        """Some rows, by Lance's numbers of them, in any order."""
+        with _lances(self.folder):
+            some = ", ".join(str(int(one)) for one in row_ids)
+            return self.dataset.to_table(columns=list(columns), filter=f"_rowid IN ({some})")
+
     def compare(self, rows: int, digest: int | None = None) -> None:
         """Compare what was read with the seal.
 

@@ -21,7 +21,7 @@ from robustsim.images.preprocessing import Preprocessing
 from robustsim.metric import RobustSim
 from robustsim.search.embedding import Stamp, embed_stamped
 from robustsim.search.index.known import Known
-from robustsim.search.index.rows import Entry, make_table
+from robustsim.search.index.rows import NARROW, Entry, make_table, read_back
 from robustsim.search.index.store import Snapshot, Store
 
 _TOGETHER = 512  # rows that are committed together
@@ -38,6 +38,7 @@ class UpdateReport:
         replaced: files that had changed.
         unchanged: files, or pictures, that it had already.
         removed: rows whose files are gone.
+        relabelled: files, or pictures, that it had already, and with another label than the one that is given.
         failed: files that could not be read.
         passed_over: how many files of each kind were left out; see `robustsim.images.FoundImages`.
     """
@@ -46,6 +47,7 @@ class UpdateReport:
     replaced: int = 0
     unchanged: int = 0
     removed: int = 0
+    relabelled: int = 0
     failed: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
 
@@ -65,7 +67,7 @@ class Update:
         store: what is brought up to date.
         preprocessing: of the model.
         metric: -> the model, loaded when there is something to embed.
-        label: of what is added.
+        label: of what is named; None to let those keep theirs that the index has.
         tenant: whose it is.
         progress: called with the number of files done since the last call.
         on_error: called for each file that is skipped.
@@ -151,7 +153,14 @@ class Update:
             with self._store.writing() as writer:
                 self._meet(writer.snapshot)
                 old = _positions(self._current, self._entries)
-                rows = [row for row, at in enumerate(old) if at < 0 or not self._same(int(at), self._entries[row])]
+                labels = self._current.labels(old)
+                renamed = [at >= 0 and self._renames(label) for at, label in zip(old, labels, strict=True)]
+                same = [at >= 0 and self._same(int(at), one) for at, one in zip(old, self._entries, strict=True)]
+                rows = [row for row in range(len(old)) if not same[row] or renamed[row]]
+                if self._label is None:
+                    self._entries = [
+                        one._replace(label=label) for one, label in zip(self._entries, labels, strict=True)
+                    ]
                 stale = np.unique(old[rows][old[rows] >= 0])
                 if rows:
                     embeddings = np.stack([self._embeddings[row].numpy() for row in rows])
@@ -163,7 +172,9 @@ class Update:
             self._version = writer.version
             written = self._start.match("path", [self._entries[row].path for row in rows])
             self._seen[written[written >= 0]] = True  # nothing is left of them that could be gone
-            self.report.replaced += len(stale)
+            relabelled = sum(bool(one and other) for one, other in zip(same, renamed, strict=True))
+            self.report.relabelled += relabelled
+            self.report.replaced += len(stale) - relabelled
             self.report.added += len(rows) - len(stale)
             self.report.unchanged += len(old) - len(rows)
         self._entries, self._embeddings, self._since = [], [], time.monotonic()
@@ -210,6 +221,30 @@ class Update:
         if snapshot.version != self._version:
             self._current = Known(snapshot, self._tenant)
 
+    def _relabel(self, paths: Sequence[str]) -> None:
+        """Give rows of files the label; what was embedded stays. A row that somebody else took away stays away."""
+        if not paths:
+            return
+        with self._store.writing() as writer:
+            self._meet(writer.snapshot)
+            at = self._current.match("path", paths)
+            at = at[at >= 0]
+            at = at[[self._renames(label) for label in self._current.labels(at)]]
+            if len(at):
+                digests = [self._current.digests[one] for one in at]
+                old = writer.snapshot.rows((*NARROW, "embedding"), self._current.row_ids[at].tolist())
+                entries, embeddings = read_back(old, digests)
+                writer.delete(self._current.row_ids[at].tolist(), digests)
+                renamed = [entry._replace(label=self._label) for entry in entries]
+                writer.append(make_table(renamed, embeddings, writer.snapshot.dataset.schema))
+        self._version = writer.version
+        self.report.relabelled += len(at)
+        self.report.unchanged += len(paths) - len(at)
+
+    def _renames(self, label: str | None) -> bool:
+        """Whether what has this label is to have another one."""
+        return self._label is not None and label != self._label
+
     def _same(self, at: int, entry: Entry) -> bool:
         known = self._current
         return not entry.path or (known.sizes[at], known.mtimes[at]) == (entry.size, entry.mtime)
@@ -218,15 +253,21 @@ class Update:
         while chunk := list(islice(paths, _COMPARED)):
             whole = [os.path.join(root, path) for path in chunk]  # texts: paths that are objects take twice the time
             found = self._start.match("path", [printable(path) for path in whole]).tolist()
-            for path, file, at in zip(chunk, whole, found, strict=True):
+            labels = self._start.labels(np.array(found, np.int64)) if self._label is not None else [None] * len(chunk)
+            renamed = []
+            for path, file, at, label in zip(chunk, whole, found, labels, strict=True):
                 if at >= 0:
                     size, mtime = _size_and_time(file)
                     if (self._start.sizes[at], self._start.mtimes[at]) == (size, mtime):
                         self._seen[at] = True
-                        self.report.unchanged += 1
+                        if self._renames(label):
+                            renamed.append(printable(file))
+                        else:
+                            self.report.unchanged += 1
                         self.progress(1)
                         continue
                 yield path
+            self._relabel(renamed)
 
     def _fails(self, path: Path, error: ImageError) -> None:
         try:
