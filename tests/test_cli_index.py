@@ -138,7 +138,8 @@ def test_an_answer_that_cannot_be_printed(folder, index, kind):
         reads, goes = os.pipe()
         os.close(reads)
     try:
-        assert subprocess.run(call, stdout=goes, stderr=subprocess.DEVNULL).returncode == 2
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+        assert subprocess.run(call, stdout=goes, stderr=subprocess.DEVNULL, env=buffered).returncode == 2
     finally:
         os.close(goes)
 

@@ -191,14 +191,14 @@ class Update:
         Raises:
             InputError: none would be left, and that was not asked for; no row is removed.
         """
-        below = self._start.below(printable(root))
         missed = np.flatnonzero(~self._seen & self._start.below(printable(root), self._unlisted))
         names = self._start.paths(missed)
         gone = missed[np.array([name in self._spoilt or _is_gone(from_printable(name), root) for name in names], bool)]
         if not len(gone):
             return
         # A file that was read, whatever it is, shows that the disk is there.
-        if len(gone) == below.sum() and not (self.report.added or self._spoilt or all_of_them):
+        is_there = self.report.added or self._spoilt
+        if not (is_there or all_of_them) and len(gone) == self._start.below(printable(root)).sum():
             raise InputError(
                 f"nothing that the index has of {os.fspath(root)!r} is there any more, and all {len(gone)} rows would "
                 "be removed: nothing was. If it is a disk that is not there, bring it back; if they are to be removed, "
