@@ -10,6 +10,7 @@ import pytest
 
 from robustsim import RobustSim
 from robustsim.encoders.card import DEFAULT_MODEL
+from robustsim.search import Index
 from tests.conftest import EXAMPLES
 
 pytest.importorskip("lance")
@@ -49,6 +50,26 @@ def test_the_same_command_brings_it_up_to_date(run, folder, index, monkeypatch):
     (folder / "coffee.png").unlink()
     assert "0 added, 0 replaced, 2 unchanged, 1 removed" in run("index", index, folder, "--sync")[2]
     assert run("index", index, folder, "--strict")[0] == 1
+
+
+def test_two_first_runs_at_once(run, folder, tmp_path, monkeypatch):
+    """The one that finds the index made when it has loaded its model goes on with that one."""
+    create = Index.create
+
+    def second(path, *words, **options):
+        create(path, *words, **options)  # by another process
+        return create(path, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "create", second)
+        code, _, err = run("index", tmp_path / "index", folder)
+        assert code == 0
+        assert "3 added" in err
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "letter.txt").touch()
+    code, _, err = run("index", tmp_path / "used", folder)
+    assert code == 1
+    assert "is in use" in err
 
 
 def test_an_emptied_folder(run, folder, index):

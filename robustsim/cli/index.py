@@ -47,6 +47,7 @@ def index(
 
     from tqdm import tqdm
 
+    from robustsim.errors import OutputError
     from robustsim.images import find_images
     from robustsim.search import Index
     from robustsim.search.index.seal import NAME
@@ -54,10 +55,15 @@ def index(
     if remove_all and not sync:
         raise typer.BadParameter("--remove-all goes with --sync")
     total = sum(1 for folder in folders for _ in find_images(folder, follow_links=follow_links))
-    if (index / NAME).exists():
+    opened = None
+    if not (index / NAME).exists():
+        try:
+            opened = Index.create(index, model or output.DEFAULT_MODEL, device=device)
+        except OutputError:
+            if not (index / NAME).exists():
+                raise  # else another process was the first to make it
+    if opened is None:
         opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
-    else:
-        opened = Index.create(index, model or output.DEFAULT_MODEL, device=device)
     output.settle(opened.card)
     output.tell_cropping(opened.card)
     update = partial(opened.sync, remove_all=remove_all) if sync else opened.add
