@@ -665,3 +665,17 @@ def test_killed_at_random_moments(small, tmp_path, server, kind):
         held = b"".join(path.read_bytes() for path in (tmp_path / "index").rglob("*") if path.is_file())
         assert not any(name.encode() in held for name in forgotten)
         assert str(root / "0.png").encode() in held
+
+
+def test_an_update_begins_anew_where_another_erases_as_it_begins(small, folder, index, monkeypatch):
+    other, known = Index.open(index.path, small), update.Known
+
+    def late(*words):
+        monkeypatch.setattr(update, "Known", known)
+        other.forget(folder / "2.png")  # after the snapshot was opened, and before it is read
+        return known(*words)
+
+    monkeypatch.setattr(update, "Known", late)
+    report = index.add(folder)
+    assert (report.added, report.unchanged) == (1, 9)
+    assert index.check().ok

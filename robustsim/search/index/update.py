@@ -86,8 +86,8 @@ class Update:
         self._store, self._preprocessing, self._metric = store, preprocessing, metric
         self._label, self._tenant, self.progress, self._on_error = label, tenant, progress, on_error
         self.report = UpdateReport()
-        snapshot = store.read()
-        self._start = self._current = Known(snapshot, tenant)
+        snapshot, self._start = store.read_into(lambda snapshot: (snapshot, Known(snapshot, tenant)))
+        self._current = self._start
         self._version = snapshot.version
         self._seen = np.zeros(len(self._start), bool)
         self._unlisted: list[str] = []
