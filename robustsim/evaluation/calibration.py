@@ -21,7 +21,7 @@ from robustsim.errors import DataError, ImageError, InputError
 from robustsim.evaluation.running.journal import Journal, discard
 from robustsim.evaluation.statistics import Array
 from robustsim.evaluation.tasks.distortions import change, seed_of
-from robustsim.images.files import find_images, prefetch, printable, tell_passed_over, what_is_there
+from robustsim.images.files import list_images, prefetch, printable
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.metric import RobustSim
 
@@ -209,12 +209,7 @@ def draw_photographs(
     Raises:
         ImageError: there is no such folder, or no image in it.
     """
-    walk = find_images(root, follow_links=follow_links)
-    files = list(walk)
-    if not files:
-        raise ImageError(f"the folder {os.fspath(root)!r} holds no images: {what_is_there(walk.passed_over)}")
-    if walk.passed_over:
-        tell(tell_passed_over(walk.passed_over))
+    files, _ = list_images(root, follow_links=follow_links, tell=tell)
     return random.Random(seed).sample(files, min(count, len(files)))
 
 

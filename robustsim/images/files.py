@@ -147,6 +147,31 @@ def find_images(folder: "str | os.PathLike[str]", *, follow_links: bool = False)
     return FoundImages(folder, follow_links=follow_links)
 
 
+def list_images(
+    folder: "str | os.PathLike[str]",
+    *,
+    follow_links: bool = False,
+    tell: Callable[[str], object] = lambda text: None,
+) -> tuple[list[Path], Mapping[str, int]]:
+    """All of `find_images`, for whoever draws from them, and how many files of each kind were passed over.
+
+    Args:
+        folder: where to look.
+        follow_links: walk folders that are linked, too.
+        tell: called with a line for people if files are passed over.
+
+    Raises:
+        ImageError: there is no such folder, or no image in it.
+    """
+    walk = find_images(folder, follow_links=follow_links)
+    files = list(walk)
+    if not files:
+        raise ImageError(f"the folder {os.fspath(folder)!r} holds no images: {what_is_there(walk.passed_over)}")
+    if walk.passed_over:
+        tell(tell_passed_over(walk.passed_over))
+    return files, walk.passed_over
+
+
 def tell_passed_over(kinds: Mapping[str, int]) -> str:
     """What was passed over, in words for people, the most frequent first; "" if nothing was."""
     if not kinds:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from robustsim.attacks.objectives.decisions import TwoAFC
-from robustsim.errors import ImageError, InputError
+from robustsim.errors import InputError
 from robustsim.evaluation.statistics import Array
 from robustsim.evaluation.subjects import Subject
 from robustsim.evaluation.tasks.choices import THREE, Choice, Loss, Question, choice_between
 from robustsim.evaluation.tasks.distortions import DISTORTIONS, LEVELS, Distorted, LadderPhoto, seed_of
 from robustsim.evaluation.tasks.pictures import Seen
-from robustsim.images.files import find_images, printable, tell_passed_over, what_is_there
+from robustsim.images.files import list_images, printable
 
 _STEPS = tuple(combinations(range(LEVELS), 2))
 
@@ -89,12 +89,7 @@ def distortion_ladder(
         if kind not in DISTORTIONS:
             raise InputError(f"{kind!r} is none of the distortions {', '.join(DISTORTIONS)}")
     root = Path(folder)
-    walk = find_images(root, follow_links=follow_links)
-    files = list(walk)
-    if not files:
-        raise ImageError(f"the folder {os.fspath(folder)!r} holds no images: {what_is_there(walk.passed_over)}")
-    if walk.passed_over:
-        tell(tell_passed_over(walk.passed_over))
+    files, passed_over = list_images(root, follow_links=follow_links, tell=tell)
     if photographs is not None and photographs < len(files):
         files = sorted(random.Random(seed).sample(files, photographs))
     questions = []
@@ -123,4 +118,4 @@ def distortion_ladder(
         "distortions": list(distortions),
         "seed": seed,
     }
-    return Ladder(questions=tuple(questions), data=about, passed_over=dict(walk.passed_over))
+    return Ladder(questions=tuple(questions), data=about, passed_over=dict(passed_over))
