@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from robustsim.search.index import scan
-from robustsim.search.index.codes import unit
-from robustsim.search.index.kernels import KERNELS
-from robustsim.search.index.loaded import Loaded
-from robustsim.search.index.rows import Entry, make_table
-from robustsim.search.index.store import Store
+from robustsim.search.scan import exact as scan
+from robustsim.search.scan.codes import unit
+from robustsim.search.scan.kernels import KERNELS
+from robustsim.search.storage.loaded import Loaded
+from robustsim.search.storage.rows import Entry, make_table
+from robustsim.search.storage.store import Store
 
 BLOCK, DIRECTIONS = 512, 256  # rows that an index commits together
 

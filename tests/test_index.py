@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from robustsim.errors import InputError, MissingDependencyError
-from robustsim.search.index import scan
-from robustsim.search.index.codes import LARGEST, ROUNDING, distances, encode, unit
-from robustsim.search.index.kernels import KERNELS, make_kernel
+from robustsim.search.scan import exact as scan
+from robustsim.search.scan.codes import LARGEST, ROUNDING, distances, encode, unit
+from robustsim.search.scan.kernels import KERNELS, make_kernel
 
 KINDS = ("random", "clustered", "duplicates", "halves", "spikes", "tiny")
 
@@ -156,7 +156,7 @@ def test_an_empty_index_has_no_neighbours():
 
 
 def _empty(dim):
-    from robustsim.search.index.codes import Codes
+    from robustsim.search.scan.codes import Codes
 
     return Codes(np.empty((0, dim), np.int8), np.empty(0, np.float32), np.empty(0, np.float32))
 

@@ -609,7 +609,8 @@ torch.set_num_threads(1)
 from tests import trainings
 from robustsim import RobustSim
 from robustsim.search import Index
-from robustsim.search.index import store, update
+from robustsim.search.index import update
+from robustsim.search.storage import store
 update._TOGETHER, store._MOST = 3, 4
 index = Index.open({index!r}, RobustSim(trainings.encoder(), batch_size=2))
 index.{call}

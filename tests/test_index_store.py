@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from robustsim.errors import InputError, OutputError, SearchError
-from robustsim.search.index import store as stores
-from robustsim.search.index.check import check_store
-from robustsim.search.index.codes import unit
-from robustsim.search.index.forget import forget
-from robustsim.search.index.loaded import Loaded
-from robustsim.search.index.rows import NARROW, Entry, add_up, make_table
-from robustsim.search.index.seal import NAME, read_seal
-from robustsim.search.index.store import ROWS, Store
+from robustsim.search.scan.codes import unit
+from robustsim.search.storage import store as stores
+from robustsim.search.storage.check import check_store
+from robustsim.search.storage.forget import forget
+from robustsim.search.storage.loaded import Loaded
+from robustsim.search.storage.rows import NARROW, Entry, add_up, make_table
+from robustsim.search.storage.seal import NAME, read_seal
+from robustsim.search.storage.store import ROWS, Store
 
 pytest.importorskip("lance")
 
@@ -238,9 +238,9 @@ _FULL_DISK = """
 import json, resource, shutil, signal, sys
 from pathlib import Path
 from robustsim.errors import OutputError
-from robustsim.search.index import store as stores
-from robustsim.search.index.check import check_store
-from robustsim.search.index.store import Store
+from robustsim.search.storage import store as stores
+from robustsim.search.storage.check import check_store
+from robustsim.search.storage.store import Store
 from tests.test_index_store import append, delete, ids
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is an error then, as on a full disk

@@ -12,8 +12,8 @@ def check(index: IndexArgument, as_json: output.JsonOption = False) -> None:
     """Read every byte of an index, and compare it with what was written; exit code 1 if anything is wrong."""
     from tqdm import tqdm
 
-    from robustsim.search.index.check import check_store
-    from robustsim.search.index.store import Store
+    from robustsim.search.storage.check import check_store
+    from robustsim.search.storage.store import Store
 
     with tqdm(unit=" rows", disable=True if as_json else None) as bar:
         report = check_store(Store(index), progress=bar.update)

@@ -25,7 +25,7 @@ def embed(
     """Embed every image below a folder; an interrupted run is continued by the same command."""
     from robustsim.images import find_images
     from robustsim.search import embed_folder
-    from robustsim.search.store import FORMATS
+    from robustsim.search.formats import FORMATS
 
     if out.suffix not in FORMATS:
         raise typer.BadParameter(f"{out.name!r} ends in none of {', '.join(FORMATS)}", param_hint="--output")

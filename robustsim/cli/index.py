@@ -50,7 +50,7 @@ def index(
     from robustsim.errors import OutputError
     from robustsim.images import find_images
     from robustsim.search import Index
-    from robustsim.search.index.seal import NAME
+    from robustsim.search.storage.seal import NAME
 
     if remove_all and not sync:
         raise typer.BadParameter("--remove-all goes with --sync")

@@ -10,10 +10,10 @@ from robustsim.lazy import lazy_names
 if TYPE_CHECKING:
     from robustsim.search.embedding import EmbedReport, embed_folder, embed_images
     from robustsim.search.index.answer import Answer, Hit
-    from robustsim.search.index.check import CheckReport
-    from robustsim.search.index.forget import ForgetReport
     from robustsim.search.index.index import Index
     from robustsim.search.index.update import UpdateReport
+    from robustsim.search.storage.check import CheckReport
+    from robustsim.search.storage.forget import ForgetReport
 
 __all__ = [
     "Answer",
@@ -31,9 +31,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Answer": "index.answer",
-        "CheckReport": "index.check",
+        "CheckReport": "storage.check",
         "EmbedReport": "embedding",
-        "ForgetReport": "index.forget",
+        "ForgetReport": "storage.forget",
         "Hit": "index.answer",
         "Index": "index.index",
         "UpdateReport": "index.update",

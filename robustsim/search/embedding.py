@@ -21,7 +21,7 @@ from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.jsonl import parse_line
 from robustsim.metric import RobustSim
-from robustsim.search.store import FORMATS, Writer
+from robustsim.search.formats import FORMATS, Writer
 
 _LOCK = "lock"
 

@@ -1,1 +1,1 @@
-"""The index: codes that bound what they leave out, an exact scan over them, and the store that keeps them."""
+"""The index: what is added to it, brought up to date and asked for."""

@@ -16,14 +16,14 @@ from robustsim.errors import ImageError, InputError, ModelNotFoundError, SearchE
 from robustsim.images.files import find_images
 from robustsim.images.inputs import ImageInput
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
-from robustsim.search.index import scan
 from robustsim.search.index.answer import Answer, Hit
-from robustsim.search.index.check import CheckReport, check_store
-from robustsim.search.index.forget import ForgetReport, forget
-from robustsim.search.index.loaded import Loaded
-from robustsim.search.index.rows import check_words
-from robustsim.search.index.store import Snapshot, Store
 from robustsim.search.index.update import Update, UpdateReport, parts_of
+from robustsim.search.scan import exact as scan
+from robustsim.search.storage.check import CheckReport, check_store
+from robustsim.search.storage.forget import ForgetReport, forget
+from robustsim.search.storage.loaded import Loaded
+from robustsim.search.storage.rows import check_words
+from robustsim.search.storage.store import Snapshot, Store
 
 if TYPE_CHECKING:
     import torch

@@ -20,9 +20,9 @@ from robustsim.images.inputs import ImageInput, load_square, split_images, strea
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.metric import RobustSim
 from robustsim.search.embedding import Stamp, embed_stamped
-from robustsim.search.index.known import Known
-from robustsim.search.index.rows import NARROW, Entry, make_table, read_back
-from robustsim.search.index.store import Snapshot, Store
+from robustsim.search.storage.known import Known
+from robustsim.search.storage.rows import NARROW, Entry, make_table, read_back
+from robustsim.search.storage.store import Snapshot, Store
 
 _TOGETHER = 512  # rows that are committed together
 _LONGEST = 30.0  # seconds of work that a process which is killed may lose

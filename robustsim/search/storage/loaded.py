@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robustsim.search.index.codes import Codes
-from robustsim.search.index.rows import NARROW, add_up, check_narrow, check_vectors, matrix
-from robustsim.search.index.store import Snapshot
+from robustsim.search.scan.codes import Codes
+from robustsim.search.storage.rows import NARROW, add_up, check_narrow, check_vectors, matrix
+from robustsim.search.storage.store import Snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

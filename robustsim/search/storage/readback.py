@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustsim.errors import SearchError
-from robustsim.search.index.codes import residuals_of, unit
-from robustsim.search.index.rows import NARROW, add_up, check_narrow, check_vectors, matrix
+from robustsim.search.scan.codes import residuals_of, unit
+from robustsim.search.storage.rows import NARROW, add_up, check_narrow, check_vectors, matrix
 
 if TYPE_CHECKING:
     import pyarrow as pa

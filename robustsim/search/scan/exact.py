@@ -1,6 +1,6 @@
 """The exact scan: every row that may belong to the answer is measured, the others are shown not to.
 
-`upper` is a row's score over codes plus its bound (`robustsim.search.index.codes`): no exact score is above it. So for
+`upper` is a row's score over codes plus its bound (`robustsim.search.scan.codes`): no exact score is above it. So for
 a threshold, all rows whose `upper` reaches it are measured. For the k nearest, first the most promising ones are; their
 k-th exact score is a threshold that the true k-th cannot lie below, and all rows that reach it are measured then.
 """
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from robustsim.search.index.codes import ROUNDING, Codes, distances, encode, unit
-from robustsim.search.index.kernels import make_kernel
+from robustsim.search.scan.codes import ROUNDING, Codes, distances, encode, unit
+from robustsim.search.scan.kernels import make_kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

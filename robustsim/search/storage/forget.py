@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from robustsim.errors import InputError
 from robustsim.images.files import printable
-from robustsim.search.index.rows import NARROW, add_up, check_narrow
-from robustsim.search.index.store import Store
+from robustsim.search.storage.rows import NARROW, add_up, check_narrow
+from robustsim.search.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock, Timeout
 
 from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
-from robustsim.search.index.readback import files_of, gained, manifest
-from robustsim.search.index.rows import add_up, matrix, schema
-from robustsim.search.index.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
+from robustsim.search.storage.readback import files_of, gained, manifest
+from robustsim.search.storage.rows import add_up, matrix, schema
+from robustsim.search.storage.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +155,7 @@ class Writer:
         return self._seal.version
 
     def append(self, table: "pa.Table") -> None:
-        """Add rows that `robustsim.search.index.rows.make_table` made."""
+        """Add rows that `robustsim.search.storage.rows.make_table` made."""
         with _lances(self._folder, writes=True):
             self._dataset = lance().write_dataset(table, self._dataset, mode="append")
         digests = table.column("digest").to_pylist()

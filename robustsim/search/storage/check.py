@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustsim.errors import SearchError
-from robustsim.search.index.readback import WHOLE, check_whole
-from robustsim.search.index.rows import add_up
-from robustsim.search.index.seal import checked, read_seal
-from robustsim.search.index.store import ROWS, Store
+from robustsim.search.storage.readback import WHOLE, check_whole
+from robustsim.search.storage.rows import add_up
+from robustsim.search.storage.seal import checked, read_seal
+from robustsim.search.storage.store import ROWS, Store
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Rows of the store: their columns, and the digests that tell whether a row is what was written.
 
 Lance has no checksums. So each row has three digests, of its code, of its embedding, and of all else with these two;
-and the seal of the store (`robustsim.search.index.seal`) has the number of rows and the sum of their digests. Whatever
+and the seal (`robustsim.search.storage.seal`) has the number of rows and the sum of their digests. Whatever
 is read is checked against them, whether little of a row is read or all of it.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from robustsim.errors import InputError, SearchError
-from robustsim.search.index.codes import encode
+from robustsim.search.scan.codes import encode
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,7 @@ For unit x, q and x':
 So a row whose score over codes lies more than both residuals below a threshold lies below it, and need not be looked
 at. What rounding adds:
 
-- `<c_q, c_x>` is a whole number, and the kernels compute it without any rounding (`robustsim.search.index.kernels`).
+- `<c_q, c_x>` is a whole number, and the kernels compute it without any rounding (`robustsim.search.scan.kernels`).
 - x' is defined by the scale as it is stored, in float32, so the residual is that of the row which is scored. The length
   of x' is 1 to within the rounding of that number, 2**-24: the second term grows by as much, less than 1e-7.
 - x and its residual are computed in float64: D + 3 roundings of 2**-53 each are less than 1e-9 for D up to a million.

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustsim.search.index.rows import NARROW, add_up, check_narrow
+from robustsim.search.storage.rows import NARROW, add_up, check_narrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from robustsim.search.index.store import Snapshot
+    from robustsim.search.storage.store import Snapshot
 
 
 class Known:

@@ -1,0 +1,1 @@
+"""Codes that bound what they leave out, and an exact scan over them."""
