@@ -18,6 +18,8 @@ import io
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,27 +51,44 @@ def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.
         ImageError: the file is missing, empty, truncated, too large (Pillow's `MAX_IMAGE_PIXELS`, at twice which
             it refuses), of no known format, or a URL. The message names the path.
     """
+    with opened(source) as (image, what):
+        return decoded(image, what)
+
+
+@contextmanager
+def opened(source: "str | os.PathLike[str] | bytes | Image.Image") -> Iterator[tuple[Image.Image, str]]:
+    """The picture behind a source as Pillow opens it, before it is decoded, and what messages call it.
+
+    What Pillow raises in the block is an `ImageError`.
+
+    Raises:
+        ImageError: as for `read_image`.
+    """
     if isinstance(source, Image.Image):
-        return loaded(source)
+        with _told("the PIL image"):
+            yield source, "the PIL image"
+        return
     if isinstance(source, bytes):
         if not source:
             raise ImageError("cannot read an image from 0 bytes: the data is empty")
-        return _decode(io.BytesIO(source), f"{len(source)} bytes starting with {source[:8]!r}")
+        what = f"{len(source)} bytes starting with {source[:8]!r}"
+        with _told(what), Image.open(io.BytesIO(source)) as image:
+            yield image, what
+        return
     name = os.fspath(source)
     if _URL.match(name):
         raise ImageError(
             f"{name[:200]!r} is a URL, and robustsim downloads no images: fetch it yourself "
             "(urllib.request.urlopen(url).read()) and pass the bytes or the path of the saved file"
         )
-    path = Path(name)
+    with _opened_file(name) as stream, _told(repr(name)), Image.open(stream) as image:
+        yield image, repr(name)
+
+
+@contextmanager
+def _opened_file(name: str) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as stream:
-            opened = os.fstat(stream.fileno())
-            if not stat.S_ISREG(opened.st_mode):
-                return read_stream(stream, repr(name))
-            if opened.st_size == 0:
-                raise ImageError(f"cannot read {name!r}: the file is empty")
-            return _decode(stream, repr(name))
+        stream = Path(name).open("rb")  # noqa: SIM115 - what the caller does with it raises errors of its own
     except IsADirectoryError:
         raise ImageError(f"{name!r} is a folder: pass the files in it, or use `robustsim embed` or `matrix`") from None
     except FileNotFoundError:
@@ -77,9 +96,15 @@ def read_image(source: "str | os.PathLike[str] | bytes | Image.Image") -> Image.
     except OSError as error:
         raise ImageError(f"cannot read {name!r}: {error.strerror or error}") from error
     except ValueError as error:  # a path with a null byte
-        if isinstance(error, ImageError):
-            raise
         raise ImageError(f"cannot read {name!r}: {error}") from None
+    with stream:
+        there = os.fstat(stream.fileno())
+        if stat.S_ISREG(there.st_mode):
+            if there.st_size == 0:
+                raise ImageError(f"cannot read {name!r}: the file is empty")
+            yield stream
+        else:
+            yield _held(stream, repr(name))
 
 
 def read_stream(stream: BinaryIO, what: str) -> Image.Image:
@@ -92,15 +117,24 @@ def read_stream(stream: BinaryIO, what: str) -> Image.Image:
     Raises:
         ImageError: nothing comes, more than 1 GiB comes, or it is no picture.
     """
+    held = _held(stream, what)
+    with _told(what), Image.open(held) as image:
+        return decoded(image, what)
+
+
+def _held(stream: BinaryIO, what: str) -> io.BytesIO:
     held = io.BytesIO()
-    while block := stream.read(_BLOCK):
-        held.write(block)
-        if held.tell() > _MOST_BYTES:
-            raise ImageError(f"cannot read {what}: more than {_MOST_BYTES:,} bytes came; save them to a file first")
+    try:
+        while block := stream.read(_BLOCK):
+            held.write(block)
+            if held.tell() > _MOST_BYTES:
+                raise ImageError(f"cannot read {what}: more than {_MOST_BYTES:,} bytes came; save them to a file first")
+    except OSError as error:
+        raise ImageError(f"cannot read {what}: {error.strerror or error}") from error
     if not held.tell():
         raise ImageError(f"cannot read {what}: nothing came out of it; what comes through a pipe can be read once")
     held.seek(0)
-    return _decode(held, what)
+    return held
 
 
 def loaded(image: Image.Image) -> Image.Image:
@@ -109,7 +143,7 @@ def loaded(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: the file behind it is damaged, or its mode has no rule.
     """
-    return _convert(image, "the PIL image")
+    return read_image(image)
 
 
 def image_size(path: "str | os.PathLike[str]") -> tuple[int, int]:
@@ -122,14 +156,13 @@ def image_size(path: "str | os.PathLike[str]") -> tuple[int, int]:
         return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
-def _decode(stream: BinaryIO, what: str) -> Image.Image:
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever goes wrong with a picture in the block, as an `ImageError` that names it."""
     # Decoders answer damage with a dozen kinds of exception, from SyntaxError to struct.error, and a
     # new format brings new ones; all of them mean that this picture cannot be read.
     try:
-        with Image.open(stream) as image:
-            _tell_colour(image)
-            image.load()
-            return _convert(image, what)
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -142,23 +175,34 @@ def _decode(stream: BinaryIO, what: str) -> Image.Image:
         raise ImageError(f"cannot read {what}: {error or type(error).__name__}; the file is damaged") from error
 
 
+def decoded(image: Image.Image, what: str, background: int | None = 255) -> Image.Image:
+    """What `opened` gives, as RGB.
+
+    Args:
+        image: the picture; of several frames, the one at which it stands.
+        what: what messages call it.
+        background: as for `to_rgb`.
+
+    Raises:
+        ImageError: there is no rule for it. Damage raises what Pillow raises, which `opened` turns into this error.
+    """
+    _tell_colour(image)
+    image.load()
+    try:
+        if 0 in image.size:
+            raise ImageError(f"it has {image.width} x {image.height} pixels")
+        return to_rgb(image, background)
+    except ImageError as error:
+        raise ImageError(f"cannot use {what}: {error}") from None
+    except Exception as error:  # as in _told
+        raise ImageError(f"cannot use {what}: {error or type(error).__name__}") from error
+
+
 def _tell_colour(image: Image.Image) -> None:
     """A transparent colour of 16-bit RGB by its high bytes, as the pixels will be; only the tiles tell the depth."""
     colour = image.info.get("transparency")
     if isinstance(colour, tuple) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         image.info["transparency"] = tuple(part >> 8 for part in colour)
-
-
-def _convert(image: Image.Image, what: str) -> Image.Image:
-    try:
-        image.load()
-        if 0 in image.size:
-            raise ImageError(f"it has {image.width} x {image.height} pixels")
-        return to_rgb(image)
-    except ImageError as error:
-        raise ImageError(f"cannot use {what}: {error}") from None
-    except Exception as error:  # as in _decode
-        raise ImageError(f"cannot use {what}: {error or type(error).__name__}") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -168,8 +212,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, background: int | None = 255) -> Image.Image:
     """A PIL image of any mode as RGB, by the rules in the head of this module; an RGB image may come back itself.
+
+    Args:
+        image: of any mode.
+        background: grey level, 0..255, that what is transparent lies on; None for the colours that lie below it.
 
     Raises:
         ImageError: the mode has no such rule, its values have no agreed range, or a float image leaves [0, 1].
@@ -178,13 +226,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if _orientation(image) in _TURNED:
         image = ImageOps.exif_transpose(image)
     if bits:
-        image = _high_byte(image, bits)
+        image = _high_byte(image, bits, background)
     elif mode == "F":
         image = _from_float(image)
     elif mode == "LAB":
         return _from_lab(image)
     elif mode in _PREMULTIPLIED:
-        return _from_premultiplied(image)
+        return _from_premultiplied(image, background)
     elif mode == "I":
         raise ImageError(_no_range(image))
     elif mode not in _BY_PILLOW:
@@ -195,8 +243,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image = image.copy()  # the caller's stays as it is
             image.info["transparency"] = tuple(part >> 8 for part in colour)  # of 16 bits, as the pixels were
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        if background is not None:
+            rgba = Image.alpha_composite(Image.new("RGBA", rgba.size, (background,) * 3 + (255,)), rgba)
+        return rgba.convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -208,13 +257,13 @@ def _grey_bits(image: Image.Image) -> int:
     return 16 if image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS else 0
 
 
-def _high_byte(image: Image.Image, bits: int) -> Image.Image:
+def _high_byte(image: Image.Image, bits: int, background: int | None) -> Image.Image:
     import numpy as np
 
     values = np.asarray(image)
     grey = (values >> (bits - 8)).astype(np.uint8)
-    if isinstance(colour := image.info.get("transparency"), int):
-        grey[values == colour] = 255
+    if background is not None and isinstance(colour := image.info.get("transparency"), int):
+        grey[values == colour] = background
     return Image.fromarray(grey)
 
 
@@ -236,12 +285,15 @@ def _from_lab(image: Image.Image) -> Image.Image:
         ) from None
 
 
-def _from_premultiplied(image: Image.Image) -> Image.Image:
-    """Colours that are multiplied by alpha already: on white, what alpha leaves free is added."""
+def _from_premultiplied(image: Image.Image, background: int | None) -> Image.Image:
+    """Colours that are multiplied by alpha already: what alpha leaves free of the background is added."""
+    if background is None:
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
     *colours, alpha = image.split()
-    white = ImageChops.invert(alpha)
-    parts = [ImageChops.add(colour, white) for colour in colours]
-    return Image.merge("RGB", parts * 3 if len(parts) == 1 else parts)
+    if background is not None:
+        free = ImageChops.invert(alpha).point([round(level * background / 255) for level in range(256)])
+        colours = [ImageChops.add(colour, free) for colour in colours]
+    return Image.merge("RGB", colours * 3 if len(colours) == 1 else colours)
 
 
 def _from_float(image: Image.Image) -> Image.Image:

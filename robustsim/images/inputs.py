@@ -147,14 +147,23 @@ def load_square(source: Any, preprocessing: Preprocessing) -> Tensor:
 
 
 def stack_squares(squares: Sequence[Tensor], device: torch.device) -> Tensor:
-    """uint8 squares (S, S, 3) as float32 (N, 3, S, S) in [0, 1] on a device; they travel there as bytes."""
+    """Squares (S, S, 3), uint8 or float32 in [0, 1], as float32 (N, 3, S, S) in [0, 1] on a device.
+
+    Those of uint8 travel there as bytes, if all are.
+    """
+    if len({square.dtype for square in squares}) > 1:
+        squares = [square if square.is_floating_point() else square.to(torch.float32).div(255) for square in squares]
     return unit_pixels(torch.stack(tuple(squares)), device)
 
 
 def unit_pixels(squares: Tensor, device: torch.device) -> Tensor:
-    """uint8 (N, S, S, 3) as float32 (N, 3, S, S) in [0, 1] on a device; nobody waits for those in pinned memory."""
+    """(N, S, S, 3), uint8 or float32 in [0, 1], as float32 (N, 3, S, S) in [0, 1] on a device.
+
+    Nobody waits for those in pinned memory.
+    """
     # Elsewhere than in CUDA the memory could be gone before it is read.
-    return squares.to(device, non_blocking=device.type == "cuda").permute(0, 3, 1, 2).to(torch.float32).div(255)
+    there = squares.to(device, non_blocking=device.type == "cuda").permute(0, 3, 1, 2)
+    return there if there.is_floating_point() else there.to(torch.float32).div(255)
 
 
 def stream_pixels(

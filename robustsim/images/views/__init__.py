@@ -1,0 +1,1 @@
+"""Where in a picture another one may be hidden."""
