@@ -55,19 +55,18 @@ def near(rows: np.ndarray, similarity: float = 0.97) -> np.ndarray:
 
 
 def build(folder: Path, rows: int, dim: int) -> Store:
-    store = Store.create(folder, dim, {})
+    store = Store.create(folder, [dim], {})
     done = 0
     for block in made_up(rows, dim):
         with store.writing() as writer:
             entries = [Entry(f"{row:064x}", f"/{row}.jpg") for row in range(done, done + len(block))]
-            writer.append(make_table(entries, block, writer.snapshot.dataset.schema))
+            writer.append(make_table(entries, [block], writer.snapshot.dataset.schema))
         done += len(block)
     return store
 
 
 def opened(store: Store) -> scan.Rows:
-    loaded = Loaded(store.read())
-    return scan.Rows(loaded.codes, loaded.embeddings, loaded.order)
+    return Loaded(store.read()).line(0)
 
 
 def flat(rows: int, dim: int) -> Any:

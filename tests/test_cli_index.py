@@ -96,7 +96,7 @@ def test_the_nearest(run, folder, index):
     assert found["complete"] is True
     assert [query["query"] for query in found["queries"]] == [str(folder / "chelsea.png"), str(folder / "coffee.png")]
     assert [len(query["hits"]) for query in found["queries"]] == [3, 3]
-    assert set(found["queries"][0]["hits"][0]) == {"path", "id", "distance", "label"}
+    assert set(found["queries"][0]["hits"][0]) == {"path", "id", "distance", "label", "found_by"}
 
 
 def test_the_exit_code_is_the_decision(run, folder, index, tmp_path):

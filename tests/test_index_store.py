@@ -16,7 +16,7 @@ from robustsim.search.storage import store as stores
 from robustsim.search.storage.check import check_store
 from robustsim.search.storage.forget import forget
 from robustsim.search.storage.loaded import Loaded
-from robustsim.search.storage.rows import NARROW, Entry, add_up, make_table
+from robustsim.search.storage.rows import Entry, add_up, make_table
 from robustsim.search.storage.seal import NAME, read_seal
 from robustsim.search.storage.store import ROWS, Store
 
@@ -36,7 +36,7 @@ def entries(first, count, **more):
 def append(store, first, count, **more):
     with store.writing() as writer:
         like = writer.snapshot.dataset.schema
-        writer.append(make_table(entries(first, count, **more), vectors(count, first), like))
+        writer.append(make_table(entries(first, count, **more), [vectors(count, first)], like))
 
 
 def rows(store):
@@ -59,7 +59,7 @@ def ids(store):
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store.create(tmp_path / "index", DIM, {"made": "by a test"})
+    store = Store.create(tmp_path / "index", [DIM], {"made": "by a test"})
     append(store, 0, 30, label="a")
     append(store, 30, 20, tenant="b")
     delete(store, 3, 41)
@@ -70,7 +70,7 @@ def test_rows_come_back_as_they_were_put_in(store):
     snapshot = store.read()
     loaded = Loaded(snapshot)
     assert snapshot.header == {"made": "by a test"}
-    assert (snapshot.count, snapshot.dim, loaded.codes.values.shape) == (48, DIM, (48, DIM))
+    assert (snapshot.count, snapshot.dims, loaded.line(0).codes.values.shape) == (48, [DIM], (48, DIM))
     assert ids(store) == [n for n in range(50) if n not in (3, 41)]
     table = loaded.table.slice(0, 1).to_pylist()[0]
     assert {name: table[name] for name in Entry._fields} == entries(0, 1, label="a")[0]._asdict()
@@ -126,7 +126,7 @@ def test_a_torn_manifest_that_was_not_sealed_is_removed(store, content):
 
 def test_an_error_in_between_takes_all_of_it_back(store):
     with pytest.raises(KeyError), store.writing() as writer:
-        writer.append(make_table(entries(70, 2), vectors(2), writer.snapshot.dataset.schema))
+        writer.append(make_table(entries(70, 2), [vectors(2)], writer.snapshot.dataset.schema))
         raise KeyError
     append(store, 80, 1)
     assert ids(store)[-2:] == [49, 80]
@@ -137,7 +137,7 @@ def test_readers_stay_at_their_version(store):
     delete(store, 0, 1, 2)
     append(store, 90, 5)
     loaded = Loaded(snapshot)
-    assert len(loaded.codes) == 48
+    assert len(loaded.line(0).codes) == 48
     assert len(loaded.embeddings(np.arange(48))) == 48
     assert len(ids(store)) == 50
 
@@ -147,7 +147,7 @@ def test_erased_bytes_are_gone(store):
     loaded = Loaded(store.read())
     traces = [
         loaded.embeddings(np.array([victim])).tobytes(),
-        loaded.codes.values[victim].tobytes(),
+        loaded.line(0).codes.values[victim].tobytes(),
         b"/photos/7.jpg",
         f"{7:064x}".encode(),
         *(loaded.table.column(f"{name}digest")[victim].as_py() for name in ("", "code_", "embedding_")),
@@ -231,7 +231,8 @@ def test_readers_keep_their_version_for_an_hour_from_when_a_newer_one_came(store
 def answers(store):
     """All that could be answered."""
     loaded = Loaded(store.read())
-    return loaded.table.select(NARROW[:-3]).to_pylist(), loaded.embeddings(np.arange(len(loaded.codes))).tobytes()
+    told = [name for name in store.read().narrow if not name.endswith("digest")]
+    return loaded.table.select(told).to_pylist(), loaded.embeddings(np.arange(len(loaded.table))).tobytes()
 
 
 _FULL_DISK = """
@@ -276,7 +277,7 @@ for name, change in {
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the size of files are those of Linux")
 def test_a_disk_that_is_full_at_the_last_write_costs_nothing(tmp_path):
     """Lance takes a file that was cut off for good, and says nothing."""
-    store = Store.create(tmp_path / "index", DIM, {})
+    store = Store.create(tmp_path / "index", [DIM], {})
     for first in range(0, 200, 50):
         append(store, first, 50)
     run = subprocess.run(
@@ -328,7 +329,7 @@ def test_damage_is_found_or_refused(store, how, tmp_path):
 
 def other_row(writer):
     """A sound row, from elsewhere, in place of one whose digest is not taken away."""
-    table = make_table(entries(99, 1), vectors(1), writer.snapshot.dataset.schema)
+    table = make_table(entries(99, 1), [vectors(1)], writer.snapshot.dataset.schema)
     writer.append(table)
     writer.delete([0], [b"\0" * 16])
     return add_up(table.column("digest").to_pylist())
@@ -363,7 +364,7 @@ def test_an_empty_name_is_that_of_no_picture(store):
     """Pictures from memory have an empty path, and are none to be forgotten by it."""
     with store.writing() as writer:
         pictures = [entry._replace(path="") for entry in entries(60, 2)]
-        writer.append(make_table(pictures, vectors(2), writer.snapshot.dataset.schema))
+        writer.append(make_table(pictures, [vectors(2)], writer.snapshot.dataset.schema))
     for names in ([""], ["/photos/7.jpg", ""]):
         with pytest.raises(InputError, match="an empty name is that of no picture"):
             forget(store, names)
@@ -377,7 +378,7 @@ def test_names_of_what_is_forgotten(store, monkeypatch):
     """Ids; paths as they are typed; paths as a hit has them, which need not be those of the file."""
     with store.writing() as writer:
         odd = entries(60, 1)[0]._replace(path="/photos/caf\\xe9.jpg")
-        writer.append(make_table([odd], vectors(1), writer.snapshot.dataset.schema))
+        writer.append(make_table([odd], [vectors(1)], writer.snapshot.dataset.schema))
     monkeypatch.chdir("/")
     monkeypatch.setenv("HOME", "/photos")
     asked = [f"{5:064x}", "photos/6.jpg", "/photos/../photos/7.jpg", "~/8.jpg", odd.path, "6.jpg"]
@@ -389,8 +390,8 @@ def test_names_of_what_is_forgotten(store, monkeypatch):
 def test_a_newer_format_is_refused(store):
     path = store.folder / NAME
     data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "format_version": 2}))
-    with pytest.raises(SearchError, match="has format 2, and this robustsim reads 1: upgrade robustsim"):
+    path.write_text(json.dumps({**data, "format_version": 3}))
+    with pytest.raises(SearchError, match="has format 3, and this robustsim reads 2: upgrade robustsim"):
         store.read()
     path.write_text(json.dumps({**data, "format_version": "1"}))
     with pytest.raises(SearchError, match="does not match its checksum"):
@@ -402,23 +403,23 @@ def test_what_is_no_index(tmp_path, store):
         with pytest.raises(SearchError, match="is no index"):
             Store(folder).read()
     with pytest.raises(OutputError, match="is in use"):
-        Store.create(store.folder, DIM, {})
+        Store.create(store.folder, [DIM], {})
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "letter.txt").touch()
     with pytest.raises(OutputError, match="is in use"):
-        Store.create(tmp_path / "precious", DIM, {})
+        Store.create(tmp_path / "precious", [DIM], {})
     assert [path.name for path in Path(tmp_path / "precious").iterdir() if path.name != "lock"] == ["letter.txt"]
 
 
 def test_a_creation_that_was_interrupted_begins_anew(store, tmp_path):
-    Store.create(tmp_path / "new", DIM, {"made": "before"})
+    Store.create(tmp_path / "new", [DIM], {"made": "before"})
     # As it is when the process is killed while it writes the seal.
     (tmp_path / "new" / NAME).rename(tmp_path / "new" / f".{NAME}.123-0a1b2c3d.part")
-    assert Store.create(tmp_path / "new", DIM, {"made": "again"}).read().header == {"made": "again"}
+    assert Store.create(tmp_path / "new", [DIM], {"made": "again"}).read().header == {"made": "again"}
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"lock", NAME, ROWS}
     (store.folder / NAME).unlink()  # which makes no empty one of an index that holds something
     with pytest.raises(OutputError, match="is in use"):
-        Store.create(store.folder, DIM, {})
+        Store.create(store.folder, [DIM], {})
 
 
 def test_an_index_stays_where_it_was_opened(store, tmp_path, monkeypatch):
@@ -430,7 +431,7 @@ def test_an_index_stays_where_it_was_opened(store, tmp_path, monkeypatch):
     append(at_home, 61, 1)
     assert ids(store)[-2:] == [60, 61]
     monkeypatch.chdir(tmp_path)
-    assert Store.create("~/other", DIM, {}).folder == tmp_path / "other"
+    assert Store.create("~/other", [DIM], {}).folder == tmp_path / "other"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "other"]
 
 

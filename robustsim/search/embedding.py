@@ -92,11 +92,11 @@ def embed_stamped(
         results = [(path, stamp, next(rows) if isinstance(found, Tensor) else found) for path, stamp, found in batch]
         for path, _, result in results:
             if isinstance(result, Tensor) and not (result.isfinite().all() and result.any()):
-                raise _no_embedding(metric.card.name, f"the embedding of {printable(root / path)!r}")
+                raise no_embedding(metric.card.name, f"the embedding of {printable(root / path)!r}")
         yield from results
 
 
-def _no_embedding(model: str, what: str) -> EncodingError:
+def no_embedding(model: str, what: str) -> EncodingError:
     """The error for values of a model that are NaN, infinite, or nothing but zeros, and help nobody.
 
     Args:
@@ -337,7 +337,7 @@ class _Journal:
             while block := file.read(4 * self.dim * 4096):
                 rows = np.frombuffer(block, dtype="<f4").reshape(-1, self.dim)
                 if not np.isfinite(rows).all():  # of an earlier version, which did not look
-                    raise _no_embedding(
+                    raise no_embedding(
                         writer.model, "what an interrupted run has left; begin anew by restart (--restart)"
                     )
                 writer.rows(rows)

@@ -1,7 +1,24 @@
 """What a search answers."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Evidence(NamedTuple):
+    """How a picture was found.
+
+    Attributes:
+        line: what compared: the name of a model, or `phash`.
+        distance: by that line, of the two views that it found nearest. By `phash` it is `sqrt(bits / 128)`.
+        query_view: which view of the query; "" for the whole.
+        view: which view of the picture.
+    """
+
+    line: str
+    distance: float
+    query_view: str
+    view: str
 
 
 @dataclass(frozen=True)
@@ -11,14 +28,18 @@ class Hit:
     Attributes:
         path: absolute name of its file; "" if it was added without one.
         id: SHA-256 of the file's content, or of the pixels that the encoder saw where there is no file.
-        distance: from the query, as `RobustSim.distance` gives it; exact to what float16 keeps of the picture.
+        distance: from the query, as `RobustSim.distance` gives it, by the first of the lines that were asked, which is
+            the index's own model unless others were named; exact to what float16 keeps of the picture. Of several views
+            the nearest.
         label: what it was added with.
+        found_by: the lines that found it.
     """
 
     path: str
     id: str
     distance: float
     label: str | None
+    found_by: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,7 @@ class Answer:
             could be in the answer by that was measured exactly.
         version: of the index that answered.
         compared: how many pictures could have been hits: those with the label and of the tenant that were asked for.
+        thresholds: the distance of each line at which a picture was a hit; empty for the k nearest.
     """
 
     hits: tuple[tuple[Hit, ...], ...]
@@ -39,6 +61,7 @@ class Answer:
     bound: float
     version: int
     compared: int
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hits)

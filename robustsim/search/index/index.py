@@ -1,24 +1,23 @@
 """The index of pictures: add, bring up to date, search, forget, check."""
 
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard, list_models
-from robustsim.encoders.load import image_sha256
-from robustsim.errors import ImageError, InputError, ModelNotFoundError, SearchError
+from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
+from robustsim.errors import ImageError, InputError
 from robustsim.images.files import find_images
 from robustsim.images.inputs import ImageInput
+from robustsim.images.views.names import check_views
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
-from robustsim.search.index.answer import Answer, Hit
+from robustsim.search.index.answer import Answer
+from robustsim.search.index.ask import Question
+from robustsim.search.index.models import Models, describe
 from robustsim.search.index.update import Update, UpdateReport, parts_of
-from robustsim.search.scan import exact as scan
 from robustsim.search.storage.check import CheckReport, check_store
 from robustsim.search.storage.forget import ForgetReport, forget
 from robustsim.search.storage.loaded import Loaded
@@ -27,9 +26,6 @@ from robustsim.search.storage.store import Snapshot, Store
 
 if TYPE_CHECKING:
     import torch
-
-# What two cards have in common if the same picture gives the same embedding, beside the weights.
-_DECISIVE = ("architecture", "embedding_dim", "preprocessing", "mean", "std", "head")
 
 
 def _nothing(value: Any) -> None:
@@ -46,28 +42,30 @@ class Index:
         print(hit.path, hit.distance)
     ```
 
-    The folder holds the embeddings of one model, which it knows: another one is refused. An index answers from the
-    version that was the newest when it was first asked, whatever others write meanwhile; what it writes itself it sees.
+    The folder holds the embeddings of one model, or of several, which it knows: another one is refused. An index
+    answers from the version that was the newest when it was first asked, whatever others write meanwhile; what it
+    writes itself it sees.
 
     Make one by [`create`][robustsim.search.Index.create] or [`open`][robustsim.search.Index.open].
+
+    Attributes:
+        lines: the ways in which pictures are compared: the names of its models, and `phash`, a perceptual hash.
+        views: which views it keeps of each picture, beside the whole.
     """
 
     def __init__(
-        self, store: Store, metric: "RobustSim | None" = None, device: "str | torch.device | None" = None
+        self,
+        store: Store,
+        metrics: "Sequence[RobustSim | None]" = (),
+        device: "str | torch.device | None" = None,
     ) -> None:
-        self._store, self._device = store, device
+        self._store = store
         header = store.read().header
-        try:
-            self._weights: str = header["weights"]
-            self._model: str = header["model"]
-            self.card = EncoderCard.from_json(json.dumps(header["card"]), where=f"the card in {self.path!r}")
-        except (KeyError, TypeError):
-            raise SearchError(f"the index {self.path!r} does not say which model made it") from None
-        self._metric: RobustSim | None = None
+        self._models = Models(self.path, header, metrics, device)
+        self.lines = self._models.lines
+        self.views = check_views(header.get("views", ()))
         self._snapshot: Snapshot | None = None  # what answers, from when it was first asked
         self._loaded: Loaded | None = None
-        if metric is not None:
-            self._metric = self._checked(metric)
 
     @classmethod
     def create(
@@ -75,6 +73,8 @@ class Index:
         path: "str | os.PathLike[str]",
         metric: "RobustSim | str | os.PathLike[str]" = DEFAULT_MODEL,
         *,
+        also: "Sequence[RobustSim | str | os.PathLike[str]]" = (),
+        views: Sequence[str] = (),
         device: "str | torch.device | None" = None,
     ) -> "Index":
         """An empty index.
@@ -83,20 +83,20 @@ class Index:
             path: a new folder, or an empty one.
             metric: what embeds, or its name; see [`RobustSim.from_pretrained`][robustsim.RobustSim.from_pretrained]. A
                 name is what `open` loads later, of a metric that was loaded the name in its card.
-            device: where a metric that is named computes.
+            also: further models that embed each picture; each is a line of its own.
+            views: which views are kept of each picture, beside the whole, each in a row of its own: names of
+                `robustsim.images.VIEWS`.
+            device: where metrics that are named compute.
 
         Raises:
             OutputError: the folder is in use, or cannot be written.
+            InputError: two models have one name, or there is no such view.
             MissingDependencyError: Lance is not installed.
         """
-        if isinstance(metric, RobustSim):
-            model = metric.card.name
-        else:
-            name, metric = metric, RobustSim.from_pretrained(metric, device=device)
-            model = _whole_name(name)
-        card = metric.card
-        header = {"model": model, "card": json.loads(card.to_json()), "weights": image_sha256(metric.encoder)}
-        return cls(Store.create(path, card.embedding_dim, header), metric)
+        kept = check_views(views)
+        models, metrics = describe([metric, *also], device)
+        dims = [one.card.embedding_dim for one in metrics]
+        return cls(Store.create(path, dims, {"models": models, "views": list(kept)}), metrics)
 
     @classmethod
     def open(
@@ -104,6 +104,7 @@ class Index:
         path: "str | os.PathLike[str]",
         metric: "RobustSim | None" = None,
         *,
+        also: "Sequence[RobustSim | None]" = (),
         device: "str | torch.device | None" = None,
     ) -> "Index":
         """An index that is there.
@@ -111,18 +112,24 @@ class Index:
         Args:
             path: its folder.
             metric: the model that made it; None to load it by the name that the index knows, when it is needed.
+            also: the further models likewise, in their order.
             device: where a metric that is loaded computes.
 
         Raises:
             SearchError: there is none, it is damaged, of a newer format, or of another model.
             MissingDependencyError: Lance is not installed.
         """
-        return cls(Store(path), metric, device)
+        return cls(Store(path), [metric, *also], device)
 
     @property
     def path(self) -> str:
         """The folder."""
         return os.fspath(self._store.folder)
+
+    @property
+    def card(self) -> EncoderCard:
+        """The card of its own model, the first."""
+        return self._models.cards[0]
 
     @property
     def metric(self) -> RobustSim:
@@ -131,16 +138,7 @@ class Index:
         Raises:
             SearchError: there is no model of that name, or it is another one by now.
         """
-        if self._metric is None:
-            try:
-                metric = RobustSim.from_pretrained(self._model, device=self._device)
-            except ModelNotFoundError as error:
-                raise SearchError(
-                    f"the index {self.path!r} was made by {self._model!r}, which is not there: open it with the model "
-                    f"(Index.open(path, metric), --model). {error}"
-                ) from None
-            self._metric = self._checked(metric)
-        return self._metric
+        return self._models[0]
 
     @property
     def version(self) -> int:
@@ -148,7 +146,8 @@ class Index:
         return self._answering().version
 
     def __len__(self) -> int:
-        return self._answering().count
+        """How many pictures it holds."""
+        return self._answering().pictures
 
     def add(
         self,
@@ -228,6 +227,7 @@ class Index:
         images: ImagesOrEmbeddings,
         k: int = 10,
         *,
+        views: Sequence[str] = (),
         label: str | None = None,
         tenant: str | None = None,
     ) -> Answer:
@@ -237,27 +237,41 @@ class Index:
         Args:
             images: queries, as for [`RobustSim.embed`][robustsim.RobustSim.embed]; embeddings may stand in.
             k: how many; all if there are fewer.
+            views: which views of a query are looked for, beside the whole: names of `robustsim.images.VIEWS`. A picture
+                is as near as the nearest of them.
             label: only pictures with this label count.
             tenant: only pictures of this tenant count.
 
         Raises:
             ImageError: a query cannot be read.
-            InputError: k is not positive, or a query is no image.
+            InputError: k is not positive, there is no such view, or a query is no image.
             SearchError: the index is damaged, or was erased since it was opened.
         """
         if not isinstance(k, (int, np.integer)) or k < 1:
             raise InputError(f"k must be at least 1, a whole number, not {k!r}")
-        return self._answer(partial(scan.nearest, k=k), images, label, tenant)
+        return self._question(images, self.lines[:1], views, label, tenant).nearest(int(k))
 
     def within(
-        self, images: ImagesOrEmbeddings, distance: float, *, label: str | None = None, tenant: str | None = None
+        self,
+        images: ImagesOrEmbeddings,
+        distance: "float | Mapping[str, float]",
+        *,
+        views: Sequence[str] = (),
+        label: str | None = None,
+        tenant: str | None = None,
     ) -> Answer:
-        """All pictures at most at that distance from each query; arguments and errors as for
-        [`search`][robustsim.search.Index.search].
+        """All pictures at most at that distance from each query, by the index's own model.
+
+        Or within the distance of any of several lines, if `distance` names one for each. Other arguments and errors as
+        for [`search`][robustsim.search.Index.search].
         """
-        if not 0 <= distance <= 2**0.5:
-            raise InputError(f"distance must be from 0 to 1.414, not {distance}")
-        return self._answer(partial(scan.within, distance=distance), images, label, tenant)
+        thresholds = dict(distance) if isinstance(distance, Mapping) else {self.lines[0]: distance}
+        if not thresholds:
+            raise InputError("no line has a distance: name one at least")
+        for line, value in thresholds.items():
+            if not 0 <= value <= 2**0.5:
+                raise InputError(f"distance must be from 0 to 1.414, not {value} ({line})")
+        return self._question(images, list(thresholds), views, label, tenant).within(thresholds)
 
     def forget(self, names: "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]") -> ForgetReport:
         """Erase pictures, by `id` or path, of all tenants: rows that are left are written anew, older files removed.
@@ -306,49 +320,23 @@ class Index:
         on_error: Callable[[ImageError], object],
     ) -> Iterator[Update]:
         check_words(label=label, tenant=tenant)
-        preprocessing = self.card.preprocessing
         try:
-            yield Update(self._store, preprocessing, lambda: self.metric, label, tenant, progress, on_error)
+            yield Update(self._store, self._models, self.views, label, tenant, progress, on_error)
             self._store.tidy()
         finally:
             self._snapshot = self._loaded = None  # what was committed is seen, whatever came after
 
-    def _answer(
-        self, search: "partial[list[scan.Found]]", images: ImagesOrEmbeddings, label: str | None, tenant: str | None
-    ) -> Answer:
+    def _question(
+        self,
+        images: ImagesOrEmbeddings,
+        lines: Sequence[str],
+        views: Sequence[str],
+        label: str | None,
+        tenant: str | None,
+    ) -> Question:
         check_words(label=label, tenant=tenant)
-        rows = self._rows()
-        queries = self.metric.embed(images).detach().cpu().numpy()
-        allowed = rows.allowed(label, tenant)
-        device = self.metric.device.type if self.metric.device.type == "cuda" else "cpu"
-        found = search(scan.Rows(rows.codes, rows.embeddings, rows.order), queries, allowed=allowed, device=device)
-        hits = []
-        for one in found:
-            columns = (rows.table.column(name).take(one.positions).to_pylist() for name in ("path", "id", "label"))
-            described = zip(*columns, one.distances.tolist(), strict=True)
-            hits.append(tuple(Hit(path, name, away, label) for path, name, label, away in described))
-        bound = max((one.bound for one in found), default=0.0)
-        compared = rows.snapshot.count if allowed is None else len(allowed)
-        return Answer(tuple(hits), True, bound, rows.snapshot.version, compared)
-
-    def _checked(self, metric: RobustSim) -> RobustSim:
-        """Refuse another model than the one that made the index."""
-        differs = [name for name in _DECISIVE if getattr(metric.card, name) != getattr(self.card, name)]
-        if differs or image_sha256(metric.encoder) != self._weights:
-            what = f"another {' and '.join(differs).replace('_', ' ')}" if differs else "other weights, or another type"
-            raise SearchError(
-                f"the index {self.path!r} was made by {self.card.name!r}, and this {metric.card.name!r} has {what}: "
-                "distances of two models do not compare. Open the index with the model that made it, or make another "
-                "index"
-            )
-        return metric
-
-
-def _whole_name(model: "str | os.PathLike[str]") -> str:
-    """A model's name as it is good from everywhere: a folder's with all of its path, unless the catalogue has it."""
-    name = os.fsdecode(model)
-    folder = os.path.abspath(os.path.expanduser(name))
-    return folder if name not in list_models() and os.path.isdir(folder) else name
+        wanted, rows = check_views(views), self._rows()
+        return Question(self._models, rows, images, views=wanted, lines=lines, label=label, tenant=tenant)
 
 
 def _absolute(path: "str | os.PathLike[str]") -> Path:

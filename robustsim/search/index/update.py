@@ -7,21 +7,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, takewhile
+from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from robustsim.errors import ImageError, InputError
-from robustsim.images.files import from_printable, printable
-from robustsim.images.inputs import ImageInput, load_square, split_images, stream_pixels
-from robustsim.images.preprocessing import Preprocessing
-from robustsim.metric import RobustSim
-from robustsim.search.embedding import Stamp, embed_stamped
+from robustsim.images.files import from_printable, prefetch, printable
+from robustsim.images.inputs import ImageInput, split_images
+from robustsim.images.views.load import load_views
+from robustsim.search.embedding import Stamp
+from robustsim.search.index.models import Models
+from robustsim.search.index.pictures import Loading, Seen, embed_loaded, one_by_one, pixels_sha256
 from robustsim.search.storage.known import Known
-from robustsim.search.storage.rows import NARROW, Entry, make_table, read_back
+from robustsim.search.storage.rows import Entry, Vectors, make_table, read_back
 from robustsim.search.storage.store import Snapshot, Store
 
 _TOGETHER = 512  # rows that are committed together
@@ -65,8 +67,8 @@ class Update:
 
     Args:
         store: what is brought up to date.
-        preprocessing: of the model.
-        metric: -> the model, loaded when there is something to embed.
+        models: of the index, loaded when there is something to embed.
+        views: which are kept of each picture, beside the whole.
         label: of what is named; None to let those keep theirs that the index has.
         tenant: whose it is.
         progress: called with the number of files done since the last call.
@@ -76,14 +78,15 @@ class Update:
     def __init__(
         self,
         store: Store,
-        preprocessing: Preprocessing,
-        metric: Callable[[], RobustSim],
+        models: Models,
+        views: Sequence[str],
         label: str | None,
         tenant: str | None,
         progress: Callable[[int], object],
         on_error: Callable[[ImageError], object],
     ) -> None:
-        self._store, self._preprocessing, self._metric = store, preprocessing, metric
+        self._store, self._models, self._views = store, models, views
+        self._preprocessings = [card.preprocessing for card in models.cards]
         self._label, self._tenant, self.progress, self._on_error = label, tenant, progress, on_error
         self.report = UpdateReport()
         snapshot, self._start = store.read_into(lambda snapshot: (snapshot, Known(snapshot, tenant)))
@@ -92,8 +95,7 @@ class Update:
         self._seen = np.zeros(len(self._start), bool)
         self._unlisted: list[str] = []
         self._spoilt: set[str] = set()  # files that were read to their end, and are no pictures
-        self._entries: list[Entry] = []
-        self._embeddings: list[Tensor] = []
+        self._put: list[tuple[Entry, list[Seen]]] = []
         self._since = time.monotonic()
 
     def files(self, root: Path, paths: Iterable[Path]) -> None:
@@ -102,21 +104,17 @@ class Update:
         Raises:
             EncodingError: an embedding is not finite, or nothing but zeros; what was committed stays.
         """
-        todo = self._todo(root, iter(paths))
-        for path in todo:
-            try:
-                load_square(root / path, self._preprocessing)
-            except ImageError as error:  # told without an encoder, which nothing may need
-                self._fails(root / path, ImageError(str(error)))
-                continue
-            for one, stamp, result in embed_stamped(self._metric(), root, chain((path,), todo), _hashed):
-                if isinstance(result, ImageError):
-                    self._fails(root / one, result)
-                elif "error" in stamp:  # it decoded, and could not be read again: what it is is not known
-                    self._fails(root / one, ImageError(f"cannot read {os.fspath(root / one)!r}: {stamp['error']}"))
-                else:
-                    self.put(Entry(stamp["id"], stamp["file"], stamp["size"], stamp["mtime"]), result)
-                    self.progress(1)
+        loaded = prefetch(partial(self._load, root), self._todo(root, iter(paths)))
+        embedded = embed_loaded(self._models.every, loaded, lambda key: repr(printable(root / key[0])))
+        for (path, stamp), found in embedded:
+            if isinstance(found, ImageError):
+                self._fails(root / path, found)
+            elif "error" in stamp:  # it decoded, and could not be read again: what it is is not known
+                self._fails(root / path, ImageError(f"cannot read {os.fspath(root / path)!r}: {stamp['error']}"))
+            else:
+                entry = Entry(stamp["id"], stamp["file"], stamp["size"], stamp["mtime"])
+                self.put(entry._replace(width=found.width, height=found.height), found.views)
+                self.progress(1)
         self.commit()
 
     def pictures(self, images: ImageInput) -> None:
@@ -125,59 +123,66 @@ class Update:
         Raises:
             ImageError, InputError: they are none.
         """
-        parts, metric, seen = split_images(images), self._metric(), set()
-        stream = stream_pixels(
-            parts, self._preprocessing, device=metric.device, input_range=(0, 1), batch_size=metric.batch_size
-        )
-        for pixels in stream:
-            embeddings = metric.embed(metric.embed_pixels(pixels)).detach().cpu()
-            whole = pixels.detach().add(0.0).cpu().numpy()  # -0.0 is 0.0
-            for picture, embedding in zip(whole, embeddings, strict=True):
-                name = hashlib.sha256(picture.tobytes()).hexdigest()
-                if name not in seen:
-                    seen.add(name)
-                    self.put(Entry(name), embedding)
-                self.progress(1)
+
+        def load(source: Any) -> tuple[str, Loading]:
+            found = load_views(source, self._preprocessings, self._views, hashed=True)
+            return pixels_sha256(found), found
+
+        sources, seen = one_by_one(split_images(images)), set()
+        stream = prefetch(load, sources) if len(sources) > 1 else map(load, sources)
+        for name, found in embed_loaded(self._models.every, stream, lambda name: f"the picture {name}"):
+            if name not in seen and not isinstance(found, ImageError):
+                seen.add(name)
+                self.put(Entry(name, width=found.width, height=found.height), found.views)
+            self.progress(1)
         self.commit()
 
-    def put(self, entry: Entry, embedding: Tensor) -> None:
-        """Add a picture, (D,), with the others of its batch, each of which is put once."""
-        self._entries.append(entry._replace(label=self._label, tenant=self._tenant))
-        self._embeddings.append(embedding)
-        if len(self._entries) >= _TOGETHER or time.monotonic() - self._since > _LONGEST:
+    def _load(self, root: Path, path: Path) -> tuple[tuple[Path, Stamp], Loading]:
+        stamp = _hashed(root, path)  # before it is read: what changes meanwhile is noticed
+        try:
+            return (path, stamp), load_views(root / path, self._preprocessings, self._views, hashed=True)
+        except ImageError as error:
+            return (path, stamp), ImageError(str(error))  # without the traceback, which holds the half-decoded picture
+
+    def put(self, entry: Entry, views: list[Seen]) -> None:
+        """Add a picture, with the others of its batch, each of which is put once."""
+        self._put.append((entry._replace(label=self._label, tenant=self._tenant), views))
+        if sum(len(seen) for _, seen in self._put) >= _TOGETHER or time.monotonic() - self._since > _LONGEST:
             self.commit()
 
     def commit(self) -> None:
         """Write what was put, in one version."""
-        if self._entries:
+        if self._put:
+            entries = [entry for entry, _ in self._put]
             with self._store.writing() as writer:
                 self._meet(writer.snapshot)
-                old = _positions(self._current, self._entries)
+                old = _positions(self._current, entries)
                 labels = self._current.labels(old)
                 renamed = [at >= 0 and self._renames(label) for at, label in zip(old, labels, strict=True)]
-                same = [at >= 0 and self._same(int(at), one) for at, one in zip(old, self._entries, strict=True)]
-                rows = [row for row in range(len(old)) if not same[row] or renamed[row]]
+                same = [at >= 0 and self._same(int(at), one) for at, one in zip(old, entries, strict=True)]
+                taken = [row for row in range(len(old)) if not same[row] or renamed[row]]
                 if self._label is None:
-                    self._entries = [
-                        one._replace(label=label) for one, label in zip(self._entries, labels, strict=True)
-                    ]
-                stale = np.unique(old[rows][old[rows] >= 0])
-                if rows:
-                    embeddings = np.stack([self._embeddings[row].numpy() for row in rows])
-                    entries = [self._entries[row] for row in rows]
+                    entries = [one._replace(label=label) for one, label in zip(entries, labels, strict=True)]
+                stale = np.unique(old[taken][old[taken] >= 0])
+                if taken:
+                    pairs = [(entries[row], seen) for row in taken for seen in self._put[row][1]]
+                    columns = zip(*(seen.embeddings for _, seen in pairs), strict=True)
+                    rows = [entry._replace(view=seen.view, hash=seen.hash) for entry, seen in pairs]
                     if len(stale):
-                        current = self._current
-                        writer.delete(current.row_ids[stale].tolist(), [current.digests[at] for at in stale])
-                    writer.append(make_table(entries, embeddings, writer.snapshot.dataset.schema))
+                        writer.delete(*self._current.rows_of(stale))
+                    table = make_table(
+                        rows, [torch.stack(one).numpy() for one in columns], writer.snapshot.dataset.schema
+                    )
+                    writer.append(table)
             self._version = writer.version
-            written = self._start.match("path", [self._entries[row].path for row in rows])
+            written = self._start.match("path", [entries[row].path for row in taken])
             self._seen[written[written >= 0]] = True  # nothing is left of them that could be gone
             relabelled = sum(bool(one and other) for one, other in zip(same, renamed, strict=True))
             self.report.relabelled += relabelled
             self.report.replaced += len(stale) - relabelled
-            self.report.added += len(rows) - len(stale)
-            self.report.unchanged += len(old) - len(rows)
-        self._entries, self._embeddings, self._since = [], [], time.monotonic()
+            self.report.added += len(taken) - len(stale)
+            self.report.unchanged += len(old) - len(taken)
+        self._put, self._since = [], time.monotonic()
 
     def remove_gone(self, root: Path, *, all_of_them: bool) -> None:
         """Remove the rows that were there when this began, and whose files below the folder are not there any more.
@@ -211,8 +216,7 @@ class Update:
             # Another writer may have removed or replaced one.
             same = [at for old, at in pairs if at >= 0 and self._current.digests[at] == self._start.digests[old]]
             if same:
-                rows = self._current.row_ids[np.array(same)].tolist()
-                writer.delete(rows, [self._current.digests[at] for at in same])
+                writer.delete(*self._current.rows_of(np.array(same)))
         self._version = writer.version
         self.report.removed += len(same)
 
@@ -231,10 +235,10 @@ class Update:
             at = at[at >= 0]
             at = at[[self._renames(label) for label in self._current.labels(at)]]
             if len(at):
-                digests = [self._current.digests[one] for one in at]
-                old = writer.snapshot.rows((*NARROW, "embedding"), self._current.row_ids[at].tolist())
-                entries, embeddings = read_back(old, digests)
-                writer.delete(self._current.row_ids[at].tolist(), digests)
+                row_ids, digests = self._current.rows_of(at)
+                wanted = [*writer.snapshot.narrow, *(Vectors.of(n).embedding for n in range(len(self._models)))]
+                entries, embeddings = read_back(writer.snapshot.rows(wanted, row_ids), digests)
+                writer.delete(row_ids, digests)
                 renamed = [entry._replace(label=self._label) for entry in entries]
                 writer.append(make_table(renamed, embeddings, writer.snapshot.dataset.schema))
         self._version = writer.version

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustsim.errors import SearchError
-from robustsim.search.storage.readback import WHOLE, check_whole
+from robustsim.search.storage.readback import check_whole
 from robustsim.search.storage.rows import add_up
 from robustsim.search.storage.seal import checked, read_seal
 from robustsim.search.storage.store import ROWS, Store
@@ -55,7 +55,7 @@ def check_store(store: Store, progress: Callable[[int], object] = lambda rows: N
 def _check_rows(store: Store, progress: Callable[[int], object]) -> None:
     snapshot = store.read()
     rows = total = 0
-    for batch in snapshot.batches(WHOLE):
+    for batch in snapshot.batches(None):
         total += add_up(check_whole(batch))
         rows += len(batch)
         progress(len(batch))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robustsim.errors import InputError
 from robustsim.images.files import printable
-from robustsim.search.storage.rows import NARROW, add_up, check_narrow
+from robustsim.search.storage.rows import add_up, check_narrow
 from robustsim.search.storage.store import Store
 
 
@@ -46,7 +46,7 @@ def forget(store: Store, names: "Iterable[str | os.PathLike[str]]") -> ForgetRep
     found: set[str] = set()
     done = total = 0
     with store.writing() as writer:
-        for batch in writer.snapshot.batches(NARROW, row_ids=True):
+        for batch in writer.snapshot.batches(writer.snapshot.narrow, row_ids=True):
             digests = check_narrow(batch)
             done, total = done + len(digests), total + add_up(digests)
             columns = (batch.column(name).to_pylist() for name in ("id", "path", "_rowid"))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustsim.search.storage.rows import NARROW, add_up, check_narrow
+from robustsim.search.storage.rows import add_up, check_narrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 
 class Known:
-    """The rows of one tenant, by the names of their files: some hundred bytes a row.
+    """The N pictures of one tenant, by the names of their files: some hundred bytes a row.
 
     Attributes:
         sizes: (N,) of the files when they were read, bytes; -1 where there is no file.
         mtimes: (N,) when they had been changed then, nanoseconds; -1 likewise.
-        row_ids: (N,) Lance's numbers.
-        digests: (N,) of the rows.
+        digests: (N,) of the rows of the whole pictures.
 
     Args:
         snapshot: whose rows.
@@ -34,30 +33,42 @@ class Known:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        columns = ["id", "path", "label", "size", "mtime", "digest", "_rowid"]
+        columns = ["id", "path", "view", "label", "size", "mtime", "digest", "_rowid"]
         kept, done, total = [], 0, 0
-        for batch in snapshot.batches(NARROW, row_ids=True):
+        for batch in snapshot.batches(snapshot.narrow, row_ids=True):
             total += add_up(check_narrow(batch))
             done += len(batch)
             owner = batch.column("tenant")
             kept.append(batch.filter(pc.is_null(owner) if tenant is None else pc.equal(owner, tenant)).select(columns))
         snapshot.compare(done, total)
-        table = pa.concat_tables(kept).combine_chunks() if kept else None
-        self._texts: dict[str, Any] = {
-            name: pa.array([], pa.string()) if table is None else table.column(name) for name in ("id", "path", "label")
-        }
+        empty = pa.table({name: pa.array([], pa.string() if at < 4 else pa.int64()) for at, name in enumerate(columns)})
+        every = pa.concat_tables(kept).combine_chunks() if kept else empty
+        whole = pc.equal(every.column("view"), "")
+        table, views = every.filter(whole).combine_chunks(), every.filter(pc.invert(whole)).combine_chunks()
+        self._texts: dict[str, Any] = {name: table.column(name) for name in ("id", "path", "label")}
 
         def numbers(name: str) -> "NDArray[np.int64]":
-            if table is None:
-                return np.empty(0, np.int64)
             return np.asarray(pc.fill_null(table.column(name).cast(pa.int64()), -1).to_numpy())
 
-        self.sizes, self.mtimes, self.row_ids = numbers("size"), numbers("mtime"), numbers("_rowid")
-        self.digests: list[bytes] = [] if table is None else table.column("digest").to_pylist()
+        self.sizes, self.mtimes, self._row_ids = numbers("size"), numbers("mtime"), numbers("_rowid")
+        self.digests: list[bytes] = table.column("digest").to_pylist()
         self._sorted: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._views = views.select(["_rowid", "digest"])
+        paths, ids = (views.column(name).to_pylist() for name in ("path", "id"))
+        owners = np.where([bool(path) for path in paths], self.match("path", paths), self.match("id", ids))
+        self._by_owner = np.argsort(owners, kind="stable")
+        self._owners = owners[self._by_owner]
 
     def __len__(self) -> int:
-        return len(self.row_ids)
+        return len(self.digests)
+
+    def rows_of(self, positions: "NDArray[np.int64]") -> tuple[list[int], list[bytes]]:
+        """All rows of some pictures, those of their views included: Lance's numbers of them, and their digests."""
+        begin, end = (np.searchsorted(self._owners, positions, side) for side in ("left", "right"))
+        at = [self._by_owner[first:last] for first, last in zip(begin, end, strict=True) if first < last]
+        views = self._views.take(np.concatenate([*at, np.empty(0, np.int64)]))
+        row_ids = [*self._row_ids[positions].tolist(), *views.column("_rowid").to_pylist()]
+        return row_ids, [*(self.digests[one] for one in positions), *views.column("digest").to_pylist()]
 
     def match(self, column: str, values: Sequence[str]) -> "NDArray[np.int64]":
         """Where each of these is in `path` or `id`, (M,); -1 where it is not."""

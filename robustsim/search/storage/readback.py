@@ -12,13 +12,10 @@ import numpy as np
 
 from robustsim.errors import SearchError
 from robustsim.search.scan.codes import residuals_of, unit
-from robustsim.search.storage.rows import NARROW, add_up, check_narrow, check_vectors, matrix
+from robustsim.search.storage.rows import add_up, check_narrow, check_vectors, matrix, vectors_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-#: All columns.
-WHOLE = (*NARROW, "code", "embedding")
 
 
 def check_whole(table: "pa.Table") -> list[bytes]:
@@ -27,14 +24,15 @@ def check_whole(table: "pa.Table") -> list[bytes]:
     Raises:
         SearchError: one is not what was written, or is farther from its code than it says.
     """
-    codes, embeddings = matrix(table.column("code")), matrix(table.column("embedding"))
-    check_vectors(codes, table.column("code_digest").to_pylist(), "a code")
-    check_vectors(embeddings, table.column("embedding_digest").to_pylist(), "an embedding")
     digests = check_narrow(table)
-    needed = residuals_of(unit(embeddings), codes, table.column("scale").to_numpy())
-    # Another machine may round the last digit of what it computes otherwise.
-    if not (needed <= table.column("residual").to_numpy() * np.float32(1 + 1e-6)).all():
-        raise SearchError("a row of the index is farther from its code than it says")
+    for one in vectors_of(table.schema):
+        codes, embeddings = matrix(table.column(one.code)), matrix(table.column(one.embedding))
+        check_vectors(codes, table.column(one.code_digest).to_pylist(), "a code")
+        check_vectors(embeddings, table.column(one.embedding_digest).to_pylist(), "an embedding")
+        needed = residuals_of(unit(embeddings), codes, table.column(one.scale).to_numpy())
+        # Another machine may round the last digit of what it computes otherwise.
+        if not (needed <= table.column(one.residual).to_numpy() * np.float32(1 + 1e-6)).all():
+            raise SearchError("a row of the index is farther from its code than it says")
     return digests
 
 
@@ -75,11 +73,11 @@ def gained(root: Path, after: Any, before: Any, batch_size: int) -> tuple[int, i
             if size is not None and (seen := (root / name).stat().st_size) != size:
                 raise SearchError(f"{name} has {seen} bytes, and {size} were written")
         written = not known.issuperset(data)
-        for batch in _read(fragment, WHOLE if written else ("digest",), batch_size):
+        for batch in _read(fragment, None if written else ["digest"], batch_size):
             rows += len(batch)
             total += add_up(check_whole(batch) if written else batch.column("digest").to_pylist())
     for names in old.keys() - new.keys():
-        for batch in _read(old[names], ("digest",), batch_size):
+        for batch in _read(old[names], ["digest"], batch_size):
             rows -= len(batch)
             total -= add_up(batch.column("digest").to_pylist())
     return rows, total
@@ -90,8 +88,8 @@ def _files_of(fragment: Any) -> tuple[str, ...]:
     return (*(f"data/{file.path}" for file in fragment.metadata.files), *([deleted] if deleted else ()))
 
 
-def _read(fragment: Any, columns: tuple[str, ...], batch_size: int) -> "Iterator[pa.Table]":
+def _read(fragment: Any, columns: list[str] | None, batch_size: int) -> "Iterator[pa.Table]":
     import pyarrow as pa
 
-    for batch in fragment.to_batches(columns=list(columns), batch_size=batch_size, batch_readahead=1):
+    for batch in fragment.to_batches(columns=columns, batch_size=batch_size, batch_readahead=1):
         yield pa.Table.from_batches([batch])

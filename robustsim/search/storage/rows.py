@@ -1,30 +1,46 @@
 """Rows of the store: their columns, and the digests that tell whether a row is what was written.
 
-Lance has no checksums. So each row has three digests, of its code, of its embedding, and of all else with these two;
-and the seal (`robustsim.search.storage.seal`) has the number of rows and the sum of their digests. Whatever
-is read is checked against them, whether little of a row is read or all of it.
+A row is one view of a picture, for most pictures the only one: the whole of it. It holds the vectors of each model of
+the index, those of the first in columns of plain names, those of others in `embedding_1`, `code_1` and so on.
+
+Lance has no checksums. So each row has digests, of each code, of each embedding, and of all else with these; and the
+seal (`robustsim.search.storage.seal`) has the number of rows and the sum of their digests. Whatever is read is checked
+against them, whether little of a row is read or all of it.
 """
 
 import hashlib
 from collections.abc import Sequence
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from robustsim.errors import InputError, SearchError
+from robustsim.images.hashes import HASH_BITS
 from robustsim.search.scan.codes import encode
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-#: Columns that say what a picture is.
-DESCRIPTION = ("id", "path", "size", "mtime", "label", "tenant")
-#: And all that are not vectors.
-NARROW = (*DESCRIPTION, "scale", "residual", "code_digest", "embedding_digest", "digest")
-
 _DIGEST = 16  # bytes
 _MODULUS = 1 << (8 * _DIGEST)
+
+
+class Vectors(NamedTuple):
+    """The columns of one model's vectors."""
+
+    embedding: str
+    code: str
+    scale: str
+    residual: str
+    embedding_digest: str
+    code_digest: str
+
+    @classmethod
+    def of(cls, number: int) -> "Vectors":
+        """Those of the model of that number, from 0."""
+        return cls(*(f"{name}_{number}" if number else name for name in cls._fields))
 
 
 class Entry(NamedTuple):
@@ -37,6 +53,10 @@ class Entry(NamedTuple):
         mtime: when it was changed, in nanoseconds since 1970.
         label: what its owner calls it.
         tenant: whose it is.
+        view: what of it the row shows; "" for the whole.
+        width: of the picture, upright, in pixels.
+        height: likewise.
+        hash: perceptual hash of the view, 32 bytes; None for a view without contrast.
     """
 
     id: str
@@ -45,6 +65,14 @@ class Entry(NamedTuple):
     mtime: int | None = None
     label: str | None = None
     tenant: str | None = None
+    view: str = ""
+    width: int | None = None
+    height: int | None = None
+    hash: bytes | None = None
+
+
+#: Columns that say what a picture is.
+DESCRIPTION = Entry._fields
 
 
 def check_words(**words: str | None) -> None:
@@ -62,50 +90,70 @@ def check_words(**words: str | None) -> None:
             raise InputError(f"the {name} is no text that UTF-8 can hold: {value!r}")
 
 
-def schema(dim: int, header: str) -> "pa.Schema":
-    """The columns, with the header of the index in their metadata."""
+def schema(dims: Sequence[int], header: str) -> "pa.Schema":
+    """The columns, with the header of the index in their metadata.
+
+    Args:
+        dims: D of each model's embeddings.
+        header: JSON.
+    """
     import pyarrow as pa
 
     digest = pa.binary(_DIGEST)
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            ("size", pa.int64()),
-            ("mtime", pa.int64()),
-            ("label", pa.string()),
-            ("tenant", pa.string()),
-            ("embedding", pa.list_(pa.float16(), dim)),
-            ("code", pa.list_(pa.int8(), dim)),
-            ("scale", pa.float32()),
-            ("residual", pa.float32()),
-            ("code_digest", digest),
-            ("embedding_digest", digest),
-            ("digest", digest),
-        ],
-        metadata={"robustsim": header},
-    )
+    fields: list[Any] = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("label", pa.string()),
+        ("tenant", pa.string()),
+        pa.field("view", pa.string(), nullable=False),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("hash", pa.binary(HASH_BITS // 8)),
+    ]
+    for number, dim in enumerate(dims):
+        kinds = (pa.list_(pa.float16(), dim), pa.list_(pa.int8(), dim), pa.float32(), pa.float32(), digest, digest)
+        fields += zip(Vectors.of(number), kinds, strict=True)
+    return pa.schema([*fields, ("digest", digest)], metadata={"robustsim": header})
 
 
-def make_table(entries: Sequence[Entry], embeddings: "NDArray[np.float32]", like: "pa.Schema") -> "pa.Table":
+def vectors_of(columns: "pa.Schema") -> list[Vectors]:
+    """The columns of each model's vectors, of rows of which all narrow columns are there."""
+    every, names = map(Vectors.of, count()), set(columns.names)
+    return list(takewhile(lambda one: one.scale in names, every))
+
+
+def narrow(columns: "pa.Schema") -> list[str]:
+    """The names of all columns but the vectors."""
+    wide = {name for one in vectors_of(columns) for name in (one.embedding, one.code)}
+    return [name for name in columns.names if name not in wide]
+
+
+def make_table(entries: Sequence[Entry], embeddings: "Sequence[NDArray[np.float32]]", like: "pa.Schema") -> "pa.Table":
     """Rows to append.
 
     Args:
-        entries: N pictures.
-        embeddings: (N, D), of length 1; kept in float16.
+        entries: N of them.
+        embeddings: (N, D) of each model, of length 1; kept in float16.
         like: the schema of the store.
     """
     import pyarrow as pa
 
-    kept = embeddings.astype(np.float16)
-    codes = encode(kept)
     columns: dict[str, Any] = {name: [getattr(entry, name) for entry in entries] for name in DESCRIPTION}
-    for name, values in (("embedding", kept), ("code", codes.values)):
-        kind = like.field(name).type
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
-        columns[f"{name}_digest"] = vector_digests(values)
-    columns |= {"scale": codes.scales, "residual": codes.residuals}
-    columns["digest"] = _digests(columns)
+    names = vectors_of(like)
+    for one, rows in zip(names, embeddings, strict=True):
+        kept = rows.astype(np.float16)
+        codes = encode(kept)
+        for name, digest, values in (
+            (one.embedding, one.embedding_digest, kept),
+            (one.code, one.code_digest, codes.values),
+        ):
+            kind = like.field(name).type
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+            columns[digest] = vector_digests(values)
+        columns |= {one.scale: codes.scales, one.residual: codes.residuals}
+    columns["digest"] = _digests(columns, names)
     return pa.table({field.name: columns[field.name] for field in like}, schema=like)
 
 
@@ -114,20 +162,23 @@ def vector_digests(values: "NDArray[Any]") -> list[bytes]:
     return [hashlib.blake2b(row, digest_size=_DIGEST).digest() for row in np.ascontiguousarray(values)]
 
 
-def _text(name: str, path: str, size: int | None, mtime: int | None, label: str | None, tenant: str | None) -> bytes:
+def _text(words: Sequence[Any]) -> bytes:
     """A description as bytes; the lengths keep one text from passing for the end of another."""
-    label_size, tenant_size = (None if text is None else len(text) for text in (label, tenant))
-    sizes = f"{len(name)} {len(path)} {size} {mtime} {label_size} {tenant_size}"
-    return f"{sizes} {name}{path}{label}{tenant}".encode()
+    sizes = " ".join(str(len(word)) if isinstance(word, (str, bytes)) else "-" for word in words)
+    return b"".join([sizes.encode(), *(word if isinstance(word, bytes) else f" {word}".encode() for word in words)])
 
 
-def _digests(columns: "dict[str, Any]") -> list[bytes]:
+def _digests(columns: "dict[str, Any]", names: Sequence[Vectors]) -> list[bytes]:
     described = zip(*(columns[name] for name in DESCRIPTION), strict=True)
-    numbers = np.stack((columns["scale"], columns["residual"]), axis=1).astype("<f4")
-    vectors = zip(columns["code_digest"], columns["embedding_digest"], strict=True)
+    parts = []
+    for one in names:
+        numbers = np.stack((columns[one.scale], columns[one.residual]), axis=1).astype("<f4")
+        vectors = zip(columns[one.code_digest], columns[one.embedding_digest], strict=True)
+        pairs = zip(numbers, vectors, strict=True)
+        parts.append([row.tobytes() + code + embedding for row, (code, embedding) in pairs])
     return [
-        hashlib.blake2b(_text(*words) + row.tobytes() + code + embedding, digest_size=_DIGEST).digest()
-        for words, row, (code, embedding) in zip(described, numbers, vectors, strict=True)
+        hashlib.blake2b(b"".join([_text(words), *vectors]), digest_size=_DIGEST).digest()
+        for words, *vectors in zip(described, *parts, strict=True)
     ]
 
 
@@ -137,11 +188,14 @@ def check_narrow(table: "pa.Table") -> list[bytes]:
     Raises:
         SearchError: one is not what was written.
     """
-    columns = {name: table.column(name).to_pylist() for name in (*DESCRIPTION, "code_digest", "embedding_digest")}
-    columns |= {name: table.column(name).to_numpy() for name in ("scale", "residual")}
+    names = vectors_of(table.schema)
+    columns = {name: table.column(name).to_pylist() for name in DESCRIPTION}
+    for one in names:
+        columns |= {name: table.column(name).to_pylist() for name in (one.code_digest, one.embedding_digest)}
+        columns |= {name: table.column(name).to_numpy() for name in (one.scale, one.residual)}
     digests: list[bytes] = table.column("digest").to_pylist()
     try:
-        same = _digests(columns) == digests
+        same = _digests(columns, names) == digests
     except TypeError:  # a null where there should be none
         same = False
     if not same:
@@ -149,8 +203,9 @@ def check_narrow(table: "pa.Table") -> list[bytes]:
     return digests
 
 
-def read_back(table: "pa.Table", digests: Sequence[bytes]) -> "tuple[list[Entry], NDArray[np.float32]]":
-    """The pictures and the embeddings (N, D) of rows that were read with them, as `make_table` takes them.
+def read_back(table: "pa.Table", digests: Sequence[bytes]) -> "tuple[list[Entry], list[NDArray[np.float32]]]":
+    """The pictures and the embeddings (N, D) of each model, of rows that were read with these, as `make_table` takes
+    them.
 
     Args:
         table: the rows, in any order.
@@ -161,10 +216,13 @@ def read_back(table: "pa.Table", digests: Sequence[bytes]) -> "tuple[list[Entry]
     """
     if sorted(check_narrow(table)) != sorted(digests):
         raise SearchError("a row of the index is not where it was")
-    embeddings = matrix(table.column("embedding"))
-    check_vectors(embeddings, table.column("embedding_digest").to_pylist(), "an embedding")
+    every = []
+    for one in vectors_of(table.schema):
+        embeddings = matrix(table.column(one.embedding))
+        check_vectors(embeddings, table.column(one.embedding_digest).to_pylist(), "an embedding")
+        every.append(embeddings.astype(np.float32))
     columns = (table.column(name).to_pylist() for name in DESCRIPTION)
-    return [Entry(*words) for words in zip(*columns, strict=True)], embeddings.astype(np.float32)
+    return [Entry(*words) for words in zip(*columns, strict=True)], every
 
 
 def matrix(column: Any) -> "NDArray[Any]":

@@ -16,7 +16,7 @@ from robustsim.encoders.weights import sha256, whole_file
 from robustsim.errors import SearchError
 
 FORMAT = "robustsim-index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = "seal.json"
 
 
@@ -78,6 +78,11 @@ def read_seal(folder: Path) -> Seal:
     if isinstance(found, int) and found > FORMAT_VERSION:
         raise SearchError(
             f"the index {where!r} has format {found}, and this robustsim reads {FORMAT_VERSION}: upgrade robustsim"
+        )
+    if isinstance(found, int) and 0 < found < FORMAT_VERSION:
+        raise SearchError(
+            f"the index {where!r} has format {found}, of an earlier robustsim, which this one does not read: make "
+            "another index of the same folders"
         )
     expected = data.pop("sha256", None)
     if found != FORMAT_VERSION or _checksum({"format": FORMAT, "format_version": found, **data}) != expected:

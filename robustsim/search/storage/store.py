@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
 from robustsim.search.storage.readback import files_of, gained, manifest
-from robustsim.search.storage.rows import add_up, matrix, schema
+from robustsim.search.storage.rows import Vectors, add_up, matrix, narrow, schema, vectors_of
 from robustsim.search.storage.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Snapshot:
     Attributes:
         version: of the rows.
         header: what `Store.create` was given.
-        dim: D of the embeddings.
+        dims: D of each model's embeddings.
+        narrow: the names of all columns but the vectors.
         count: of rows.
     """
 
@@ -84,11 +85,24 @@ class Snapshot:
         with _lances(folder):
             self.dataset = module.dataset(os.fspath(folder / ROWS), version=seal.version)
             self.header: dict[str, Any] = json.loads(self.dataset.schema.metadata[b"robustsim"])
-            self.dim: int = self.dataset.schema.field("code").type.list_size
+            columns = self.dataset.schema
+            self.dims: list[int] = [columns.field(one.code).type.list_size for one in vectors_of(columns)]
+            self.narrow = narrow(columns)
             self.compare(self.dataset.count_rows())
 
-    def batches(self, columns: Sequence[str], *, row_ids: bool = False) -> "Iterator[pa.Table]":
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        with _lances(self.folder):
+            found: int = self.dataset.count_rows("view = ''")
+            return found
+
+    def batches(self, columns: Sequence[str] | None, *, row_ids: bool = False) -> "Iterator[pa.Table]":
         """The rows, in their order, some at a time; with `_rowid`, Lance's number of a row, if that is wanted.
+
+        Args:
+            columns: which; None for all.
+            row_ids: whether `_rowid` is wanted.
 
         Raises:
             SearchError: a file is damaged, or was erased since.
@@ -98,7 +112,7 @@ class Snapshot:
         with _lances(self.folder):
             ahead = {"batch_readahead": 1, "fragment_readahead": 1}  # Lance's own holds a hundred megabytes more
             for batch in self.dataset.to_batches(
-                columns=list(columns), batch_size=_BATCH, with_row_id=row_ids, scan_in_order=True, **ahead
+                columns=columns and list(columns), batch_size=_BATCH, with_row_id=row_ids, scan_in_order=True, **ahead
             ):
                 yield pa.Table.from_batches([batch])
 
@@ -108,10 +122,11 @@ class Snapshot:
 
         return pa.schema([self.dataset.schema.field(name) for name in columns]).empty_table()
 
-    def take(self, positions: "NDArray[np.int64]") -> "NDArray[np.float16]":
-        """Embeddings of rows by their place in the order, (M, D)."""
+    def take(self, positions: "NDArray[np.int64]", model: int = 0) -> "NDArray[np.float16]":
+        """Embeddings of rows by their place in the order, (M, D), by the model of that number."""
+        column = Vectors.of(model).embedding
         with _lances(self.folder):
-            return matrix(self.dataset.take(positions, columns=["embedding"]).column("embedding"))
+            return matrix(self.dataset.take(positions, columns=[column]).column(column))
 
     def rows(self, columns: Sequence[str], row_ids: Sequence[int]) -> "pa.Table":
         """Some rows, by Lance's numbers of them, in any order."""
@@ -273,12 +288,12 @@ class Store:
         self.folder = Path(os.path.expanduser(folder)).absolute()  # wherever the process goes
 
     @classmethod
-    def create(cls, folder: "str | os.PathLike[str]", dim: int, header: Mapping[str, Any]) -> "Store":
+    def create(cls, folder: "str | os.PathLike[str]", dims: Sequence[int], header: Mapping[str, Any]) -> "Store":
         """An empty one.
 
         Args:
             folder: a new one, or an empty one.
-            dim: D of the embeddings.
+            dims: D of each model's embeddings.
             header: what JSON can hold.
 
         Raises:
@@ -296,7 +311,7 @@ class Store:
                     raise OutputError(
                         f"{os.fspath(folder)!r} is in use: open the index that it holds, or choose another folder"
                     )
-                like = schema(dim, json.dumps(header))
+                like = schema(dims, json.dumps(header))
                 mode = "overwrite" if ROWS in held else "create"
                 rows = module.write_dataset(like.empty_table(), os.fspath(store.folder / ROWS), schema=like, mode=mode)
                 files = seal_files(store.folder / ROWS, files_of(rows), {})

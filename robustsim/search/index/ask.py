@@ -1,0 +1,208 @@
+"""Ask an index: queries, view by view and line by line, and what they find, picture by picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from robustsim.errors import InputError
+from robustsim.images.hashes import hash_rows
+from robustsim.images.inputs import split_images
+from robustsim.metric import ImagesOrEmbeddings
+from robustsim.search.index.answer import Answer, Evidence, Hit
+from robustsim.search.index.models import PHASH, Models
+from robustsim.search.index.pictures import Seen, embed_pictures, one_by_one
+from robustsim.search.scan import exact as scan
+from robustsim.search.scan.codes import distances, unit
+from robustsim.search.storage.loaded import Loaded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Positions: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is looked for by one line.
+
+    Attributes:
+        rows: (M, D), of all views of all queries.
+        owners: (M,): which query each is of.
+        views: M names.
+    """
+
+    rows: "NDArray[np.float32]"
+    owners: "Positions"
+    views: Sequence[str]
+
+
+class _Nearest(NamedTuple):
+    """The nearest view of a picture to those of a query; ordered as hits are."""
+
+    away: float
+    rank: int
+    query_view: str
+    at: int
+
+
+class Question:
+    """Queries, and the pictures that count.
+
+    Args:
+        models: of the index.
+        loaded: its rows.
+        images: queries; embeddings of the index's own model may stand in where neither views nor other lines are asked.
+        views: which views of the queries are looked for, beside the whole.
+        lines: what compares; taken in the order of the index, so that a hash is never the first where a model is there.
+        label: only pictures with this label count.
+        tenant: only pictures of this tenant count.
+
+    Raises:
+        ImageError: a query cannot be read.
+        InputError: a query is no image, or views or further lines of an embedding were asked for.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        loaded: Loaded,
+        images: ImagesOrEmbeddings,
+        *,
+        views: Sequence[str],
+        lines: Sequence[str],
+        label: str | None,
+        tenant: str | None,
+    ) -> None:
+        numbers = {line: models.number(line) for line in lines}
+        self._loaded, self._lines = loaded, {line: numbers[line] for line in models.lines if line in numbers}
+        self._allowed = loaded.allowed(label, tenant)
+        self._compared = self._pictures(self._allowed)
+        self._device = "cpu"
+        if list(self._lines.values()) == [0] and not views:
+            metric = models[0]
+            self._device = metric.device.type if metric.device.type == "cuda" else "cpu"
+            rows = metric.embed(images).detach().cpu().numpy()
+            self._asked = {next(iter(self._lines)): _Asked(rows, np.arange(len(rows)), [""] * len(rows))}
+            self._count = len(rows)
+        else:
+            self._ask(models, images, views)
+
+    def _ask(self, models: Models, images: ImagesOrEmbeddings, views: Sequence[str]) -> None:
+        if isinstance(images, Tensor) and images.ndim < 3:
+            raise InputError("an embedding has no views, and is compared by its own model alone: pass the picture")
+        numbers = [number for number in self._lines.values() if number is not None]
+        metrics = [models[number] for number in numbers]
+        if metrics:
+            self._device = "cuda" if metrics[0].device.type == "cuda" else "cpu"
+        hashed = PHASH in self._lines
+        wanted = [models.cards[number].preprocessing for number in numbers or [0]]
+        found = embed_pictures(metrics, wanted, one_by_one(split_images(images)), views, hashed=hashed)
+        self._count = len(found)
+        every = [(query, seen) for query, of_one in enumerate(found) for seen in of_one]
+        self._asked = {
+            line: _of_line([pair for pair in every if number is not None or pair[1].hash], number, numbers)
+            for line, number in self._lines.items()
+        }
+
+    def nearest(self, k: int) -> Answer:
+        """The k nearest pictures by the one line that is asked."""
+        ((line, number),) = self._lines.items()
+        rows, allowed = self._rows(number)
+        asked, reached, enough = self._asked[line], k, min(k, self._pictures(allowed))
+        while True:
+            found = scan.nearest(rows, asked.rows, reached, allowed=allowed, device=self._device)
+            # The rows come by their distance, so the first k pictures among them are the k nearest to this view.
+            if all(self._pictures(one.positions) >= enough for one in found):
+                return self._answer({line: found}, {}, k)
+            reached *= 2
+
+    def within(self, thresholds: Mapping[str, float]) -> Answer:
+        """All pictures within the distance of at least one line."""
+        found = {}
+        for line, number in self._lines.items():
+            rows, allowed = self._rows(number)
+            found[line] = scan.within(
+                rows, self._asked[line].rows, thresholds[line], allowed=allowed, device=self._device
+            )
+        return self._answer(found, thresholds, None)
+
+    def _pictures(self, positions: "Positions | None") -> int:
+        """Of how many pictures rows are."""
+        if positions is None:
+            return self._loaded.count
+        viewless = self._loaded.count == len(self._loaded.pictures)
+        return len(positions) if viewless else len(np.unique(self._loaded.pictures[positions]))
+
+    def _rows(self, number: int | None) -> "tuple[scan.Rows, Positions | None]":
+        if number is not None:
+            return self._loaded.line(number), self._allowed
+        hashed = self._loaded.hashed
+        return self._loaded.line(None), hashed if self._allowed is None else np.intersect1d(hashed, self._allowed)
+
+    def _answer(
+        self, found: Mapping[str, Sequence[scan.Found]], thresholds: Mapping[str, float], k: int | None
+    ) -> Answer:
+        best: list[dict[int, dict[str, _Nearest]]] = [{} for _ in range(self._count)]
+        order, pictures = self._loaded.order, self._loaded.pictures
+        for line, per_row in found.items():
+            asked = self._asked[line]
+            for owner, view, one in zip(asked.owners.tolist(), asked.views, per_row, strict=True):
+                columns = (order[one.positions], one.positions, pictures[one.positions])
+                described = zip(one.distances.tolist(), *(column.tolist() for column in columns), strict=True)
+                for away, rank, at, picture in described:
+                    lines, new = best[owner].setdefault(picture, {}), _Nearest(away, rank, view, at)
+                    if line not in lines or new < lines[line]:
+                        lines[line] = new
+        hits = tuple(self._hits(query, of_one, k) for query, of_one in enumerate(best))
+        bound = max((one.bound for per_row in found.values() for one in per_row), default=0.0)
+        return Answer(hits, True, bound, self._loaded.snapshot.version, self._compared, dict(thresholds))
+
+    def _hits(self, query: int, found: "Mapping[int, Mapping[str, _Nearest]]", k: int | None) -> tuple[Hit, ...]:
+        line = next(iter(self._lines))
+        first = {picture: lines[line] for picture, lines in found.items() if line in lines}
+        if len(first) < len(found):
+            first |= self._measured(line, query, [picture for picture in found if picture not in first])
+        ranked = sorted(first, key=first.__getitem__)[:k]
+        every = [near.at for picture in ranked for near in (first[picture], *found[picture].values())]
+        texts = {name: self._texts(name, every) for name in ("path", "id", "label", "view")}
+        hits, at = [], 0
+        for picture in ranked:
+            lines = found[picture]
+            views = texts["view"][at + 1 : at + 1 + len(lines)]
+            found_by = tuple(
+                Evidence(line, near.away, near.query_view, view)
+                for (line, near), view in zip(lines.items(), views, strict=True)
+            )
+            away = first[picture].away
+            hits.append(Hit(texts["path"][at], texts["id"][at], away, texts["label"][at], found_by))
+            at += 1 + len(lines)
+        return tuple(hits)
+
+    def _texts(self, column: str, positions: Sequence[int]) -> list[Any]:
+        found: list[Any] = self._loaded.table.column(column).take(np.array(positions, np.int64)).to_pylist()
+        return found
+
+    def _measured(self, line: str, query: int, pictures: Sequence[int]) -> "dict[int, _Nearest]":
+        """How near pictures are by a line that did not find them."""
+        asked, found = self._asked[line], dict[int, _Nearest]()
+        positions = np.flatnonzero(np.isin(self._loaded.pictures, pictures))
+        rows = unit(self._loaded.embeddings(positions, self._lines[line] or 0))
+        for own in np.flatnonzero(asked.owners == query).tolist():
+            away = distances(unit(asked.rows[own : own + 1])[0], rows)
+            for at, one in zip(positions.tolist(), away.tolist(), strict=True):
+                new = _Nearest(one, int(self._loaded.order[at]), asked.views[own], at)
+                picture = int(self._loaded.pictures[at])
+                found[picture] = min(new, found.get(picture, new))
+        return found
+
+
+def _of_line(pairs: Sequence[tuple[int, Seen]], number: int | None, numbers: Sequence[int]) -> _Asked:
+    owners = np.array([query for query, _ in pairs], np.int64)
+    views = [seen.view for _, seen in pairs]
+    if number is None:
+        return _Asked(hash_rows([seen.hash for _, seen in pairs if seen.hash]).astype(np.float32), owners, views)
+    at = numbers.index(number)
+    return _Asked(np.stack([seen.embeddings[at].numpy() for _, seen in pairs]), owners, views)
