@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 FLOORS = {
     "attacks": [{"engine"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
     "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"run", "calibration"}],
-    "search": [{"formats", "scan"}, {"embedding", "storage"}, {"index"}],
+    "search": [{"formats", "scan"}, {"embedding", "rates", "storage"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }
 LONGEST = 400  # lines of a file

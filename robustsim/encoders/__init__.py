@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from robustsim.encoders.conversion import convert
     from robustsim.encoders.encoder import Encoder, Features
     from robustsim.encoders.load import load_encoder, save_encoder
+    from robustsim.encoders.tail import Tail
 
 __all__ = [
     "Architecture",
@@ -21,6 +22,7 @@ __all__ = [
     "Head",
     "Share",
     "Source",
+    "Tail",
     "Yardstick",
     "convert",
     "list_models",
@@ -41,6 +43,7 @@ __getattr__, __dir__ = lazy_names(
         "Head": "card",
         "Share": "calibration",
         "Source": "card",
+        "Tail": "tail",
         "Yardstick": "calibration",
         "convert": "conversion",
         "list_models": "card",

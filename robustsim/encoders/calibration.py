@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import exp, floor, inf, isfinite, log, log10, sqrt
 from typing import Any, NamedTuple
 
+from robustsim.encoders.tail import Tail
 from robustsim.errors import CardError, InputError
 
 _TWO_SIDED = 1.96  # standard errors on each side of a 95 % interval
@@ -109,6 +110,8 @@ class Calibration:
             standard deviation.
         changes: rows of [`Change`][robustsim.encoders.Change].
         weights: SHA-256 of the encoder's state and preprocessing that it was measured with: it holds for no other.
+        tail: how often different pictures are near each other, which turns a rate of false positives into a distance;
+            None if it was not measured. It may be of other photographs than the rest.
     """
 
     data: str
@@ -121,6 +124,7 @@ class Calibration:
     between_changes: float
     changes: tuple[tuple[str, float, float, float, float, float], ...]
     weights: str
+    tail: Tail | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.shares), len(self.distances), len(self.errors)}

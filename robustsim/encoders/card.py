@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from robustsim.encoders.calibration import Calibration
+from robustsim.encoders.tail import Tail
 from robustsim.errors import CardError, ModelNotFoundError
 from robustsim.images.preprocessing import Preprocessing
 
@@ -212,8 +213,9 @@ _NESTED: dict[str, Any] = {
     "head": Head,
     "source": Source,
     "calibration": Calibration,
+    "tail": Tail,
 }
-_MAY_BE_NULL = ("source", "calibration")
+_MAY_BE_NULL = ("source", "calibration", "tail")
 
 
 # Lists of numbers and names, of which JSON gives each a line. No text is taken for one: none has line breaks in it.

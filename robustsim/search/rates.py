@@ -1,0 +1,185 @@
+"""A false-positive rate as a distance, for each line of comparison, and what is kept of an index's own."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustsim.encoders.pairs import make_tail, near_pairs
+from robustsim.encoders.tail import CONFIDENCE, Tail
+from robustsim.encoders.weights import whole_file
+from robustsim.errors import InputError, OutputError
+from robustsim.search.scan.exact import Rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: The file of an index that holds its own tails.
+NAME = "rates.json"
+
+#: The line of perceptual hashes.
+PHASH = "phash"
+
+# All pairs of so many rows are more than 1e8.
+_MOST = 15_000
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The distance up to which a line says that two pictures match.
+
+    Attributes:
+        distance: to be compared with by `<=`, in [0, sqrt(2)].
+        rate_bound: no larger share of pairs of different pictures is that near, as far as the data can say.
+        pairs: of different pictures that were compared.
+        data: which pictures these were.
+    """
+
+    distance: float
+    rate_bound: float
+    pairs: int
+    data: str
+
+
+def thresholds_for(
+    lines: Sequence[str],
+    rate: float,
+    tails: Mapping[str, Tail],
+    *,
+    comparisons: int = 1,
+    confidence: float = CONFIDENCE,
+) -> Mapping[str, Threshold]:
+    """For each line the largest distance at which all of them together make at most that share of false matches.
+
+    A pair that any line takes for a match is one, so each line gets an equal part of the rate (the union bound, which
+    holds however the lines depend on each other).
+
+    Args:
+        lines: which, such as `("lite", "phash")`.
+        rate: the share of pairs of different pictures that may match.
+        tails: what was measured, by line.
+        comparisons: how many a pair of pictures takes on each line: views of the query times views of the picture.
+        confidence: of each line's bound, one-sided.
+
+    Raises:
+        InputError: a line has no tail, or its data cannot say so small a rate; the message says what to do.
+    """
+    if not lines or comparisons < 1:
+        raise InputError("a rate is that of one line at least, and of one comparison")
+    parts = len(lines) * comparisons
+    found = {}
+    for line in lines:
+        if line not in tails:
+            raise InputError(
+                f"{line!r} has no distances of different pictures to tell a rate by. Measure them on photographs "
+                f"(`robustsim calibrate {line} --data DIR --pairs-of 14000`) or on the index itself, or give a distance"
+            )
+        tail = tails[line]
+        try:
+            distance = tail.threshold(rate / parts, confidence)
+        except InputError as error:
+            shared = f" (a rate of {rate:g} is shared by {parts} comparisons)" if parts > 1 else ""
+            raise InputError(
+                f"{line!r}: {error}{shared}. Ask for a larger rate, or measure on more: `robustsim calibrate` with "
+                "--pairs-of, or the index itself"
+            ) from None
+        found[line] = Threshold(distance, tail.rate_bound(distance, confidence), tail.pairs, tail.data)
+    return found
+
+
+def known_tails(cards: "Mapping[str, Any]") -> dict[str, Tail]:
+    """The tails that come with models, by line, and that of perceptual hashes.
+
+    Args:
+        cards: card of each line that is a model.
+    """
+    found = {PHASH: phash_tail()}
+    for line, card in cards.items():
+        if card.calibration is not None and card.calibration.tail is not None:
+            found[line] = card.calibration.tail
+    return found
+
+
+@cache
+def phash_tail() -> Tail:
+    """That of perceptual hashes of 256 bits (`imagehash.phash`, hash_size 16), at the distance `sqrt(bits / 128)`."""
+    return Tail.from_json(files("robustsim.search").joinpath("data").joinpath("phash.json").read_text(encoding="utf-8"))
+
+
+def measure_rows(
+    rows: Rows,
+    pictures: "Sequence[Any] | NDArray[Any]",
+    data: str,
+    *,
+    most: int = _MOST,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda pairs: None,
+) -> Tail:
+    """The tail of an index's own pictures: all pairs of its rows, or of as many rows as make 1e8.
+
+    Pictures that are copies of each other and not the same file count as different ones: they make its small rates
+    larger than they are, never smaller. Memory does not grow with the index.
+
+    Args:
+        rows: those of one line.
+        pictures: (N,) which picture each row is of, such as its `id`: rows of one are no pair.
+        data: which pictures they are, in words.
+        most: of more rows than this, so many are drawn.
+        seed: of that draw.
+        progress: called with the number of pairs compared since the last call.
+
+    Raises:
+        InputError: there is no pair of different pictures.
+        EncodingError: an embedding is not finite, or nothing but zeros.
+    """
+    own = np.unique(np.asarray(pictures), return_inverse=True)[1].reshape(-1)
+    chosen = np.arange(len(own))
+    if len(own) > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(own), most, replace=False))
+        data = f"{data}, {most:,} of {len(own):,} rows drawn at random"
+    return make_tail(near_pairs(lambda places: rows.read(chosen[places]), own[chosen], progress=progress), data)
+
+
+def read_tails(folder: "str | os.PathLike[str]", key: str) -> dict[str, Tail]:
+    """An index's own tails, by line, if they are those of this version of it; what is there otherwise is passed over.
+
+    Args:
+        folder: of the index.
+        key: what tells one version of its rows from any other.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return {line: Tail.from_json(json.dumps(tail)) for line, tail in kept["tails"].items()}
+    return {}
+
+
+def keep_tails(folder: "str | os.PathLike[str]", key: str, tails: Mapping[str, Tail]) -> None:
+    """Keep tails for `read_tails`, beside those that are there for the same version.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    every = {**read_tails(folder, key), **tails}
+    with whole_file(Path(folder) / NAME) as temporary:
+        kept = {"key": key, "tails": {line: json.loads(tail.to_json()) for line, tail in every.items()}}
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def drop_tails(folder: "str | os.PathLike[str]") -> None:
+    """Leave nothing of them, as after pictures were erased.
+
+    Raises:
+        OutputError: the file cannot be removed.
+    """
+    try:
+        (Path(folder) / NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {NAME} of {os.fspath(folder)!r}: {error.strerror or error}") from error
