@@ -2,15 +2,31 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robustsim.cli import output
 
+if TYPE_CHECKING:
+    from robustsim.search import Index
+
+ViewsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--views",
+        metavar="KIND,...",
+        help="Beside the whole: mirror, trim, frames, alpha, thumbnail, tiles, or all; each costs embeddings.",
+    ),
+]
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="Only pictures with this label.")]
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only pictures of this tenant.")]
+
+
+def kinds(views: str | None) -> list[str]:
+    """The names in `--views`."""
+    return [] if views is None else [name for name in views.split(",") if name]
 
 
 def index(
@@ -25,6 +41,11 @@ def index(
         ),
     ] = None,
     device: output.DeviceOption = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="MODEL", help="A further model for a new index, as lite-clean; repeatable."),
+    ] = None,
+    views: ViewsOption = None,
     label: Annotated[
         str | None, typer.Option("--label", help="What is kept with the pictures; those that are there get it too.")
     ] = None,
@@ -58,12 +79,15 @@ def index(
     opened = None
     if not (index / NAME).exists():
         try:
-            opened = Index.create(index, model or output.DEFAULT_MODEL, device=device)
+            opened = Index.create(
+                index, model or output.DEFAULT_MODEL, also=also or (), views=kinds(views), device=device
+            )
         except OutputError:
             if not (index / NAME).exists():
                 raise  # else another process was the first to make it
     if opened is None:
         opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
+        _check_made(opened, also, kinds(views) if views is not None else None)
     output.settle(opened.card)
     output.tell_cropping(opened.card)
     update = partial(opened.sync, remove_all=remove_all) if sync else opened.add
@@ -98,3 +122,15 @@ def index(
         )
     output.note(", ".join(f"{count} {name}" for name, count in counts.items() if name != "failed") + f" in {index}")
     output.finish(counts["failed"], sum(counts.values()) - counts["failed"], strict)
+
+
+def _check_made(index: "Index", also: list[str] | None, views: list[str] | None) -> None:
+    """What an index is made with stays: pictures that are there already were embedded by it alone."""
+    from robustsim.errors import InputError
+    from robustsim.images import check_views
+
+    if also and len(also) != len(index.lines) - 2:
+        raise InputError(f"the index {index.path!r} compares by {', '.join(index.lines)}: --also is for a new index")
+    if views is not None and check_views(views) != index.views:
+        kept = ", ".join(index.views) or "none beside the whole"
+        raise InputError(f"the index {index.path!r} keeps other views ({kept}): --views is for a new index")

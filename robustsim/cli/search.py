@@ -3,17 +3,17 @@
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustsim.cli import output
-from robustsim.cli.index import IndexArgument, LabelOption, TenantOption
+from robustsim.cli.index import IndexArgument, LabelOption, TenantOption, ViewsOption, kinds
 from robustsim.errors import RobustSimError
 
 if TYPE_CHECKING:
-    from robustsim.search import Answer, Index
+    from robustsim.cli.pictures import Picture
+    from robustsim.search import Answer, Hit, Index
 
 
 def search(
@@ -26,6 +26,19 @@ def search(
         float | None,
         typer.Option("--within", min=0, metavar="DISTANCE", help="All pictures at most so far away, and an exit code."),
     ] = None,
+    false_positives: Annotated[
+        float | None,
+        typer.Option(
+            "--false-positives",
+            metavar="RATE",
+            help="All that match where such a share of pairs of different pictures may, as 1e-5; and an exit code.",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="LINE", help="What compares: a model of the index, phash, or all; repeatable."),
+    ] = None,
+    views: ViewsOption = None,
     label: LabelOption = None,
     tenant: TenantOption = None,
     model: Annotated[
@@ -37,40 +50,45 @@ def search(
 ) -> None:
     """Find the pictures of an index that look like these; none is missed.
 
-    With --within, the exit code is the decision: 0 for no match, 1 for at least one, 2 for an error.
+    With --within or --false-positives, the exit code is the decision: 0 for no match, 1 for at least one, 2 for an
+    error.
     """
-    if count is not None and within is not None:
-        raise typer.BadParameter("-k and --within exclude each other")
+    decides = within is not None or false_positives is not None
+    if (count is not None) + (within is not None) + (false_positives is not None) > 1:
+        raise typer.BadParameter("-k, --within and --false-positives exclude each other")
+    if by and not decides:
+        raise typer.BadParameter("--by goes with --within or --false-positives: the nearest are those of the own model")
     try:
         from robustsim.search import Index
 
         opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
         output.settle(opened.card)
-        answer = _search(opened, images, count or 10, within, label, tenant)
+        wanted: dict[str, Any] = {"views": kinds(views), "label": label, "tenant": tenant}
+        if decides:
+            lines = by and ("all" if "all" in by else by)
+            wanted |= {"distance": within, "false_positives": false_positives, "by": lines}
+            answer = opened.within(_pictures(opened, images), **wanted)
+        else:
+            answer = opened.search(_pictures(opened, images), count or 10, **wanted)
         _print(str(index), images, answer, as_json)
         if not answer.compared:
             _tell_nothing_compared(label, tenant)
         sys.stdout.flush()  # what cannot be written is an error too, and None where it is closed
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        if within is None:
+        if not decides:
             raise
         _tell_error(error)
         raise typer.Exit(2) from None  # and not 1, which is a match
-    if within is not None and any(answer):
+    if decides and any(answer):
         raise typer.Exit(1)
 
 
-def _search(
-    index: "Index", images: list[str], count: int, within: float | None, label: str | None, tenant: str | None
-) -> "Answer":
+def _pictures(index: "Index", images: list[str]) -> "list[Picture]":
     from robustsim.cli.pictures import open_pictures
 
     opened = open_pictures(images)
     output.tell_unseen(output.unseen(index.card, opened, opened), aside=True)
-    queries = [opened[name] for name in images]
-    if within is None:
-        return index.search(queries, count, label=label, tenant=tenant)
-    return index.within(queries, within, label=label, tenant=tenant)
+    return [opened[name] for name in images]
 
 
 def _tell_error(error: BaseException) -> None:
@@ -101,19 +119,39 @@ def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> Non
                 "complete": answer.complete,
                 "bound": answer.bound,
                 "compared": answer.compared,
+                "thresholds": dict(answer.thresholds),
+                "false_positives": answer.false_positives,
                 "queries": [
-                    {"query": name, "hits": [asdict(hit) for hit in hits]}
+                    {"query": name, "hits": [_as_json(hit) for hit in hits]}
                     for name, hits in zip(images, answer, strict=True)
                 ],
             }
         )
         return
     rows = [
-        (name, f"{hit.distance:.4f}", hit.path or hit.id, hit.label or "")
+        (name, f"{hit.distance:.4f}", hit.path or hit.id, hit.label or "", _found_by(hit))
         for name, hits in zip(images, answer, strict=True)
         for hit in hits
     ]
     if rows:
-        output.print_table(("query", "distance", "picture", "label"), rows, numbers=(1,))
+        output.print_table(("query", "distance", "picture", "label", "found by"), rows, numbers=(1,))
     if none := [name for name, hits in zip(images, answer, strict=True) if not hits]:
         output.note(f"nothing found for {', '.join(none)}")
+    if answer.false_positives is not None:
+        limits = ", ".join(f"{line} {distance:.4f}" for line, distance in answer.thresholds.items())
+        output.note(
+            f"within {limits}: of pairs of different photographs, at most {answer.false_positives:.2g} match by chance"
+        )
+
+
+def _as_json(hit: "Hit") -> dict[str, Any]:
+    return {**vars(hit), "found_by": [evidence._asdict() for evidence in hit.found_by]}
+
+
+def _found_by(hit: "Hit") -> str:
+    """The lines, with the views where these are not the wholes: `lite (mirror of the query), phash`."""
+    parts = []
+    for line, _, query_view, view in hit.found_by:
+        views = [f"{view} of {whose}" for view, whose in ((query_view, "the query"), (view, "the picture")) if view]
+        parts.append(f"{line} ({', '.join(views)})" if views else line)
+    return ", ".join(parts)

@@ -9,7 +9,7 @@ from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.search.embedding import EmbedReport, embed_folder, embed_images
-    from robustsim.search.index.answer import Answer, Hit
+    from robustsim.search.index.answer import Answer, Evidence, Hit
     from robustsim.search.index.index import Index
     from robustsim.search.index.update import UpdateReport
     from robustsim.search.storage.check import CheckReport
@@ -19,6 +19,7 @@ __all__ = [
     "Answer",
     "CheckReport",
     "EmbedReport",
+    "Evidence",
     "ForgetReport",
     "Hit",
     "Index",
@@ -33,6 +34,7 @@ __getattr__, __dir__ = lazy_names(
         "Answer": "index.answer",
         "CheckReport": "storage.check",
         "EmbedReport": "embedding",
+        "Evidence": "index.answer",
         "ForgetReport": "storage.forget",
         "Hit": "index.answer",
         "Index": "index.index",

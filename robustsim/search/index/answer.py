@@ -53,7 +53,9 @@ class Answer:
             could be in the answer by that was measured exactly.
         version: of the index that answered.
         compared: how many pictures could have been hits: those with the label and of the tenant that were asked for.
-        thresholds: the distance of each line at which a picture was a hit; empty for the k nearest.
+        thresholds: the distance of each line up to which a picture was a hit; empty for the k nearest.
+        false_positives: no larger share of pairs of different pictures match at these distances, with 95 % confidence,
+            if a rate was asked for; else None.
     """
 
     hits: tuple[tuple[Hit, ...], ...]
@@ -62,6 +64,7 @@ class Answer:
     version: int
     compared: int
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    false_positives: float | None = None
 
     def __len__(self) -> int:
         return len(self.hits)

@@ -1,7 +1,7 @@
 """Ask an index: queries, view by view and line by line, and what they find, picture by picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,8 +12,10 @@ from robustsim.images.hashes import hash_rows
 from robustsim.images.inputs import split_images
 from robustsim.metric import ImagesOrEmbeddings
 from robustsim.search.index.answer import Answer, Evidence, Hit
-from robustsim.search.index.models import PHASH, Models
+from robustsim.search.index.deciding import Decision
+from robustsim.search.index.models import Models
 from robustsim.search.index.pictures import Seen, embed_pictures, one_by_one
+from robustsim.search.rates import PHASH
 from robustsim.search.scan import exact as scan
 from robustsim.search.scan.codes import distances, unit
 from robustsim.search.storage.loaded import Loaded
@@ -116,25 +118,34 @@ class Question:
             found = scan.nearest(rows, asked.rows, reached, allowed=allowed, device=self._device)
             # The rows come by their distance, so the first k pictures among them are the k nearest to this view.
             if all(self._pictures(one.positions) >= enough for one in found):
-                return self._answer({line: found}, {}, k)
+                return self._answer({line: found}, k)
             reached *= 2
 
-    def within(self, thresholds: Mapping[str, float]) -> Answer:
-        """All pictures within the distance of at least one line."""
-        found = {}
+    @property
+    def comparisons(self) -> int:
+        """How many a query and a picture take on each line, at most: views of the one times views of the other."""
+        of_query = max((int(np.bincount(one.owners).max(initial=0)) for one in self._asked.values()), default=0)
+        return max(1, of_query * self._most_views())
+
+    def within(self, decision: Decision) -> Answer:
+        """All pictures that at least one line takes for a match."""
+        found, thresholds = {}, decision.thresholds
         for line, number in self._lines.items():
             rows, allowed = self._rows(number)
             found[line] = scan.within(
                 rows, self._asked[line].rows, thresholds[line], allowed=allowed, device=self._device
             )
-        return self._answer(found, thresholds, None)
+        return replace(self._answer(found, None), thresholds=thresholds, false_positives=decision.false_positives)
+
+    def _most_views(self) -> int:
+        viewless = self._loaded.count == len(self._loaded.pictures)
+        return 1 if viewless else int(np.bincount(self._loaded.pictures).max())
 
     def _pictures(self, positions: "Positions | None") -> int:
         """Of how many pictures rows are."""
         if positions is None:
             return self._loaded.count
-        viewless = self._loaded.count == len(self._loaded.pictures)
-        return len(positions) if viewless else len(np.unique(self._loaded.pictures[positions]))
+        return len(positions) if self._most_views() == 1 else len(np.unique(self._loaded.pictures[positions]))
 
     def _rows(self, number: int | None) -> "tuple[scan.Rows, Positions | None]":
         if number is not None:
@@ -142,9 +153,7 @@ class Question:
         hashed = self._loaded.hashed
         return self._loaded.line(None), hashed if self._allowed is None else np.intersect1d(hashed, self._allowed)
 
-    def _answer(
-        self, found: Mapping[str, Sequence[scan.Found]], thresholds: Mapping[str, float], k: int | None
-    ) -> Answer:
+    def _answer(self, found: Mapping[str, Sequence[scan.Found]], k: int | None) -> Answer:
         best: list[dict[int, dict[str, _Nearest]]] = [{} for _ in range(self._count)]
         order, pictures = self._loaded.order, self._loaded.pictures
         for line, per_row in found.items():
@@ -158,7 +167,7 @@ class Question:
                         lines[line] = new
         hits = tuple(self._hits(query, of_one, k) for query, of_one in enumerate(best))
         bound = max((one.bound for per_row in found.values() for one in per_row), default=0.0)
-        return Answer(hits, True, bound, self._loaded.snapshot.version, self._compared, dict(thresholds))
+        return Answer(hits, True, bound, self._loaded.snapshot.version, self._compared)
 
     def _hits(self, query: int, found: "Mapping[int, Mapping[str, _Nearest]]", k: int | None) -> tuple[Hit, ...]:
         line = next(iter(self._lines))

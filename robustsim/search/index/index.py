@@ -16,8 +16,10 @@ from robustsim.images.views.names import check_views
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
 from robustsim.search.index.answer import Answer
 from robustsim.search.index.ask import Question
+from robustsim.search.index.deciding import decide, lines_of, measure
 from robustsim.search.index.models import Models, describe
 from robustsim.search.index.update import Update, UpdateReport, parts_of
+from robustsim.search.rates import drop_tails, keep_tails, known_tails, read_tails
 from robustsim.search.storage.check import CheckReport, check_store
 from robustsim.search.storage.forget import ForgetReport, forget
 from robustsim.search.storage.loaded import Loaded
@@ -26,6 +28,8 @@ from robustsim.search.storage.store import Snapshot, Store
 
 if TYPE_CHECKING:
     import torch
+
+    from robustsim.encoders.tail import Tail
 
 
 def _nothing(value: Any) -> None:
@@ -254,24 +258,56 @@ class Index:
     def within(
         self,
         images: ImagesOrEmbeddings,
-        distance: "float | Mapping[str, float]",
+        distance: "float | Mapping[str, float] | None" = None,
         *,
+        false_positives: float | None = None,
+        by: "str | Sequence[str] | None" = None,
         views: Sequence[str] = (),
         label: str | None = None,
         tenant: str | None = None,
     ) -> Answer:
-        """All pictures at most at that distance from each query, by the index's own model.
+        """All pictures that match each query: those within a distance, or as near as a rate of false positives allows.
 
-        Or within the distance of any of several lines, if `distance` names one for each. Other arguments and errors as
-        for [`search`][robustsim.search.Index.search].
+        Args:
+            images: queries, as for [`search`][robustsim.search.Index.search].
+            distance: by the one line that is asked, or the distance of each of several.
+            false_positives: which share of pairs of different pictures may match, by chance, instead of a distance.
+            by: the lines that compare: names, or `all`; the index's own model if not given. A picture that any of them
+                finds is a hit. Only that of a robust model is a promise where somebody tampers.
+            views: as for `search`.
+            label: likewise.
+            tenant: likewise.
+
+        Raises:
+            ImageError: a query cannot be read.
+            InputError: neither or both of distance and rate were given, the rate is smaller than what was measured can
+                say, there is no such line or view, or a query is no image.
+            SearchError: the index is damaged, or was erased since it was opened.
         """
-        thresholds = dict(distance) if isinstance(distance, Mapping) else {self.lines[0]: distance}
-        if not thresholds:
-            raise InputError("no line has a distance: name one at least")
-        for line, value in thresholds.items():
-            if not 0 <= value <= 2**0.5:
-                raise InputError(f"distance must be from 0 to 1.414, not {value} ({line})")
-        return self._question(images, list(thresholds), views, label, tenant).within(thresholds)
+        lines = lines_of(self._models, by, distance, false_positives)
+        question = self._question(images, lines, views, label, tenant)
+        tails = {} if false_positives is None else self._tails()
+        return question.within(decide(lines, distance, false_positives, tails, question.comparisons))
+
+    def measure_rates(self, progress: Callable[[int], object] = _nothing) -> "dict[str, Tail]":
+        """Measure how near different pictures of this index come to each other, by each line, and keep it beside it.
+
+        `false_positives` means these from then on, as long as the index stays as it is, instead of what the cards of
+        its models bring. Pictures that are copies of each other, and not the same file, count as different ones: so
+        rates of an index with many copies allow too little, and never too much.
+
+        Args:
+            progress: called with the number of pairs compared since the last call.
+
+        Raises:
+            InputError: the index holds no two pictures.
+            SearchError: it is damaged.
+            OutputError: nothing can be kept beside it.
+        """
+        rows = self._rows()
+        tails = measure(self._models, rows, f"the index {self.path!r}", progress)
+        keep_tails(self.path, rows.snapshot.key, tails)
+        return tails
 
     def forget(self, names: "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]") -> ForgetReport:
         """Erase pictures, by `id` or path, of all tenants: rows that are left are written anew, older files removed.
@@ -285,6 +321,7 @@ class Index:
             OutputError: it cannot be written.
         """
         try:
+            drop_tails(self.path)
             return forget(self._store, [names] if isinstance(names, (str, os.PathLike)) else names)
         finally:
             self._snapshot = self._loaded = None
@@ -325,6 +362,11 @@ class Index:
             self._store.tidy()
         finally:
             self._snapshot = self._loaded = None  # what was committed is seen, whatever came after
+
+    def _tails(self) -> "dict[str, Tail]":
+        """What is known of how near different pictures come, by line."""
+        cards = dict(zip(self.lines, self._models.cards, strict=False))
+        return {**known_tails(cards), **read_tails(self.path, self._rows().snapshot.key)}
 
     def _question(
         self,

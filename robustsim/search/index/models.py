@@ -9,12 +9,10 @@ from robustsim.encoders.card import EncoderCard, list_models
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import InputError, ModelNotFoundError, SearchError
 from robustsim.metric import RobustSim
+from robustsim.search.rates import PHASH
 
 if TYPE_CHECKING:
     import torch
-
-#: The line of the perceptual hash.
-PHASH = "phash"
 
 # What two cards have in common if the same picture gives the same embedding, beside the weights.
 _DECISIVE = ("architecture", "embedding_dim", "preprocessing", "mean", "std", "head")

@@ -91,6 +91,11 @@ class Snapshot:
             self.compare(self.dataset.count_rows())
 
     @property
+    def key(self) -> str:
+        """What tells these rows from those of any other version."""
+        return f"{self.version} {self.seal.digest:032x}"
+
+    @property
     def pictures(self) -> int:
         """How many there are."""
         with _lances(self.folder):

@@ -1,0 +1,118 @@
+"""What counts as a match: by which lines, and up to which distance of each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from robustsim.encoders.tail import Tail
+from robustsim.errors import InputError
+from robustsim.search.index.models import Models
+from robustsim.search.rates import measure_rows, thresholds_for
+from robustsim.search.scan.exact import Rows
+from robustsim.search.storage.loaded import Loaded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Names all lines of an index.
+ALL = "all"
+
+
+class Decision(NamedTuple):
+    """Up to which distances pictures match.
+
+    Attributes:
+        thresholds: the distance of each line.
+        false_positives: no larger share of pairs of different pictures match, as far as the data can say; None where
+            distances were given, and nobody asked.
+    """
+
+    thresholds: dict[str, float]
+    false_positives: float | None
+
+
+def lines_of(
+    models: Models,
+    by: "str | Sequence[str] | None",
+    distance: "float | Mapping[str, float] | None",
+    false_positives: float | None,
+) -> list[str]:
+    """By which lines an index is asked: those of `by`, or of the distances, or its own model alone.
+
+    Raises:
+        InputError: neither or both of distance and rate were given, there is no such line, or two arguments name lines.
+    """
+    if (distance is None) == (false_positives is None):
+        raise InputError("a match is what is within a distance, or what a rate of false positives allows: give one")
+    if isinstance(distance, Mapping):
+        if by is not None:
+            raise InputError("the distances name their lines: leave out `by`")
+        lines = list(distance)
+    elif by == ALL:
+        lines = list(models.lines)
+    else:
+        lines = [models.lines[0]] if by is None else [by] if isinstance(by, str) else list(by)
+    if not lines:
+        raise InputError("no line was named: name one at least")
+    for line in lines:
+        models.number(line)
+    return lines
+
+
+def decide(
+    lines: Sequence[str],
+    distance: "float | Mapping[str, float] | None",
+    false_positives: float | None,
+    tails: Mapping[str, Tail],
+    comparisons: int,
+) -> Decision:
+    """The distances that were given, or those that make at most a rate of false matches.
+
+    Args:
+        lines: of `lines_of`.
+        distance: of the one line, or of each; or None.
+        false_positives: a share of pairs of different pictures; or None.
+        tails: what is known of the lines' distances.
+        comparisons: how many a pair of pictures takes on each line.
+
+    Raises:
+        InputError: a distance is none, or is that of several lines; or the rate cannot be told. The message says why.
+    """
+    if false_positives is not None:
+        found = thresholds_for(lines, false_positives, tails, comparisons=comparisons)
+        bound = comparisons * sum(one.rate_bound for one in found.values())
+        return Decision({line: one.distance for line, one in found.items()}, bound)
+    if not isinstance(distance, Mapping):
+        if len(lines) > 1 or distance is None:
+            raise InputError(
+                f"one distance is that of one line, and {', '.join(lines)} were asked: name a distance for each of "
+                "them, or a rate of false positives for all"
+            )
+        distance = {lines[0]: distance}
+    for line, value in distance.items():
+        if not 0 <= value <= 2**0.5:
+            raise InputError(f"distance must be from 0 to 1.414, not {value} ({line})")
+    return Decision(dict(distance), None)
+
+
+def measure(models: Models, loaded: Loaded, data: str, progress: Callable[[int], object]) -> dict[str, Tail]:
+    """How near different pictures of an index come to each other, by each line.
+
+    Raises:
+        InputError: it holds no two pictures.
+        SearchError: it is damaged.
+    """
+    tails = {}
+    for line in models.lines:
+        number = models.number(line)
+        at = loaded.hashed if number is None else np.arange(len(loaded.pictures))
+        ids = np.array(loaded.table.column("id").take(at).to_pylist())
+        tails[line] = measure_rows(_some(loaded.line(number), at), ids, data, progress=progress)
+    return tails
+
+
+def _some(rows: Rows, at: "NDArray[np.int64]") -> Rows:
+    """These rows alone, as `measure_rows` reads them."""
+    return replace(rows, read=lambda places: rows.read(at[places]))
