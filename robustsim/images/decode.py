@@ -198,11 +198,19 @@ def decoded(image: Image.Image, what: str, background: int | None = 255) -> Imag
         raise ImageError(f"cannot use {what}: {error or type(error).__name__}") from error
 
 
+class _HighBytes(tuple[int, ...]):
+    """A transparent colour of 16 bits a channel, by its high bytes."""
+
+    __slots__ = ()
+
+
 def _tell_colour(image: Image.Image) -> None:
     """A transparent colour of 16-bit RGB by its high bytes, as the pixels will be; only the tiles tell the depth."""
     colour = image.info.get("transparency")
+    if isinstance(colour, _HighBytes):  # told at an earlier frame
+        return
     if isinstance(colour, tuple) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-        image.info["transparency"] = tuple(part >> 8 for part in colour)
+        image.info["transparency"] = _HighBytes(part >> 8 for part in colour)
 
 
 def _orientation(image: Image.Image) -> int:

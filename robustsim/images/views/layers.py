@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 
 from PIL import ExifTags, Image
 
@@ -27,7 +26,8 @@ def layers(
     Damaged frames and thumbnails are left out: what else the file holds can be looked at.
 
     Args:
-        source: a path, encoded bytes or a PIL image.
+        source: a path, encoded bytes or a PIL image. Of the latter the frame at which it stands is the only one: it
+            may have been changed, which going to another one would undo.
         kinds: of views; those of other modules are ignored.
         frames: most frames to look at, the first one included.
 
@@ -41,7 +41,7 @@ def layers(
             yield "opaque", decoded(image, what, background=None)
         if "thumbnail" in kinds and (small := _thumbnail(image, what)):
             yield "thumbnail", small
-        if "frames" in kinds:
+        if "frames" in kinds and image is not source:
             yield from _frames(image, what, frames)
 
 
@@ -57,7 +57,7 @@ def sampled(count: int, most: int) -> list[int]:
 
 def _frames(image: Image.Image, what: str, most: int) -> Iterator[tuple[str, Image.Image]]:
     try:
-        count, here = getattr(image, "n_frames", 1), image.tell()
+        count = getattr(image, "n_frames", 1)
     except Image.DecompressionBombError:
         raise
     except Exception:  # nobody can say how many there are
@@ -67,22 +67,16 @@ def _frames(image: Image.Image, what: str, most: int) -> Iterator[tuple[str, Ima
             f"cannot use {what}: {count:,} frames of {image.width} x {image.height} pixels take too long to decode; "
             "leave its frames out, or store fewer of them"
         )
-    try:
-        for number in sampled(count, most):
-            if number == here:
-                continue
-            try:
-                image.seek(number)
-                _check_size(image)
-                frame = decoded(image, what)
-            except Image.DecompressionBombError:
-                raise
-            except Exception:  # damage, for which decoders have a dozen kinds
-                continue
-            yield f"frame {number}", frame
-    finally:
-        with suppress(Exception):  # a picture that was passed stands where it stood
-            image.seek(here)
+    for number in sampled(count, most)[1:]:
+        try:
+            image.seek(number)
+            _check_size(image)
+            frame = decoded(image, what)
+        except Image.DecompressionBombError:
+            raise
+        except Exception:  # damage, for which decoders have a dozen kinds
+            continue
+        yield f"frame {number}", frame
 
 
 def _check_size(image: Image.Image) -> None:

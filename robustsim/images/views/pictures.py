@@ -33,9 +33,9 @@ def picture_views(
     """The views of a picture, made one at a time; the first is the whole picture, named "".
 
     Args:
-        source: a path, encoded bytes, a PIL image, an array or a tensor in [0, 1], of one picture. Frames and
-            thumbnails are those of files, and of PIL images as they were opened; of such an image, the frame at
-            which it stands is the whole picture. A tensor's values are rounded to 8 bits.
+        source: a path, encoded bytes, a PIL image, an array or a tensor in [0, 1], of one picture. Only files have
+            frames to look at; of a PIL image, the one at which it stands is the whole picture. A tensor's values are
+            rounded to 8 bits.
         views: kinds of views, of `VIEWS`; "all" for all of them.
         least: of a tile's width and height, in pixels: the side of the square that a model looks at.
         frames: most frames to look at, at least 2: all, or as many evenly spread, the first and the last included.
