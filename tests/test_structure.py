@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
 # The rooms inside the wide ones, from the ground up: each imports those below it and none beside it.
 FLOORS = {
     "attacks": [{"engine"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
-    "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"run", "calibration"}],
+    "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"tails"}, {"run", "calibration"}],
     "search": [{"formats", "scan"}, {"embedding", "rates", "storage"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }

@@ -28,6 +28,20 @@ def calibrate(
     changed: Annotated[
         int | None, typer.Option(min=20, help="How many of them are changed, too: most of the work; all if not given.")
     ] = None,
+    pairs_of: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="How many more are compared, so that smaller rates of false positives can be told: 14000 for 1e-7.",
+        ),
+    ] = 0,
+    same: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A CSV with the columns file and same_as: copies of one photograph, which are no pair."
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +92,8 @@ def calibrate(
             target.resolve().with_name(f"{target.resolve().name}.calibration.partial"),
             photographs=photographs,
             changed=changed,
+            pairs_of=pairs_of,
+            same=same,
             labels=labels,
             label_column=label_column,
             about=about,
@@ -91,11 +107,21 @@ def calibrate(
         )
     calibration = found.calibration
     if as_json:
-        output.print_json({**dataclasses.asdict(calibration), "nearest_pairs": found.nearest, "failed": found.failed})
+        output.print_json(
+            {
+                **dataclasses.asdict(calibration),
+                "nearest_pairs": found.nearest,
+                "nearest_different": found.nearest_different,
+                "failed": found.failed,
+            }
+        )
     else:
         _show(calibration)
         output.note("the nearest pairs that counted as unrelated; label them (--labels) if they show one thing:")
         for a, b, distance in found.nearest:
+            output.note(f"  {distance:.4f}  {a}  {b}")
+        output.note("the nearest pairs that counted as different pictures; name copies of one photograph in --same:")
+        for a, b, distance in found.nearest_different:
             output.note(f"  {distance:.4f}  {a}  {b}")
     resumed = f", {found.resumed} of them from an interrupted run" if found.resumed else ""
     related = f"those of one of {found.kinds:,} kinds are related" if found.kinds else "nothing says which are related"
@@ -103,6 +129,12 @@ def calibrate(
         f"{os.fspath(target)}: measured on {calibration.photographs:,} photographs{resumed}, and {calibration.pairs:,} "
         f"pairs of unrelated ones ({related})"
     )
+    if calibration.tail is not None:
+        tail = calibration.tail
+        output.note(
+            f"{tail.pairs:,} pairs of {tail.pictures:,} different pictures: the smallest rate of false positives that "
+            f"they can say is {tail.smallest_rate():g}"
+        )
     output.finish(found.failed, calibration.photographs, strict)
 
 

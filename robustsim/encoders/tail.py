@@ -71,7 +71,7 @@ class Tail:
         if not held:
             raise InputError(
                 f"{self.pairs:,} pairs of different pictures ({self.data}) cannot say a rate of {rate:g}: the smallest "
-                f"that they can is {_rounded_up(next(self._bounds(confidence))):g}"
+                f"that they can is {self.smallest_rate(confidence):g}"
             )
         return self.distances[len(held) - 1]
 
@@ -88,6 +88,11 @@ class Tail:
         place = bisect_left(self.distances, distance)
         return next(islice(self._bounds(confidence), place, None), 1.0)
 
+    def smallest_rate(self, confidence: float = CONFIDENCE) -> float:
+        """The smallest rate, in two digits, for which there is a `threshold`."""
+        # Rounded up: who asks for it gets an answer.
+        return float(Context(prec=2, rounding=ROUND_UP).create_decimal(next(self._bounds(confidence))))
+
     def to_json(self) -> str:
         """JSON, which [`from_json`][robustsim.encoders.Tail.from_json] reads."""
         return json.dumps(asdict(self))
@@ -100,8 +105,10 @@ class Tail:
             CardError: it is not that.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+            data: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()
+            }
+            return cls(**data)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, CardError):
                 raise
@@ -121,8 +128,3 @@ def _bound(count: int, pairs: int, effect: float, confidence: float) -> float:
     """As if there were `effect` times fewer pairs: whole ones, rounded to the safe side."""
     trials = max(1, floor(pairs / effect))
     return upper_bound(min(ceil(count / effect), trials), trials, confidence)
-
-
-def _rounded_up(value: float) -> float:
-    """Two digits, no smaller: who asks for that rate gets an answer."""
-    return float(Context(prec=2, rounding=ROUND_UP).create_decimal(value))

@@ -1,5 +1,6 @@
 """What do a metric's distances mean? Those of unrelated photographs, and of photographs under known changes."""
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -14,15 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from robustsim.data.tables import read_header, read_rows, require
-from robustsim.distances import finite, identities, matrix_distance, pair_distance, same_of_all, same_pictures
+from robustsim.distances import identities, matrix_distance, pair_distance, same_of_all, same_pictures
 from robustsim.encoders.calibration import Calibration
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import DataError, ImageError, InputError
 from robustsim.evaluation.running.journal import Journal, discard
 from robustsim.evaluation.statistics import Array
+from robustsim.evaluation.tails import Photographs, embed, measure_tail, read_squares
 from robustsim.evaluation.tasks.distortions import change, seed_of
-from robustsim.images.files import list_images, prefetch, printable
-from robustsim.images.inputs import load_square, stack_squares
+from robustsim.images.files import list_images, printable
+from robustsim.images.inputs import stack_squares
 from robustsim.metric import RobustSim
 
 PathLike: TypeAlias = Union[str, "os.PathLike[str]"]
@@ -63,6 +65,8 @@ class Measured:
         kinds: labels or folders that tell which photographs are related; 0 if nothing does.
         nearest: the nearest pairs that counted as unrelated, with their distances: pictures of one thing among them
             make the small shares too large.
+        nearest_different: the nearest pairs that counted as different pictures, related ones included: copies of one
+            photograph among them make rates of false positives look larger than they are.
     """
 
     calibration: Calibration
@@ -70,6 +74,7 @@ class Measured:
     resumed: int
     kinds: int
     nearest: tuple[tuple[str, str, float], ...]
+    nearest_different: tuple[tuple[str, str, float], ...]
 
 
 def calibrate(
@@ -79,6 +84,8 @@ def calibrate(
     *,
     photographs: int = 1000,
     changed: int | None = None,
+    pairs_of: int = 0,
+    same: "PathLike | None" = None,
     labels: "PathLike | None" = None,
     label_column: str = "label",
     about: str | None = None,
@@ -97,12 +104,16 @@ def calibrate(
     Standard errors are those of the bootstrap over labels or folders, where there are ten at least, else over
     photographs. Take photographs that the model was not trained on.
 
+    The tail (`Calibration.tail`) is of all pairs of photographs, related or not, but for copies of the same picture.
+
     Args:
         metric: what is measured, `metric.batch_size` images at a time.
         folder: the photographs.
         work: a folder for what is done so far, removed at the end.
         photographs: how many, drawn at random; all if there are fewer.
         changed: how many of them the changes are made to, which is most of the work; all if not given.
+        pairs_of: how many more, if there are so many, are embedded for the tail alone: 14,000 make 1e8 pairs.
+        same: a table (CSV) of photographs that are copies, with the columns `file` and `same_as`, paths below `folder`.
         labels: a table (CSV) with the columns `file`, a path below `folder`, and `label_column`.
         label_column: see `labels`.
         about: the photographs in words, with their licence; the folder's name if not given.
@@ -127,6 +138,7 @@ def calibrate(
     files = draw_photographs(root, photographs, seed, follow_links=follow_links, tell=tell)
     _check_count(len(files), folder)
     groups = _groups(root, files, labels, label_column)
+    more = _more(root, files, pairs_of, seed, follow_links)
     weights = image_sha256(metric.encoder)
     identity = {
         "model": metric.card.to_identity(),
@@ -135,6 +147,7 @@ def calibrate(
         "changes": [list(row) for row in _ROWS],
         "changed": changed,
         "seed": seed,
+        "more": hashlib.sha256("\n".join(_stamp(root, file) for file in more).encode()).hexdigest(),
     }
     if restart:
         discard(Path(work))
@@ -148,10 +161,10 @@ def calibrate(
     resumed = 0
     with Journal(Path(work), identity) as journal, torch.no_grad():
         for number, (part, to_change) in enumerate(parts):
-            squares = _read(root, part, metric, on_error)
+            squares = read_squares(root, part, metric, on_error)
             if squares:
                 pixels = stack_squares(list(squares.values()), metric.device)
-                z = _embed(metric, pixels)
+                z = embed(metric, pixels)
                 embeddings.append(z.cpu())
                 known.append(identities(pixels))
                 names += squares
@@ -171,21 +184,41 @@ def calibrate(
             raise
         own = np.unique([groups[name] for name in names], return_inverse=True)[1]
         distances = _matrix(embeddings)
-        same = same_of_all(torch.cat(known), torch.cat(known)).numpy()
+        digests = torch.cat(known)
+        alike = same_of_all(digests, digests).numpy()
         calibration, nearest = _summary(
             distances,
             np.array(rows),
             own,
-            (own[:, None] != own[None]) & ~same,
+            (own[:, None] != own[None]) & ~alike,
             seed,
             data=about or f"{len(names):,} photographs of {root.resolve().name}",
             weights=weights,
         )
+        tail = measure_tail(
+            metric,
+            root,
+            more,
+            journal,
+            before=Photographs(names, [row.tobytes().hex() for row in digests.numpy()], torch.cat(embeddings).numpy()),
+            same=None if same is None else Path(same),
+            about=about if not more else None,
+            progress=progress,
+            on_error=on_error,
+        )
+        calibration = dataclasses.replace(calibration, tail=tail.tail)
         save(calibration)
         journal.remove()
     named = tuple((names[i], names[j], float(distances[i, j])) for i, j in nearest)
     kinds = len(set(groups.values()))
-    return Measured(calibration, len(files) - len(names), resumed, kinds if kinds < len(groups) else 0, named)
+    return Measured(
+        calibration,
+        len(files) - len(names) + tail.failed,
+        resumed + tail.resumed,
+        kinds if kinds < len(groups) else 0,
+        named,
+        tail.nearest,
+    )
 
 
 def _check_count(count: int, folder: PathLike) -> None:
@@ -211,6 +244,15 @@ def draw_photographs(
     """
     files, _ = list_images(root, follow_links=follow_links, tell=tell)
     return random.Random(seed).sample(files, min(count, len(files)))
+
+
+def _more(root: Path, files: Sequence[Path], count: int, seed: int, follow_links: bool) -> list[Path]:
+    """Which other files of the folder are embedded for the tail alone, in a random order."""
+    if not count:
+        return []
+    taken = set(files)
+    rest = [file for file in list_images(root, follow_links=follow_links)[0] if file not in taken]
+    return random.Random(seed).sample(rest, min(count, len(rest)))
 
 
 def _groups(root: Path, files: Sequence[Path], labels: "PathLike | None", column: str) -> dict[str, str]:
@@ -239,31 +281,6 @@ def _stamp(root: Path, file: Path) -> str:
     return f"{printable(file)} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _read(
-    root: Path, files: Sequence[Path], metric: RobustSim, on_error: Callable[[ImageError], object]
-) -> dict[str, Tensor]:
-    """Squares (S, S, 3) uint8 by name, of what can be read."""
-
-    def square(file: Path) -> "Tensor | ImageError":
-        try:
-            return load_square(root / file, metric.card.preprocessing)
-        except ImageError as error:
-            return ImageError(str(error))
-
-    squares = {}
-    for file, found in zip(files, prefetch(square, files), strict=True):
-        if isinstance(found, ImageError):
-            on_error(found)
-        else:
-            squares[printable(file)] = found
-    return squares
-
-
-def _embed(metric: RobustSim, pixels: Tensor) -> Tensor:
-    z = metric.embed_pixels(pixels)
-    return finite(z, z)
-
-
 def _changed(
     metric: RobustSim, squares: Mapping[str, Tensor], pixels: Tensor, z: Tensor, seed: int
 ) -> list[list[float]]:
@@ -274,7 +291,7 @@ def _changed(
         # Copies: Pillow writes into a picture that it saves.
         new = [torch.from_numpy(np.array(change(one.copy(), kind, amount, own))) for one, own in pictures]
         other = stack_squares(new, metric.device)
-        columns.append(pair_distance(z, _embed(metric, other), same_pictures(pixels, other), squared=False))
+        columns.append(pair_distance(z, embed(metric, other), same_pictures(pixels, other), squared=False))
     return [[round(value, 6) for value in row] for row in torch.stack(columns, 1).tolist()]
 
 

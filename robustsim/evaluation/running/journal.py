@@ -36,6 +36,11 @@ class Journal:
         self._file: Any = None
         self.done: dict[Part, dict[str, Any]] = {}
 
+    @property
+    def root(self) -> Path:
+        """The folder: what a run keeps there in files `*.f32` goes with the journal."""
+        return self._root
+
     def __enter__(self) -> "Journal":
         try:
             self._root.mkdir(parents=True, exist_ok=True)
@@ -128,7 +133,7 @@ def discard(root: Path) -> None:
 
 
 def _remove(root: Path) -> None:
-    for path in (*root.glob("journal-*.jsonl"), *root.glob(f"{_LOCK}-*"), root / _IDENTITY):
+    for path in (*root.glob("journal-*.jsonl"), *root.glob("*.f32"), *root.glob(f"{_LOCK}-*"), root / _IDENTITY):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # somebody put something of his own there
         root.rmdir()
