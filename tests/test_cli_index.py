@@ -1,5 +1,6 @@
 """`robustsim index`, `search`, `forget` and `check`."""
 
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image, ImageOps
 
 from robustsim import RobustSim
 from robustsim.encoders.card import DEFAULT_MODEL
@@ -216,3 +218,56 @@ def test_without_the_extra(run, folder, tmp_path, monkeypatch):
     code, _, err = run("index", tmp_path / "index", folder)
     assert code == 1
     assert 'pip install "robustsim[search]"' in err
+
+
+@pytest.fixture
+def wide(run, folder, tmp_path):
+    """An index of two models, with the mirror image of each picture."""
+    made = run("index", tmp_path / "wide", folder, "--also", f"{DEFAULT_MODEL}-clean", "--views", "mirror")
+    assert made[0] == 0, made[2]
+    return tmp_path / "wide"
+
+
+def test_lines_and_views(run, folder, wide, tmp_path, monkeypatch):
+    mirrored = tmp_path / "mirrored.png"
+    with Image.open(folder / "chelsea.png") as picture:
+        ImageOps.mirror(picture).save(mirrored)
+    for line in (DEFAULT_MODEL, f"{DEFAULT_MODEL}-clean", "phash"):
+        code, out, _ = run("search", wide, mirrored, "--within", "0.05", "--by", line)
+        assert code == 1
+        assert f"{line} (mirror of the picture)" in out
+    assert run("search", wide, mirrored, "--within", "0.05", "--by", "phash", "--by", DEFAULT_MODEL)[0] == 2
+    code, out, _ = run("search", wide, mirrored, "--within", "0.05", "--by", "phash", "--json")
+    found = json.loads(out)
+    assert (code, found["thresholds"], found["false_positives"]) == (1, {"phash": 0.05}, None)
+    ((evidence,),) = (hit["found_by"] for hit in found["queries"][0]["hits"])
+    assert (evidence["line"], evidence["query_view"], evidence["view"]) == ("phash", "", "mirror")
+    # What a pipe brings is looked at with all its frames.
+    with Image.open(folder / "coffee.png") as picture, Image.open(folder / "astronaut.png") as other:
+        small = [one.convert("RGB").resize((160, 120)) for one in (other, picture)]
+    held = io.BytesIO()
+    small[0].save(held, "png", save_all=True, append_images=small[1:])
+    found = {}
+    for views in ("", "frames"):
+        held.seek(0)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(held.getvalue())))
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+        out = run("search", wide, "-", "--within", "0.2", "--json", "--views", views)[1]
+        found[views] = {os.path.basename(hit["path"]) for hit in json.loads(out)["queries"][0]["hits"]}
+    assert found == {"": {"astronaut.png"}, "frames": {"astronaut.png", "coffee.png"}}
+
+
+def test_what_an_index_is_made_with_stays(run, folder, index, wide):
+    for made in (index, wide):
+        code, _, err = run("index", made, folder, "--views", "tiles")
+        assert code == 1
+        assert "--views is for a new index" in err
+    code, _, err = run("index", index, folder, "--also", f"{DEFAULT_MODEL}-clean")
+    assert code == 1
+    assert "--also is for a new index" in err
+    assert run("index", wide, folder, "--also", f"{DEFAULT_MODEL}-clean", "--views", "mirror")[0] == 0
+    assert run("search", index, folder / "coffee.png", "--by", "phash")[0] == 2
+    assert run("search", index, folder / "coffee.png", "--within", "0.1", "--false-positives", "1e-5")[0] == 2
+    code, _, err = run("search", index, folder / "coffee.png", "--views", "upside")
+    assert code == 1
+    assert "no kind of view is called 'upside'" in err

@@ -15,10 +15,18 @@ from robustsim.images import load_views
 from robustsim.search import Index, rates
 from tests import trainings
 from tests.conftest import EXAMPLES
-from tests.test_index_files import draw, names
+from tests.test_index_files import names
 
 pytest.importorskip("lance")
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def draw(path, seed):
+    """A small picture with enough in it for a hash, unlike others."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def model(name, seed):

@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import io
 import json
 import math
 import os
@@ -193,7 +194,8 @@ def unseen(
     parts = []
     for path in paths:
         picture = (opened or {}).get(str(path), path)
-        width, height = image_size(picture) if isinstance(picture, (str, Path)) else picture.size
+        held = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+        width, height = held.size if hasattr(held, "size") else image_size(held)
         left, top, right, bottom = card.preprocessing.seen(width, height)
         share = 1 - (right - left) * (bottom - top) / (width * height)
         if share > 1e-9:

@@ -64,12 +64,13 @@ def search(
         opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
         output.settle(opened.card)
         wanted: dict[str, Any] = {"views": kinds(views), "label": label, "tenant": tenant}
+        pictures = _pictures(opened, images, kinds(views))
         if decides:
             lines = by and ("all" if "all" in by else by)
             wanted |= {"distance": within, "false_positives": false_positives, "by": lines}
-            answer = opened.within(_pictures(opened, images), **wanted)
+            answer = opened.within(pictures, **wanted)
         else:
-            answer = opened.search(_pictures(opened, images), count or 10, **wanted)
+            answer = opened.search(pictures, count or 10, **wanted)
         _print(str(index), images, answer, as_json)
         if not answer.compared:
             _tell_nothing_compared(label, tenant)
@@ -83,10 +84,10 @@ def search(
         raise typer.Exit(1)
 
 
-def _pictures(index: "Index", images: list[str]) -> "list[Picture]":
+def _pictures(index: "Index", images: list[str], views: list[str]) -> "list[Picture]":
     from robustsim.cli.pictures import open_pictures
 
-    opened = open_pictures(images)
+    opened = open_pictures(images, encoded=bool(views))
     output.tell_unseen(output.unseen(index.card, opened, opened), aside=True)
     return [opened[name] for name in images]
 

@@ -104,7 +104,7 @@ def _opened_file(name: str) -> Iterator[BinaryIO]:
                 raise ImageError(f"cannot read {name!r}: the file is empty")
             yield stream
         else:
-            yield _held(stream, repr(name))
+            yield held_stream(stream, repr(name))
 
 
 def read_stream(stream: BinaryIO, what: str) -> Image.Image:
@@ -117,12 +117,13 @@ def read_stream(stream: BinaryIO, what: str) -> Image.Image:
     Raises:
         ImageError: nothing comes, more than 1 GiB comes, or it is no picture.
     """
-    held = _held(stream, what)
+    held = held_stream(stream, what)
     with _told(what), Image.open(held) as image:
         return decoded(image, what)
 
 
-def _held(stream: BinaryIO, what: str) -> io.BytesIO:
+def held_stream(stream: BinaryIO, what: str) -> io.BytesIO:
+    """What comes out of a stream, read to its end; arguments and errors as for `read_stream`."""
     held = io.BytesIO()
     try:
         while block := stream.read(_BLOCK):
@@ -146,8 +147,8 @@ def loaded(image: Image.Image) -> Image.Image:
     return read_image(image)
 
 
-def image_size(path: "str | os.PathLike[str]") -> tuple[int, int]:
-    """(width, height) of a picture as `read_image` gives it, upright; only its head is read."""
+def image_size(path: "str | os.PathLike[str] | BinaryIO") -> tuple[int, int]:
+    """(width, height) of a file's picture as `read_image` gives it, upright; only its head is read."""
     with Image.open(path) as image:
         width, height = image.size
         # Some versions of Pillow give a TIFF's size upright already, some as it is stored: its tags say the latter.
