@@ -1,0 +1,246 @@
+"""A page about duplicates: one file with everything in it, for a browser, and for nothing else.
+
+It is written group by group, so that memory does not grow with it, and loads nothing from anywhere: its own policy
+forbids that. What it shows can be read without its script, which lists the files that are not marked to be kept.
+"""
+
+import base64
+import html
+import io
+import os
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustsim.encoders.weights import whole_file
+from robustsim.errors import ImageError
+from robustsim.images.files import from_printable, prefetch
+from robustsim.search.duplicates.report import IDENTICAL, DuplicatesReport, Group, Like, Member
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SIDE, _QUALITY = 320, 70  # of a thumbnail: pixels, which are shown at half the size on most screens, and JPEG's
+_MOST_LIKES = 20  # pictures outside of a group that are named; the others are counted
+# What would not be seen, or would turn what is around it: control characters, and marks of direction.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+#: One picture: its thumbnail as a data URI with (width, height), or why there is none.
+_Thumbnail = tuple[str, int, int] | str
+
+
+def write_page(
+    report: DuplicatesReport,
+    path: "str | os.PathLike[str]",
+    *,
+    what: str = "",
+    promise: str | None = None,
+    progress: Callable[[int], object] = lambda groups: None,
+) -> None:
+    """Write the page; it is there as a whole, or not at all.
+
+    Args:
+        report: what it shows; the pictures are read for their thumbnails.
+        path: of the HTML file.
+        what: was looked through, for the heading.
+        promise: the line that holds under attack; None if none of them does.
+        progress: called with the number of groups written since the last call.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(_head(report, what, promise))
+        groups = prefetch(_thumbnails, report.groups, ahead=8)
+        for number, (group, thumbnails) in enumerate(zip(report.groups, groups, strict=True), 1):
+            file.write(_group(number, group, report.also_like(group), thumbnails))
+            progress(1)
+        file.write(_tail(report))
+
+
+def _thumbnails(group: Group) -> dict[str, _Thumbnail]:
+    """Of each content of a group, from the first file of it that can be read."""
+    found: dict[str, _Thumbnail] = {}
+    for member in group.members:
+        if isinstance(found.get(member.id, ""), str):
+            found[member.id] = _thumbnail(member)
+    return found
+
+
+def _thumbnail(member: Member) -> _Thumbnail:
+    from robustsim.images.decode import read_image
+
+    if not member.path:
+        return "It was added without a file."
+    try:
+        image = read_image(from_printable(member.path))
+    except ImageError:
+        return "The file cannot be read now."
+    return _encoded(image)
+
+
+def _encoded(image: "Image.Image") -> _Thumbnail:
+    image.thumbnail((_SIDE, _SIDE))
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}", image.width, image.height
+
+
+def _head(report: DuplicatesReport, what: str, promise: str | None) -> str:
+    rows = "".join(
+        f"<tr><th scope=row>{_text(line)}</th><td>{distance:.4f}</td><td>{_meaning(line, promise)}</td></tr>"
+        for line, distance in report.thresholds.items()
+    )
+    count = len(report.groups)
+    others = sum(len(group.others) for group in report.groups)
+    summary = (
+        f"{report.compared:,} pictures were compared{f' ({_text(what)})' if what else ''}. "
+        f"{_counted(count, 'group')} of pictures that are alike; {_counted(others, 'file')} beside those that are "
+        f"kept, {_bytes(report.freed)}. Kept of each group: the {report.keep}. Each two pictures of a group are alike "
+        "by one of these lines at least, or have the same content. Nothing was moved or deleted by this page."
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Duplicates: {_counted(count, "group")}</title>
+<style>
+{_own("page.css")}</style>
+</head>
+<body>
+<a class="skip" href="#groups">Skip to the groups</a>
+<header>
+<h1>Duplicates</h1>
+<p>{summary}</p>
+<table>
+<caption>What counts as alike</caption>
+<thead><tr><th scope=col>line</th><th scope=col>distance at most</th><th scope=col>under attack</th></tr></thead>
+<tbody>{rows}</tbody>
+</table>
+</header>
+<div class="tools" id="tools" role="region" aria-label="What is not kept" hidden><div>
+<button type="button" id="show">Show the list of the others</button>
+<button type="button" id="copy">Copy it</button>
+<button type="button" id="save">Save it</button>
+<label><input type="checkbox" id="keys" checked> <kbd>j</kbd> and <kbd>k</kbd> go to the next group and back</label>
+<p id="status" role="status"></p>
+<textarea id="list" readonly hidden aria-label="Files that are not marked to be kept"></textarea>
+</div></div>
+<main id="groups" tabindex="-1">
+"""
+
+
+def _tail(report: DuplicatesReport) -> str:
+    none = "" if report.groups else "<p>No two pictures are alike.</p>\n"
+    return f"""{none}</main>
+<footer><p>Made by robustsim dedup, of version {report.version} of the index.</p></footer>
+<script>
+{_own("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _group(number: int, group: Group, likes: list[Like], thumbnails: dict[str, _Thumbnail]) -> str:
+    members = "".join(_member(number, group, member, thumbnails[member.id]) for member in group.members)
+    return f"""<section class="group" aria-labelledby="g{number}">
+<h2 id="g{number}">Group {number}<small>{len(group)} pictures, {_bytes(group.freed)} beside the kept one</small></h2>
+<fieldset>
+<legend class="hidden">Which of group {number} to keep</legend>
+<ul class="members">
+{members}</ul>
+</fieldset>
+{_also_like(likes)}</section>
+"""
+
+
+def _member(number: int, group: Group, member: Member, thumbnail: _Thumbnail) -> str:
+    name = member.path.rpartition("/")[2] or f"picture {member.id[:12]}"
+    checked = " checked" if member is group.keep else ""
+    if isinstance(thumbnail, str):
+        picture = _text(thumbnail)
+    else:
+        source, width, height = thumbnail
+        picture = f'<img src="{source}" width="{width}" height="{height}" loading="lazy" alt="{_text(name)}">'
+    facts = {
+        "folder": f"<bdi>{_text(member.path.rpartition('/')[0] or '/')}</bdi>" if member.path else "",
+        "found by": _found_by(member),
+        "pixels": f"{member.width} × {member.height}" if member.width and member.height else "",
+        "size": _bytes(member.size) if member.size is not None else "",
+        "changed": _date(member.mtime),
+        "label": f"<bdi>{_text(member.label)}</bdi>" if member.label else "",
+    }
+    told = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items() if value)
+    return (
+        f'<li class="member"><label><span class="picture">{picture}</span>'
+        f'<span class="choice"><input type="radio" name="g{number}" data-path="{_value(member.path)}"{checked}>'
+        f'<span class="name"><span class="hidden">keep </span><bdi>{_text(name)}</bdi></span></span></label>'
+        f"<dl>{told}</dl></li>\n"
+    )
+
+
+def _found_by(member: Member) -> str:
+    if IDENTICAL in member.found_by:
+        return "identical content"
+    return ", ".join(f"{_text(line)} ({away:.4f})" for line, away in member.distances.items())
+
+
+def _also_like(likes: list[Like]) -> str:
+    if not likes:
+        return ""
+    items = [
+        f"<li><bdi>{_text(like.path or like.id)}</bdi>, near <bdi>{_text(like.near)}</bdi> ("
+        f"{', '.join(f'{_text(line)} {away:.4f}' for line, away in like.distances.items())})</li>"
+        for like in likes[:_MOST_LIKES]
+    ]
+    if rest := len(likes) - len(items):
+        items.append(f"<li>and {rest:,} more, which the file of <code>-o</code> names</li>")
+    words = f"{_counted(len(likes), 'picture')} outside of the group, near one of it and not near all"
+    return f"<details><summary>{words}</summary><ul>{''.join(items)}</ul></details>\n"
+
+
+def _meaning(line: str, promise: str | None) -> str:
+    return "made to hold" if line == promise else "no promise"
+
+
+def _text(text: str) -> str:
+    """Text as it stands in HTML, in attributes too; what would not be seen is written as Python has it."""
+    return html.escape(_UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
+
+
+def _value(text: str) -> str:
+    """Text in an attribute that a script reads: as it is."""
+    return re.sub("[\x00-\x1f]", lambda found: f"&#{ord(found[0])};", html.escape(text))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _bytes(count: int) -> str:
+    value, unit = float(count), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
+def _date(mtime: int | None) -> str:
+    if mtime is None:
+        return ""
+    try:
+        when = datetime.fromtimestamp(mtime / 1e9, tz=timezone.utc)
+    except (OverflowError, ValueError, OSError):
+        return ""
+    return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
+
+
+def _own(name: str) -> str:
+    """A file beside this one."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
