@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from robustsim.search.duplicates.report import DuplicatesReport
     from robustsim.search.embedding import EmbedReport, embed_folder, embed_images
     from robustsim.search.index.answer import Answer, Evidence, Hit
     from robustsim.search.index.index import Index
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "CheckReport",
+    "DuplicatesReport",
     "EmbedReport",
     "Evidence",
     "ForgetReport",
@@ -33,6 +35,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "Answer": "index.answer",
         "CheckReport": "storage.check",
+        "DuplicatesReport": "duplicates.report",
         "EmbedReport": "embedding",
         "Evidence": "index.answer",
         "ForgetReport": "storage.forget",

@@ -14,6 +14,8 @@ from robustsim.images.files import find_images
 from robustsim.images.inputs import ImageInput
 from robustsim.images.views.names import check_views
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
+from robustsim.search.duplicates.report import DuplicatesReport
+from robustsim.search.index.alike import duplicates, lines_asked
 from robustsim.search.index.answer import Answer
 from robustsim.search.index.ask import Question
 from robustsim.search.index.deciding import decide, lines_of, measure
@@ -308,6 +310,44 @@ class Index:
         tails = measure(self._models, rows, f"the index {self.path!r}", progress)
         keep_tails(self.path, rows.snapshot.key, tails)
         return tails
+
+    def duplicates(
+        self,
+        distance: "float | Mapping[str, float] | None" = None,
+        false_positives: float | None = None,
+        *,
+        by: Sequence[str] | None = None,
+        keep: str = "largest",
+        label: str | None = None,
+        tenant: str | None = None,
+        progress: Callable[[int], object] = _nothing,
+    ) -> DuplicatesReport:
+        """Groups of pictures that look alike, each two of which do.
+
+        All pairs are compared, and none is missed. Two pictures are alike if any of several lines says so; what it says
+        of edits is good, and only the line of a robust encoder is a promise under attack. Files of the same content are
+        in one group as a matter of course. Nothing is loaded but the index, and no file is touched.
+
+        Args:
+            distance: up to which pictures are alike by the index's own model, or by each line that is named.
+            false_positives: a distance for each line, so that all together take at most such a share of pairs of
+                different pictures for alike. One in a million, if neither is given.
+            by: which lines compare; all of the index's, if a rate is given.
+            keep: which of a group is kept: "largest" (the most pixels, then the most bytes), "smallest", "oldest",
+                "newest" or "medoid", the one with the least sum of distances to the others.
+            label: only pictures with this label count.
+            tenant: only pictures of this tenant count.
+            progress: called with the number of pairs compared since the last call.
+
+        Raises:
+            InputError: no such line, rule or distance, or no data that can say the rate.
+            SearchError: the index is damaged, or was erased since it was opened.
+            OutputError: there is no room on the disk for the pairs.
+        """
+        check_words(label=label, tenant=tenant)
+        rows = self._rows()
+        thresholds = lines_asked(self._models, rows, distance, false_positives, by)
+        return duplicates(self._models, rows, thresholds, keep=keep, label=label, tenant=tenant, progress=progress)
 
     def forget(self, names: "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]") -> ForgetReport:
         """Erase pictures, by `id` or path, of all tenants: rows that are left are written anew, older files removed.
