@@ -1,70 +1,17 @@
 """The duplicates of an index: its rows, line by line, and the files that they are of."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustsim.errors import InputError
 from robustsim.search.duplicates.find import Line, find_duplicates
 from robustsim.search.duplicates.report import DuplicatesReport, Member
 from robustsim.search.index.models import Models
-from robustsim.search.rates import known_tails, thresholds_for
 from robustsim.search.storage.loaded import Loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-#: The share of pairs of different pictures that may be taken for duplicates, where nothing else is asked for.
-RATE = 1e-6
-
-
-def lines_asked(
-    models: Models,
-    loaded: Loaded,
-    distance: "float | Mapping[str, float] | None",
-    false_positives: float | None,
-    by: Sequence[str] | None,
-) -> dict[str, float]:
-    """The distance for each line, in the order of the index.
-
-    Args:
-        models: of the index.
-        loaded: its rows.
-        distance: of the index's own model, or of each line that is named.
-        false_positives: the rate that all lines share.
-        by: which lines; None for those that have a distance, or all if a rate is asked for.
-
-    Raises:
-        InputError: both are given, there is no such line or distance, or no data that can say the rate.
-    """
-    if distance is not None and false_positives is not None:
-        raise InputError("distance and false_positives exclude each other")
-    if by is not None and not by:
-        raise InputError("by names no line: name one at least")
-    if distance is None:
-        lines = models.lines if by is None else by
-        for line in lines:
-            models.number(line)
-        tails = known_tails({card.name: card for card in models.cards})
-        most = int(np.bincount(loaded.pictures).max(initial=1))  # rows of one picture
-        rate = RATE if false_positives is None else false_positives
-        given = {
-            line: found.distance for line, found in thresholds_for(lines, rate, tails, comparisons=most * most).items()
-        }
-    else:
-        own = by[0] if by is not None and len(by) == 1 else models.lines[0]
-        given = dict(distance) if isinstance(distance, Mapping) else {own: distance}
-        if not given or (by is not None and set(by) != set(given)):
-            raise InputError(
-                f"a distance is that of one line, and those that compare are {', '.join(by or ()) or 'none'}: name one "
-                "for each of them, or a rate of false positives, which they share"
-            )
-    for line, value in given.items():
-        models.number(line)
-        if not 0 <= value <= 2**0.5:
-            raise InputError(f"distance must be from 0 to 1.414, not {value} ({line})")
-    return {line: float(given[line]) for line in models.lines if line in given}
 
 
 def duplicates(

@@ -125,7 +125,7 @@ class Question:
     def comparisons(self) -> int:
         """How many a query and a picture take on each line, at most: views of the one times views of the other."""
         of_query = max((int(np.bincount(one.owners).max(initial=0)) for one in self._asked.values()), default=0)
-        return max(1, of_query * self._most_views())
+        return max(1, of_query * self._loaded.most_views)
 
     def within(self, decision: Decision) -> Answer:
         """All pictures that at least one line takes for a match."""
@@ -137,15 +137,11 @@ class Question:
             )
         return replace(self._answer(found, None), thresholds=thresholds, false_positives=decision.false_positives)
 
-    def _most_views(self) -> int:
-        viewless = self._loaded.count == len(self._loaded.pictures)
-        return 1 if viewless else int(np.bincount(self._loaded.pictures).max())
-
     def _pictures(self, positions: "Positions | None") -> int:
         """Of how many pictures rows are."""
         if positions is None:
             return self._loaded.count
-        return len(positions) if self._most_views() == 1 else len(np.unique(self._loaded.pictures[positions]))
+        return len(positions) if self._loaded.most_views == 1 else len(np.unique(self._loaded.pictures[positions]))
 
     def _rows(self, number: int | None) -> "tuple[scan.Rows, Positions | None]":
         if number is not None:

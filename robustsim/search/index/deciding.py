@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Names all lines of an index.
 ALL = "all"
+#: The share of pairs of different pictures that may be taken for duplicates, where nothing else is asked for.
+RATE = 1e-6
 
 
 class Decision(NamedTuple):

@@ -24,6 +24,7 @@ class Loaded:
         order: (N,): the rank of each row by id, path, tenant and view, for those at the same distance.
         pictures: (N,): which picture each row is a view of, from 0; the whole of it and its views have one number.
         count: of pictures.
+        most_views: of one picture, the whole of it included.
 
     Args:
         snapshot: what is loaded.
@@ -52,6 +53,7 @@ class Loaded:
         self.pictures = np.empty(done, np.int64)
         self.pictures[ranked] = self._numbered(ranked)
         self.count = int(self.pictures.max(initial=-1)) + 1
+        self.most_views = 1 if self.count == done else int(np.bincount(self.pictures).max())
         self._codes: dict[int, Codes] = {}
         self._hashes: Codes | None = None
 
