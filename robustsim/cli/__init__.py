@@ -13,6 +13,7 @@ from robustsim.cli import (
     compare,
     convert,
     data,
+    dedup,
     embed,
     evaluate,
     forget,
@@ -41,6 +42,7 @@ app.command("matrix")(matrix.matrix)
 app.command("embed")(embed.embed)
 app.command("index")(index.index)
 app.command("search")(search.search)
+app.command("dedup")(dedup.dedup)
 app.command("forget")(forget.forget)
 app.command("check")(check.check)
 app.command("attack")(attack.attack)

@@ -43,17 +43,23 @@ class _LeftAloneError(Exception):
     """Why a file is not touched."""
 
 
-def delete(groups: Sequence[Group], tell: Callable[[Done], object] = lambda done: None) -> int:
+def delete(
+    groups: Sequence[Group],
+    *,
+    root: "str | os.PathLike[str] | None" = None,
+    tell: Callable[[Done], object] = lambda done: None,
+) -> int:
     """Delete all files of groups but the kept ones.
 
     Args:
         groups: of a report.
+        root: only files below it are deleted; None for all.
         tell: called for each file.
 
     Returns:
         How many were left alone.
     """
-    return _act(groups, lambda path, member: path.unlink(), tell)
+    return _act(groups, lambda path, member: path.unlink(), _absolute(root), tell)
 
 
 def move(
@@ -70,7 +76,8 @@ def move(
     Args:
         groups: of a report.
         folder: where they go; made if it is not there.
-        root: what names are relative to; None for the folder that all have in common.
+        root: what names are relative to, and only files below it are moved; None for the folder that all have in
+            common.
         tell: called for each file.
 
     Returns:
@@ -82,9 +89,10 @@ def move(
     """
     target = Path(os.path.abspath(os.path.expanduser(folder)))
     files = [_path(one) for group in groups for one in group.members if one.path]
-    base = Path(os.path.abspath(root)) if root is not None else _common(files)
-    inside = [path for path in files if path.is_relative_to(target)]
-    if inside or (root is not None and os.path.realpath(target).startswith(os.path.join(os.path.realpath(base), ""))):
+    below = _absolute(root)
+    base = _common(files) if below is None else below
+    real = Path(os.path.realpath(target))
+    if any(path.is_relative_to(target) for path in files) or (below and real.is_relative_to(os.path.realpath(below))):
         raise InputError(
             f"{os.fspath(target)!r} is among the pictures that are compared, and what is moved there would be found "
             "again: choose a folder outside"
@@ -94,16 +102,20 @@ def move(
     with _Journal(target) as journal:
 
         def away(path: Path, member: Member) -> str:
-            relative = path.relative_to(base) if path.is_relative_to(base) else Path(*path.parts[1:])
-            goes = target / relative
+            goes = target / path.relative_to(base)
             journal.add({"from": printable(path), "to": printable(goes), "id": member.id})
             _move(path, goes, member.id)
             return printable(goes)
 
-        return _act(groups, away, tell)
+        return _act(groups, away, below, tell)
 
 
-def _act(groups: Sequence[Group], away: Callable[[Path, Member], str | None], tell: Callable[[Done], object]) -> int:
+def _act(
+    groups: Sequence[Group],
+    away: Callable[[Path, Member], str | None],
+    below: Path | None,
+    tell: Callable[[Done], object],
+) -> int:
     kept = set(_identities(group.keep for group in groups))
     left = 0
     for group in groups:
@@ -111,6 +123,8 @@ def _act(groups: Sequence[Group], away: Callable[[Path, Member], str | None], te
             goes, why = None, None
             try:
                 path = _checked(member, group.keep, kept)
+                if below is not None and not path.is_relative_to(below):
+                    raise _LeftAloneError(f"it lies outside of {printable(below)!r}")
                 goes = away(path, member)
             except _LeftAloneError as error:
                 why = str(error)
@@ -177,11 +191,17 @@ def _identities(members: Iterable[Member]) -> "Iterable[tuple[int, int]]":
                 yield _identity(os.stat(_path(member)))
 
 
+def _absolute(folder: "str | os.PathLike[str] | None") -> Path | None:
+    return None if folder is None else Path(os.path.abspath(folder))
+
+
 def _common(files: Sequence[Path]) -> Path:
     try:
         return Path(os.path.commonpath([path.parent for path in files]))
-    except ValueError:  # of several drives, or no files
-        return Path()
+    except ValueError:
+        if files:
+            raise InputError("the files are on several drives: name the folder that they are to be moved of") from None
+        return Path()  # no files
 
 
 def _move(path: Path, goes: Path, content: str) -> None:

@@ -9,7 +9,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ def write_page(
     path: "str | os.PathLike[str]",
     *,
     what: str = "",
-    promise: str | None = None,
+    promises: Sequence[str] = (),
     progress: Callable[[int], object] = lambda groups: None,
 ) -> None:
     """Write the page; it is there as a whole, or not at all.
@@ -46,14 +46,14 @@ def write_page(
         report: what it shows; the pictures are read for their thumbnails.
         path: of the HTML file.
         what: was looked through, for the heading.
-        promise: the line that holds under attack; None if none of them does.
+        promises: the lines that were made to hold under attack.
         progress: called with the number of groups written since the last call.
 
     Raises:
         OutputError: it cannot be written.
     """
     with whole_file(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(_head(report, what, promise))
+        file.write(_head(report, what, promises))
         groups = prefetch(_thumbnails, report.groups, ahead=8)
         for number, (group, thumbnails) in enumerate(zip(report.groups, groups, strict=True), 1):
             file.write(_group(number, group, report.also_like(group), thumbnails))
@@ -89,9 +89,9 @@ def _encoded(image: "Image.Image") -> _Thumbnail:
     return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}", image.width, image.height
 
 
-def _head(report: DuplicatesReport, what: str, promise: str | None) -> str:
+def _head(report: DuplicatesReport, what: str, promises: Sequence[str]) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{_text(line)}</th><td>{distance:.4f}</td><td>{_meaning(line, promise)}</td></tr>"
+        f"<tr><th scope=row>{_text(line)}</th><td>{distance:.4f}</td><td>{_meaning(line, promises)}</td></tr>"
         for line, distance in report.thresholds.items()
     )
     count = len(report.groups)
@@ -204,8 +204,8 @@ def _also_like(likes: list[Like]) -> str:
     return f"<details><summary>{words}</summary><ul>{''.join(items)}</ul></details>\n"
 
 
-def _meaning(line: str, promise: str | None) -> str:
-    return "made to hold" if line == promise else "no promise"
+def _meaning(line: str, promises: Sequence[str]) -> str:
+    return "made to hold" if line in promises else "no promise"
 
 
 def _text(text: str) -> str:
