@@ -35,7 +35,10 @@ def layers(
         ImageError: it cannot be read; or a frame or the thumbnail would take too much memory, or all frames too long.
     """
     with opened(source) as (image, what):
-        yield "", decoded(image, what)
+        whole = decoded(image, what)
+        # An RGB picture comes back itself, and would become the next frame.
+        yield "", whole.copy() if whole is image and "frames" in kinds else whole
+        del whole
         if "alpha" in kinds and image.has_transparency_data:
             yield "black", decoded(image, what, background=0)
             yield "opaque", decoded(image, what, background=None)
@@ -72,6 +75,7 @@ def _frames(image: Image.Image, what: str, most: int) -> Iterator[tuple[str, Ima
             image.seek(number)
             _check_size(image)
             frame = decoded(image, what)
+            frame = frame.copy() if frame is image else frame
         except Image.DecompressionBombError:
             raise
         except Exception:  # damage, for which decoders have a dozen kinds
