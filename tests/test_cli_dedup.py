@@ -343,7 +343,7 @@ class Page(HTMLParser):
         found = dict(attributes)
         assert len(found) == len(attributes)
         self.tags.add(tag)
-        if tag not in ("meta", "img", "input", "br", "link"):
+        if tag not in ("meta", "img", "input", "br", "link", "wbr"):
             self.open.append(tag)
         self.references += [found[name] for name in ("src", "href", "action", "srcset") if found.get(name)]
         if "id" in found:

@@ -99,8 +99,9 @@ def _head(report: DuplicatesReport, what: str, promises: Sequence[str]) -> str:
     summary = (
         f"{report.compared:,} pictures were compared{f' ({_text(what)})' if what else ''}. "
         f"{_counted(count, 'group')} of pictures that are alike; {_counted(others, 'file')} beside those that are "
-        f"kept, {_bytes(report.freed)}. Kept of each group: the {report.keep}. Each two pictures of a group are alike "
-        "by one of these lines at least, or have the same content. Nothing was moved or deleted by this page."
+        f"kept, {_bytes(report.freed)}. The {report.keep} of each group is marked to be kept, and distances are from "
+        "it. Each two pictures of a group are alike by one of these lines at least, or have the same content. This "
+        "page moves and deletes nothing."
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -149,7 +150,7 @@ def _tail(report: DuplicatesReport) -> str:
 def _group(number: int, group: Group, likes: list[Like], thumbnails: dict[str, _Thumbnail]) -> str:
     members = "".join(_member(number, group, member, thumbnails[member.id]) for member in group.members)
     return f"""<section class="group" aria-labelledby="g{number}">
-<h2 id="g{number}">Group {number}<small>{len(group)} pictures, {_bytes(group.freed)} beside the kept one</small></h2>
+<h2 id="g{number}">Group {number} <small>{len(group)} pictures, {_bytes(group.freed)} beside the kept one</small></h2>
 <fieldset>
 <legend class="hidden">Which of group {number} to keep</legend>
 <ul class="members">
@@ -168,7 +169,7 @@ def _member(number: int, group: Group, member: Member, thumbnail: _Thumbnail) ->
         source, width, height = thumbnail
         picture = f'<img src="{source}" width="{width}" height="{height}" loading="lazy" alt="{_text(name)}">'
     facts = {
-        "folder": f"<bdi>{_text(member.path.rpartition('/')[0] or '/')}</bdi>" if member.path else "",
+        "folder": _named(member.path.rpartition("/")[0] or "/") if member.path else "",
         "found by": _found_by(member),
         "pixels": f"{member.width} × {member.height}" if member.width and member.height else "",
         "size": _bytes(member.size) if member.size is not None else "",
@@ -178,8 +179,8 @@ def _member(number: int, group: Group, member: Member, thumbnail: _Thumbnail) ->
     told = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items() if value)
     return (
         f'<li class="member"><label><span class="picture">{picture}</span>'
-        f'<span class="choice"><input type="radio" name="g{number}" data-path="{_value(member.path)}"{checked}>'
-        f'<span class="name"><span class="hidden">keep </span><bdi>{_text(name)}</bdi></span></span></label>'
+        f'<span class="choice"><input type="radio" name="g{number}" aria-label="keep {_text(name)}" '
+        f'data-path="{_value(member.path)}"{checked}><span class="name"><bdi>{_text(name)}</bdi></span></span></label>'
         f"<dl>{told}</dl></li>\n"
     )
 
@@ -194,7 +195,7 @@ def _also_like(likes: list[Like]) -> str:
     if not likes:
         return ""
     items = [
-        f"<li><bdi>{_text(like.path or like.id)}</bdi>, near <bdi>{_text(like.near)}</bdi> ("
+        f"<li>{_named(like.path or like.id)}, near {_named(like.near)} ("
         f"{', '.join(f'{_text(line)} {away:.4f}' for line, away in like.distances.items())})</li>"
         for like in likes[:_MOST_LIKES]
     ]
@@ -211,6 +212,11 @@ def _meaning(line: str, promises: Sequence[str]) -> str:
 def _text(text: str) -> str:
     """Text as it stands in HTML, in attributes too; what would not be seen is written as Python has it."""
     return html.escape(_UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
+
+
+def _named(path: str) -> str:
+    """A path, which may be broken where folders end, and whose direction is its own affair."""
+    return f"<bdi>{_text(path).replace('/', '/<wbr>')}</bdi>"
 
 
 def _value(text: str) -> str:

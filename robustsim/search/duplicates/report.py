@@ -4,13 +4,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import InputError
-
-if TYPE_CHECKING:
-    from robustsim.search.duplicates.find import Found
 
 #: What finds a pair whose files have the same content; no line needs to.
 IDENTICAL = "identical"
@@ -111,6 +108,18 @@ class Group:
         return sum(member.size or 0 for member in self.others)
 
 
+class Kept(Protocol):
+    """What keeps the pairs that were found."""
+
+    def pairs(self) -> Iterator[Pair]:
+        """All of them; see `DuplicatesReport.pairs`."""
+        ...
+
+    def also_like(self, group: Group) -> list[Like]:
+        """Pictures near a member that are in another group; see `DuplicatesReport.also_like`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class DuplicatesReport:
     """The duplicates of an index.
@@ -128,7 +137,7 @@ class DuplicatesReport:
     keep: str
     compared: int
     version: int
-    _found: "Found" = field(repr=False)
+    _found: "Kept" = field(repr=False)
 
     @property
     def freed(self) -> int:
