@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -47,10 +48,19 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def dedup(run, small, tmp_path, monkeypatch):
+def clean():
+    encoder = trainings.encoder(seed=1)
+    encoder.card = replace(encoder.card, name="small-clean")
+    return RobustSim(encoder)
+
+
+@pytest.fixture
+def dedup(run, small, clean, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(RobustSim, "from_pretrained", lambda *words, **options: small)
-    return lambda *words: run("dedup", *words, "--by", "small", "--distance", "0.05", "--model", "small")
+    made = {"small": small, "small-clean": clean}
+    monkeypatch.setattr(RobustSim, "from_pretrained", lambda name, **options: made[name])
+    monkeypatch.setattr("robustsim.cli.output.DEFAULT_MODEL", "small")
+    return lambda *words: run("dedup", *words, "--by", "small", "--distance", "0.05")
 
 
 def names(folder):
@@ -112,7 +122,15 @@ def test_an_index(run, folder, small, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [("--move", "x", "--delete"), ("--keep", "best"), ("--distance", "far"), ("--distance", "1", "--distance", "2")],
+    [
+        ("--move", "x", "--delete"),
+        ("--keep", "best"),
+        ("--distance", "far"),
+        ("--distance", "1", "--distance", "2"),
+        ("--distance", "phash=1", "--by", "phash"),
+        ("--distance", "1", "--by", "all"),
+        ("--distance", "1", "--false-positives", "1e-5"),
+    ],
 )
 def test_wrong_usage(run, folder, words):
     assert run("dedup", folder, *words)[0] == 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from robustsim.search import DuplicatesReport, Index
     from robustsim.search.duplicates.act import Done
 
-PHASH = "phash"
+PHASH, ALL = "phash", "all"
 
 
 def dedup(
@@ -73,10 +73,13 @@ def dedup(
     Says what would be moved or deleted, and touches nothing unless --move or --delete is given; the last copy stays in
     any case. The index of a folder is kept, so that an interrupted run continues, and the next one is fast.
     """
+    from functools import partial
+
     from tqdm import tqdm
 
     from robustsim.search.duplicates.page import write_page
     from robustsim.search.duplicates.report import KEEPS
+    from robustsim.search.storage.seal import NAME
 
     if move is not None and delete:
         raise typer.BadParameter("--move and --delete exclude each other")
@@ -85,13 +88,22 @@ def dedup(
     if keep not in KEEPS:
         raise typer.BadParameter(f"--keep {keep!r} is none of {', '.join(KEEPS)}")
     distances = _distances(distance or [], by)
-    opened, failed, is_folder = _opened(source, index, model, by, device, follow_links, as_json)
-    lines = by or opened.lines
-    total = len(lines) * len(opened) * (len(opened) - 1) // 2
+    named = list(distances) if isinstance(distances, dict) else by or []
+    lines = ALL if ALL in named else by
+    is_folder = not (source / NAME).exists()
+    total = _count(source, follow_links) if is_folder else 0
+    opened = _opened(source, index, model, named, device, is_folder)
+    output.settle(opened.card)
+    failed = 0
+    find = partial(opened.duplicates, distances, false_positives, by=lines, keep=keep, label=label, tenant=tenant)
+    if is_folder:
+        if not len(opened):
+            find()  # what cannot be told is told before anything is embedded
+        failed = _sync(opened, source, total, follow_links, as_json)
+    compared = len(named) if named and lines != ALL else 1 if distances else len(opened.lines)
+    total = compared * len(opened) * (len(opened) - 1) // 2
     with tqdm(total=total, unit=" pairs", unit_scale=True, disable=True if as_json else None) as bar:
-        report = opened.duplicates(
-            distances, false_positives, by=by, keep=keep, label=label, tenant=tenant, progress=bar.update
-        )
+        report = find(progress=bar.update)
         bar.total = bar.n  # without copies of one content, and with views
     promises = [opened.lines[0]] if opened.card.method is not None else []
     if out is not None:
@@ -117,71 +129,85 @@ def _distances(words: Sequence[str], by: Sequence[str] | None) -> "dict[str, flo
     """What `--distance` says: a number, or one for each line.
 
     Raises:
-        BadParameter: it says neither.
+        BadParameter: it says neither, or does not fit `--by`.
     """
     try:
         if not words:
             return None
         if len(words) == 1 and "=" not in words[0]:
-            if by and len(by) > 1:
+            if by and (len(by) > 1 or ALL in by):
                 raise typer.BadParameter("a distance for each line of --by: --distance LINE=D")
-            return {by[0]: float(words[0])} if by else float(words[0])
+            return float(words[0])
         pairs = [word.rpartition("=") for word in words]
-        if any(not name for name, _, _ in pairs):
-            raise typer.BadParameter("several distances are those of lines: --distance LINE=D")
+        if by or not all(name for name, _, _ in pairs):
+            raise typer.BadParameter("several distances are those of lines, and name them: --distance LINE=D, no --by")
         return {name: float(value) for name, _, value in pairs}
     except ValueError:
         raise typer.BadParameter(f"--distance {' '.join(words)} is no number") from None
 
 
 def _opened(
-    source: Path,
-    index: Path | None,
-    model: str | None,
-    by: Sequence[str] | None,
-    device: str | None,
-    follow_links: bool,
-    as_json: bool,
-) -> "tuple[Index, int, bool]":
-    """The index, how many files of a folder could not be read, and whether it is that of a folder."""
-    from tqdm import tqdm
-
-    from robustsim.images import find_images, tell_passed_over
+    source: Path, index: Path | None, model: str | None, named: Sequence[str], device: str | None, is_folder: bool
+) -> "Index":
+    """The index, made if it is that of a folder and not there."""
+    from robustsim.errors import OutputError
     from robustsim.search import Index
     from robustsim.search.storage.seal import NAME
 
-    if (source / NAME).exists():
+    if not is_folder:
         if index is not None or model is not None:
             raise typer.BadParameter("--index and --model go with a folder of images: this is an index")
-        return Index.open(source, device=device), 0, False
-    walk = find_images(source, follow_links=follow_links)
-    total = sum(1 for _ in walk)
-    if not total:
-        raise ImageError(f"the folder {str(source)!r} holds no images: {tell_passed_over(walk.passed_over)}")
-    models = _models(model, by)
+        return Index.open(source, device=device)
+    models = _models(model, named)
     place = index or _cache(source, models)
-    output.note(f"the index of {source} is {place}")
-    if (place / NAME).exists():
-        opened = Index.open(place, device=device)
-    else:
-        opened = Index.create(place, models[0], also=models[1:], device=device)
-    output.tell_cropping(opened.card)
+    if not (place / NAME).exists():
+        try:
+            return Index.create(place, models[0], also=models[1:], device=device)
+        except OutputError:
+            if not (place / NAME).exists():
+                raise  # else another process was the first to make it
+    return Index.open(place, device=device)
+
+
+def _sync(index: "Index", folder: Path, total: int, follow_links: bool, as_json: bool) -> int:
+    """Bring the index of a folder up to date; how many files could not be read."""
+    from tqdm import tqdm
+
+    output.note(f"the index of {folder} is {index.path}")
+    output.tell_cropping(index.card)
     with tqdm(total=total, unit=" images", disable=True if as_json else None) as bar:
-        update = opened.sync(
-            source,
+        report = index.sync(
+            folder,
             follow_links=follow_links,
             remove_all=True,  # there are pictures, so the disk is there
             progress=bar.update,
             on_error=lambda error: bar.write(f"skipped: {error}", file=sys.stderr),
         )
-    output.tell_passed_over(update.passed_over)
-    return opened, update.failed, True
+    output.tell_passed_over(report.passed_over)
+    return report.failed
 
 
-def _models(model: str | None, by: Sequence[str] | None) -> list[str]:
-    """What a folder's index is made with: its own model, and those that else compare."""
+def _count(folder: Path, follow_links: bool) -> int:
+    """How many pictures a folder holds.
+
+    Raises:
+        ImageError: none, or there is no such folder.
+    """
+    from robustsim.images import find_images, tell_passed_over
+
+    walk = find_images(folder, follow_links=follow_links)
+    total = sum(1 for _ in walk)
+    if not total:
+        raise ImageError(
+            f"the folder {str(folder)!r} holds no images; {tell_passed_over(walk.passed_over)}".rstrip("; ")
+        )
+    return total
+
+
+def _models(model: str | None, named: Sequence[str]) -> list[str]:
+    """What a folder's index is made with: the models that compare by themselves, and those that are named."""
     own = model or output.DEFAULT_MODEL
-    others = [f"{output.DEFAULT_MODEL}-clean"] if by is None else [line for line in by if line != PHASH]
+    others = [f"{output.DEFAULT_MODEL}-clean", *(line for line in named if line not in (PHASH, ALL))]
     return [own, *(other for other in dict.fromkeys(others) if other != own)]
 
 
