@@ -129,6 +129,7 @@ def test_an_index(run, folder, small, tmp_path):
         ("--distance", "1", "--distance", "2"),
         ("--distance", "phash=1", "--by", "phash"),
         ("--distance", "1", "--by", "all"),
+        ("--distance", "1", "--label", "mine"),
         ("--distance", "1", "--false-positives", "1e-5"),
     ],
 )

@@ -88,9 +88,11 @@ def dedup(
     if keep not in KEEPS:
         raise typer.BadParameter(f"--keep {keep!r} is none of {', '.join(KEEPS)}")
     distances = _distances(distance or [], by)
+    is_folder = not (source / NAME).exists()
+    if is_folder and (label is not None or tenant is not None):
+        raise typer.BadParameter("--label and --tenant go with an index, and this is a folder of images")
     named = list(distances) if isinstance(distances, dict) else by or []
     lines = ALL if ALL in named else by
-    is_folder = not (source / NAME).exists()
     total = _count(source, follow_links) if is_folder else 0
     opened = _opened(source, index, model, named, device, is_folder)
     output.settle(opened.card)
@@ -261,6 +263,8 @@ def _tell(report: "DuplicatesReport", promises: Sequence[str]) -> None:
         f"alike: identical content, or within {limits}. Of these lines, {held[0] if held else 'none'} was made to hold "
         "against tampering; what another one finds may have been made to look so."
     )
+    if report.false_positives is not None:
+        output.note(f"of pairs of different photographs, at most {report.false_positives:.2g} are alike by chance")
 
 
 def _tell_done(
@@ -288,6 +292,7 @@ def _print_json(
             "version": report.version,
             "compared": report.compared,
             "thresholds": dict(report.thresholds),
+            "false_positives": report.false_positives,
             "keep": report.keep,
             "freed": report.freed,
             "groups": [report.described(group) for group in report.groups],

@@ -48,6 +48,7 @@ def find_duplicates(
     *,
     keep: str = "largest",
     version: int = 0,
+    false_positives: float | None = None,
     progress: Callable[[int], object] = lambda compared: None,
     **options: Any,
 ) -> DuplicatesReport:
@@ -61,6 +62,7 @@ def find_duplicates(
         pictures: all of them, without distances; no two have both the same id and the same path.
         keep: which of a group is kept; see `robustsim.search.duplicates.report.choose`.
         version: of the index, for the report.
+        false_positives: what the distances are made of, for the report.
         progress: called with the number of pairs of rows compared since the last call.
         options: for `pairs_within`.
 
@@ -95,7 +97,7 @@ def find_duplicates(
     found = Found(neighbours, names, thresholds, copies)
     groups = found.groups(keep)
     given = dict(zip(names, thresholds.tolist(), strict=True))
-    return DuplicatesReport(groups, given, keep, len(pictures), version, found)
+    return DuplicatesReport(groups, given, keep, len(pictures), version, false_positives, found)
 
 
 def compared_pairs(lines: Sequence[Line], pictures: Sequence[Member]) -> int:

@@ -129,6 +129,8 @@ class DuplicatesReport:
         thresholds: of each line, the distance up to which two pictures are alike.
         keep: the rule by which one of each group is kept.
         compared: how many pictures there were; files of the same content count each.
+        false_positives: no larger share of pairs of different pictures is taken for alike, as far as the data can say;
+            None where distances were given.
         version: of the index that was looked at.
     """
 
@@ -137,6 +139,7 @@ class DuplicatesReport:
     keep: str
     compared: int
     version: int
+    false_positives: float | None
     _found: "Kept" = field(repr=False)
 
     @property

@@ -1,12 +1,13 @@
 """The duplicates of an index: its rows, line by line, and the files that they are of."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robustsim.search.duplicates.find import Line, find_duplicates
 from robustsim.search.duplicates.report import DuplicatesReport, Member
+from robustsim.search.index.deciding import Decision
 from robustsim.search.index.models import Models
 from robustsim.search.storage.loaded import Loaded
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def duplicates(
     models: Models,
     loaded: Loaded,
-    thresholds: Mapping[str, float],
+    decision: Decision,
     *,
     keep: str,
     label: str | None,
@@ -32,12 +33,15 @@ def duplicates(
         counts[allowed] = True
     members, place = _members(loaded, counts)
     lines = []
-    for name, distance in thresholds.items():
+    for name, distance in decision.thresholds.items():
         number = models.number(name)
         there = counts if number is not None else counts & _mask(loaded.hashed, len(counts))
         pictures = np.where(there, place[loaded.pictures], -1)
         lines.append(Line(name, loaded.line(number), pictures, distance))
-    return find_duplicates(lines, members, keep=keep, version=loaded.snapshot.version, progress=progress)
+    rate = decision.false_positives
+    return find_duplicates(
+        lines, members, keep=keep, version=loaded.snapshot.version, false_positives=rate, progress=progress
+    )
 
 
 def _mask(positions: "NDArray[np.int64]", count: int) -> "NDArray[np.bool_]":

@@ -204,9 +204,7 @@ class Answering:
         lines, rows = lines_of(self._models, by, distance, false_positives), self._rows()
         tails = {} if false_positives is None else self._tails()
         found = decide(lines, distance, false_positives, tails, rows.most_views**2)
-        return duplicates(
-            self._models, rows, found.thresholds, keep=keep, label=label, tenant=tenant, progress=progress
-        )
+        return duplicates(self._models, rows, found, keep=keep, label=label, tenant=tenant, progress=progress)
 
     def check(self, progress: Callable[[int], object] = nothing) -> CheckReport:
         """Read every byte of the version that counts now, and compare it with what was written.
