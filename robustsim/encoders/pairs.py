@@ -142,7 +142,7 @@ def make_tail(found: NearPairs, data: str) -> Tail:
         pairs=found.pairs,
         distances=tuple(level for level, _ in levels),
         counts=tuple(counts),
-        effects=tuple(accumulate((_effect(found, count) for count in counts), max)),
+        effects=tuple(accumulate((effect(found, count) for count in counts), max)),
     )
 
 
@@ -159,7 +159,7 @@ def _levels(found: NearPairs) -> Iterator[tuple[float, int]]:
         wanted = min(more, len(near)) if wanted < len(near) else more
 
 
-def _effect(found: NearPairs, count: int) -> float:
+def effect(found: NearPairs, count: int) -> float:
     """The variance of a count of pairs over that of as many independent ones, rounded up; at least 1.
 
     Of pictures drawn independently, two pairs depend on each other if they share one. With `w` pairs of rows of two
