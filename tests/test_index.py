@@ -175,3 +175,13 @@ def test_kernels_that_are_not_there(monkeypatch):
     np.testing.assert_array_equal(make_kernel(q)(q), [[4]])
     with pytest.raises(MissingDependencyError, match=r"robustsim\[search\]"):
         make_kernel(q, "numkong")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.integers(1, 40), st.booleans())
+def test_the_largest_are_the_largest(seed, size, count, ties):
+    rng = np.random.default_rng(seed)
+    values = (rng.integers(0, 9, size) if ties else rng.random(size)).astype(np.float32)
+    values[: size // 3] += rng.integers(0, 2)  # all of them beside one another
+    places = scan._largest(values, count)
+    assert (np.diff(places) > 0).all()
+    np.testing.assert_array_equal(np.sort(values[places]), np.sort(values)[::-1][:count][::-1])

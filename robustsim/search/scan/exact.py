@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _BLOCK, _SCORES = 1 << 23, 1 << 26
 _MEASURED = 512  # rows read and measured at a time
 _FEWEST = 16  # measured first, for the k nearest
+# Values of which the largest is taken first, and how many times as many pieces of them there are as are looked for.
+_PIECE, _SPARE = 512, 16
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,18 @@ def _uppers(codes: Codes, queries: Codes, allowed: "Positions | None", kernel: d
     return out
 
 
+def _largest(values: "NDArray[np.float32]", count: int) -> "Positions":
+    """Where the largest values are, so many of them, ascending."""
+    if count >= len(values):
+        return np.arange(len(values))
+    # As many pieces as are looked for have a value that reaches this bound, and few values of others do: these are
+    # sorted out, in a twentieth of the time that all of them would take.
+    piece = min(_PIECE, max(1, len(values) // (_SPARE * count)))
+    tops = values[: len(values) // piece * piece].reshape(-1, piece).max(1)
+    some = np.flatnonzero(values >= np.partition(tops, len(tops) - count)[len(tops) - count])
+    return np.sort(some[np.argpartition(values[some], len(some) - count)[len(some) - count :]])
+
+
 class _Scan:
     """Some queries against all rows that count."""
 
@@ -126,10 +140,7 @@ class _Scan:
     def nearest(self, k: int) -> list[Found]:
         count = self._upper.shape[1]
         first = min(count, max(_FEWEST, 2 * k))
-        places = [
-            np.sort(np.argpartition(upper, count - first)[count - first :]) if first < count else np.arange(count)
-            for upper in self._upper
-        ]
+        places = [_largest(upper, first) for upper in self._upper]
         aways = self._measure(places)
         if first < count:
             # The true k-th is no farther than this one, so what cannot be as near as this one is not among them.
