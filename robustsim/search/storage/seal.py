@@ -39,7 +39,8 @@ class Seal:
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-def _checksum(data: dict[str, Any]) -> str:
+def checksum_of(data: dict[str, Any]) -> str:
+    """SHA-256 of what JSON can hold, however it is spaced."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -52,7 +53,7 @@ def write_seal(folder: Path, seal: Seal) -> None:
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(seal), "digest": f"{seal.digest:032x}"}
     data = json.loads(json.dumps(data))  # tuples become lists, as they will be read
     with whole_file(folder / NAME) as temporary:
-        temporary.write_text(json.dumps({**data, "sha256": _checksum(data)}, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps({**data, "sha256": checksum_of(data)}, indent=1), encoding="utf-8")
 
 
 def read_seal(folder: Path) -> Seal:
@@ -85,7 +86,7 @@ def read_seal(folder: Path) -> Seal:
             "another index of the same folders"
         )
     expected = data.pop("sha256", None)
-    if found != FORMAT_VERSION or _checksum({"format": FORMAT, "format_version": found, **data}) != expected:
+    if found != FORMAT_VERSION or checksum_of({"format": FORMAT, "format_version": found, **data}) != expected:
         raise SearchError(f"the index {where!r} is damaged: its {NAME} does not match its checksum")
     files = {name: (size, checksum) for name, (size, checksum) in data["files"].items()}
     return Seal(**{**data, "digest": int(data["digest"], 16), "files": files})

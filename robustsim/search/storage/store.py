@@ -47,7 +47,7 @@ def lance() -> Any:
 
 
 @contextmanager
-def _lances(folder: Path, *, writes: bool = False) -> Iterator[None]:
+def lances(folder: Path, *, writes: bool = False) -> Iterator[None]:
     """Lance's errors as ours. It has no type of its own for files that are missing or damaged; some let it panic."""
     try:
         yield
@@ -82,7 +82,7 @@ class Snapshot:
         module = lance()
         if wrong := checked(folder / ROWS, seal.files):
             raise SearchError(f"the index {os.fspath(folder)!r} is damaged: {'; '.join(wrong[:3])}")
-        with _lances(folder):
+        with lances(folder):
             self.dataset = module.dataset(os.fspath(folder / ROWS), version=seal.version)
             self.header: dict[str, Any] = json.loads(self.dataset.schema.metadata[b"robustsim"])
             columns = self.dataset.schema
@@ -98,7 +98,7 @@ class Snapshot:
     @property
     def pictures(self) -> int:
         """How many there are."""
-        with _lances(self.folder):
+        with lances(self.folder):
             found: int = self.dataset.count_rows("view = ''")
             return found
 
@@ -114,7 +114,7 @@ class Snapshot:
         """
         import pyarrow as pa
 
-        with _lances(self.folder):
+        with lances(self.folder):
             ahead = {"batch_readahead": 1, "fragment_readahead": 1}  # Lance's own holds a hundred megabytes more
             for batch in self.dataset.to_batches(
                 columns=columns and list(columns), batch_size=_BATCH, with_row_id=row_ids, scan_in_order=True, **ahead
@@ -130,12 +130,12 @@ class Snapshot:
     def take(self, positions: "NDArray[np.int64]", model: int = 0) -> "NDArray[np.float16]":
         """Embeddings of rows by their place in the order, (M, D), by the model of that number."""
         column = Vectors.of(model).embedding
-        with _lances(self.folder):
+        with lances(self.folder):
             return matrix(self.dataset.take(positions, columns=[column]).column(column))
 
     def rows(self, columns: Sequence[str], row_ids: Sequence[int]) -> "pa.Table":
         """Some rows, by Lance's numbers of them, in any order."""
-        with _lances(self.folder):
+        with lances(self.folder):
             some = ", ".join(str(int(one)) for one in row_ids)
             return self.dataset.to_table(columns=list(columns), filter=f"_rowid IN ({some})")
 
@@ -176,7 +176,7 @@ class Writer:
 
     def append(self, table: "pa.Table") -> None:
         """Add rows that `robustsim.search.storage.rows.make_table` made."""
-        with _lances(self._folder, writes=True):
+        with lances(self._folder, writes=True):
             self._dataset = lance().write_dataset(table, self._dataset, mode="append")
         digests = table.column("digest").to_pylist()
         self._count(len(digests), add_up(digests))
@@ -190,7 +190,7 @@ class Writer:
         deleted = 0
         for start in range(0, len(row_ids), _BATCH):
             some = ", ".join(str(int(one)) for one in row_ids[start : start + _BATCH])
-            with _lances(self._folder, writes=True):
+            with lances(self._folder, writes=True):
                 deleted += self._dataset.delete(f"_rowid IN ({some})")["num_deleted_rows"]
         if deleted != len(row_ids):
             raise SearchError(
@@ -204,13 +204,13 @@ class Writer:
 
         Only the newest version can be read then; who has an older one open is told to open it again.
         """
-        with _lances(self._folder, writes=True):
+        with lances(self._folder, writes=True):
             self._dataset.optimize.compact_files(
                 materialize_deletions=True, materialize_deletions_threshold=0.0, batch_size=_BATCH
             )
         self._seal = replace(self._seal, erasing=True)
         self.seal(whole=True)  # until here the old version counts, from here the new one
-        with _lances(self._folder, writes=True):
+        with lances(self._folder, writes=True):
             self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
         root = self._folder / ROWS
         for part in ("data", "_deletions", "_versions"):  # and what processes that were killed have left
@@ -224,7 +224,7 @@ class Writer:
         """Bring small files together, if there are many: each costs a search some time. Rows stay as they are."""
         small = sum(fragment.physical_rows < _LARGE for fragment in self._dataset.get_fragments())
         if small > _MOST:
-            with _lances(self._folder, writes=True):
+            with lances(self._folder, writes=True):
                 self._dataset.optimize.compact_files(target_rows_per_fragment=_LARGE, batch_size=_BATCH)
             self._changed = True
 
@@ -240,7 +240,7 @@ class Writer:
             OutputError: it is not there as it was written. The version before counts.
         """
         root, wanted, before = self._folder / ROWS, self._seal, self._sealed
-        with _lances(self._folder, writes=True):
+        with lances(self._folder, writes=True):
             # Opened anew: this process may remember what never reached the disk.
             dataset = lance().dataset(os.fspath(root), version=self._dataset.version)
             try:
@@ -263,7 +263,7 @@ class Writer:
         """Make it count if anything was done, and drop versions that nobody reads any more."""
         if self._changed:
             self.seal()
-            with _lances(self._folder, writes=True):
+            with lances(self._folder, writes=True):
                 if old := _superseded(self._folder / ROWS / "_versions", self.version):
                     # Nobody else writes, so files that are of no version were left by who was killed.
                     self._dataset.cleanup_old_versions(versions=old, delete_unverified=True)
@@ -359,7 +359,7 @@ class Store:
             with self._locked():
                 self._clear()
                 snapshot = self.read()
-                with _lances(self.folder):
+                with lances(self.folder):
                     writer = Writer(self.folder, snapshot)
                     if snapshot.seal.erasing:
                         writer.erase()
