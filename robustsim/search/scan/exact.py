@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     Positions: TypeAlias = NDArray[np.int64]
 
+#: (positions, ascending) -> these rows in float16, (M, D).
+Read: TypeAlias = "Callable[[Positions], NDArray[np.float16]]"
+
 # Bytes of codes multiplied at a time, and of scores held at a time.
 _BLOCK, _SCORES = 1 << 23, 1 << 26
 _MEASURED = 512  # rows read and measured at a time
@@ -38,7 +41,7 @@ class Rows:
     """
 
     codes: Codes
-    read: "Callable[[Positions], NDArray[np.float16]]"
+    read: Read
     order: "NDArray[np.int64]"
 
 
@@ -118,6 +121,29 @@ def _largest(values: "NDArray[np.float32]", count: int) -> "Positions":
     return np.sort(some[np.argpartition(values[some], len(some) - count)[len(some) - count :]])
 
 
+def measure(read: "Read", queries: "NDArray[np.float64]", places: "Sequence[Positions]") -> "list[NDArray[np.float64]]":
+    """Distances of each query to rows of its own; a row that several ask for is read once.
+
+    Args:
+        read: as of `Rows`.
+        queries: (Q, D), of `unit`.
+        places: for each query, positions of rows, ascending.
+
+    Returns:
+        For each query, (M,).
+    """
+    out = [np.empty(len(one)) for one in places]
+    every = np.unique(np.concatenate(places))
+    for start in range(0, len(every), _MEASURED):
+        block = every[start : start + _MEASURED]
+        rows = unit(read(block))
+        for query, wanted, away in zip(queries, places, out, strict=True):
+            begin, end = np.searchsorted(wanted, block[0]), np.searchsorted(wanted, block[-1], "right")
+            if begin < end:
+                away[begin:end] = distances(query, rows[np.searchsorted(block, wanted[begin:end])])
+    return out
+
+
 class _Scan:
     """Some queries against all rows that count."""
 
@@ -157,17 +183,8 @@ class _Scan:
         ]
 
     def _measure(self, places: "Sequence[Positions]") -> "list[NDArray[np.float64]]":
-        """Distances of each query to rows of its own, ascending; a row that several ask for is read once."""
-        out = [np.empty(len(one)) for one in places]
-        every = np.unique(np.concatenate(places))
-        for start in range(0, len(every), _MEASURED):
-            block = every[start : start + _MEASURED]
-            rows = unit(self._rows.read(block if self._allowed is None else self._allowed[block]))
-            for query, wanted, away in zip(self._queries, places, out, strict=True):
-                begin, end = np.searchsorted(wanted, block[0]), np.searchsorted(wanted, block[-1], "right")
-                if begin < end:
-                    away[begin:end] = distances(query, rows[np.searchsorted(block, wanted[begin:end])])
-        return out
+        allowed = self._allowed
+        return measure(self._rows.read, self._queries, [one if allowed is None else allowed[one] for one in places])
 
     def _found(
         self,
