@@ -1,12 +1,17 @@
 """The exact scan against FAISS's: time and memory, and planted near-duplicates that are missed; on rows made up here.
 
-    python benchmarks/search.py [--rows 100000] [--dim 5120] [--rounds 7] [--planted 1000] [--hnsw] [--memory]
+    python benchmarks/search.py [--rows 100000] [--dim 5120] [--rounds 7] [--planted 1000] [--memory]
+    python benchmarks/search.py --approximate --hnsw
+    python benchmarks/search.py --rows 1000000 --dim 512 --faiss fp16
     python benchmarks/search.py --files 1000 [--rounds 3]
 
 Rows have a spectrum that decays: 256 directions of variance 1, 1/2, 1/3, ..., all others together a tenth of that, and
 a mean, so that two rows are about 0.2 similar. Near-duplicates have similarity 0.97. One thread; CPU time, medians of
-rounds in which the contenders take turns. FAISS (faiss-cpu) holds float32, the index int8 and, on the disk, float16;
-with --memory, each is a process of its own, and its memory is told.
+rounds in which the contenders take turns. FAISS (faiss-cpu) holds float32 (flat), or float16 (fp16, its
+IndexScalarQuantizer), the index int8 and, on the disk, float16; with --memory, each is a process of its own, and its
+memory is told.
+
+With --approximate, Lance's clusters too; with --hnsw, usearch's graph over the codes, which takes long to make.
 
 With --files, so many photographs are cut from those in examples/, embedded and indexed, and the folder is looked
 through once more.
@@ -18,19 +23,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robustsim.search.scan import approximate
 from robustsim.search.scan import exact as scan
+from robustsim.search.scan.approximate import near_duplicates
 from robustsim.search.scan.codes import unit
 from robustsim.search.scan.kernels import KERNELS
+from robustsim.search.storage.approximate import SIMILARITY, Approximate
 from robustsim.search.storage.loaded import Loaded
 from robustsim.search.storage.rows import Entry, make_table
 from robustsim.search.storage.store import Store
 
-BLOCK, DIRECTIONS = 512, 256  # rows that an index commits together
+BLOCK, DIRECTIONS = 512, 256
+COMMITTED = 1 << 23  # values that are committed together
+WITHIN = (1 - 0.96) ** 0.5
+FAISS = {"flat": "FAISS Flat", "fp16": "FAISS SQfp16"}
 
 
 def made_up(rows: int, dim: int) -> Iterator[np.ndarray]:
@@ -47,21 +60,16 @@ def made_up(rows: int, dim: int) -> Iterator[np.ndarray]:
         yield unit(block + mean).astype(np.float32)
 
 
-def near(rows: np.ndarray, similarity: float = 0.97) -> np.ndarray:
-    """A row as similar to each of these."""
-    noise = np.random.default_rng(1).standard_normal(rows.shape)
-    noise -= (noise * rows).sum(1, keepdims=True) * rows
-    return (similarity * rows + (1 - similarity**2) ** 0.5 * unit(noise)).astype(np.float32)
-
-
 def build(folder: Path, rows: int, dim: int) -> Store:
     store = Store.create(folder, [dim], {})
-    done = 0
-    for block in made_up(rows, dim):
+    blocks, done = made_up(rows, dim), 0
+    while block := list(islice(blocks, max(1, COMMITTED // (BLOCK * dim)))):
+        some = np.concatenate(block)
         with store.writing() as writer:
-            entries = [Entry(f"{row:064x}", f"/{row}.jpg") for row in range(done, done + len(block))]
-            writer.append(make_table(entries, [block], writer.snapshot.dataset.schema))
-        done += len(block)
+            entries = [Entry(f"{row:064x}", f"/{row}.jpg") for row in range(done, done + len(some))]
+            writer.append(make_table(entries, [some], writer.snapshot.dataset.schema))
+        done += len(some)
+    store.tidy()
     return store
 
 
@@ -69,11 +77,13 @@ def opened(store: Store) -> scan.Rows:
     return Loaded(store.read()).line(0)
 
 
-def flat(rows: int, dim: int) -> Any:
+def faiss_index(kind: str, rows: int, dim: int) -> Any:
     import faiss
 
     faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatIP(dim)
+    if kind == "fp16":
+        index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for block in made_up(rows, dim):
         index.add(block)
     return index
@@ -82,12 +92,12 @@ def flat(rows: int, dim: int) -> Any:
 def memory(argv: argparse.Namespace, folder: Path) -> None:
     """Peak and end (VmHWM, VmRSS) of a process that opens the index, or makes FAISS's, and asks one query."""
     base = "import sys; sys.path.insert(0, sys.argv[2]); import search; "
+    query = "q = next(search.made_up(1, {d})); "
     ask = {
-        "int8 in memory": "q = next(search.made_up(1, {d})); r = search.opened(search.Store(sys.argv[1])); "
-        "search.scan.nearest(r, q, 10); ",
-        "FAISS Flat": "q = next(search.made_up(1, {d})); f = search.flat({n}, {d}); f.search(q, 10); ",
+        "int8 in memory": query + "search.scan.nearest(search.opened(search.Store(sys.argv[1])), q, 10); ",
         "nothing but the imports": "",
     }
+    ask |= {FAISS[kind]: f"{query}search.faiss_index('{kind}', {{n}}, {{d}}).search(q, 10); " for kind in argv.faiss}
     for name, code in ask.items():
         code = base + "import faiss; " + code.format(d=argv.dim, n=argv.rows)
         # Not by getrusage, which tells the peak of the parent too. FAISS's peak comes of its array, which grows.
@@ -133,9 +143,43 @@ def compare(contenders: dict[str, Callable[[], object]], rounds: int, what: str)
         for name, function in contenders.items():
             taken[name].append(cost(function))
     medians = {name: float(np.median(times)) for name, times in taken.items()}
-    slowest = medians["FAISS Flat"]
     for name, median in medians.items():
-        print(f"{what}, {name}: {1e3 * median:.1f} ms, FAISS Flat takes {slowest / median:.2f} times that")
+        others = (f"{median / medians[one]:.2f} of {one}'s" for one in FAISS.values() if one in medians and one != name)
+        print(f"{what}, {name}: {1e3 * median:.1f} ms", *others, sep=", ", flush=True)
+
+
+def hnsw(codes: np.ndarray, queries: np.ndarray, planted: np.ndarray) -> None:
+    from usearch.index import Index
+
+    graph = Index(ndim=codes.shape[1], metric="cos", dtype="i8", expansion_search=512)
+    took = cost(lambda: graph.add(np.arange(len(codes)), codes, threads=1))
+    hits = graph.search(scan.encode(queries).values, 30, threads=1)
+    lost = sum(row not in hits[n].keys for n, row in enumerate(planted))
+    one = cost(lambda: graph.search(scan.encode(queries).values, 30, threads=1)) / len(queries)
+    print(
+        f"planted, usearch HNSW, int8, ef 512, 30 of each: {lost} of {len(planted)} missed, {1e3 * one:.1f} ms for one;",
+        f"made in {took:.0f} s",
+        flush=True,
+    )
+
+
+def clusters(loaded: Loaded, rows: scan.Rows, queries: np.ndarray, planted: np.ndarray) -> dict[str, Any]:
+    """What `scan.approximate` takes; and what is missed of the planted, and of the ten nearest of a hundred."""
+    start = time.process_time()
+    made = Approximate.of(loaded)
+    took = time.process_time() - start
+    size = sum(path.stat().st_size for path in loaded.snapshot.folder.glob("approximate/**/*") if path.is_file())
+    arguments = {"candidates": made.candidates, "read": rows.read, "order": rows.order}
+    found = approximate.within(queries, WITHIN, **arguments)
+    missed = sum(row not in one.positions for row, one in zip(planted, found, strict=True))
+    ten = zip(approximate.nearest(queries[:100], 10, **arguments), scan.nearest(rows, queries[:100], 10), strict=True)
+    same = sum(len(np.intersect1d(some.positions, every.positions)) for some, every in ten)
+    print(
+        f"planted, approximate: {missed} of {len(planted)} missed, {1000 - same} of the ten nearest of 100 queries;",
+        f"it says recall {made.recall:.3f} of {made.planted}; made in {took:.0f} s, {size / 1e6:.0f} MB",
+        flush=True,
+    )
+    return arguments
 
 
 def main() -> None:
@@ -147,6 +191,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=5120)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--planted", type=int, default=1000)
+    parser.add_argument("--faiss", nargs="*", choices=FAISS, default=["flat"], help="what to compare with; none too")
+    parser.add_argument("--approximate", action="store_true", help="Lance's clusters too")
     parser.add_argument("--hnsw", action="store_true", help="usearch's graph too, which takes long to make")
     parser.add_argument("--memory", action="store_true", help="the memory alone")
     parser.add_argument("--files", type=int, help="photographs to embed and to index; nothing else is measured")
@@ -159,31 +205,33 @@ def main() -> None:
         if argv.memory:
             memory(argv, store.folder)
             return
-        rows = opened(store)
+        loaded = Loaded(store.read())
+        rows = loaded.line(0)
         planted = np.random.default_rng(2).choice(argv.rows, argv.planted, replace=False)
-        queries = near(unit(np.concatenate([rows.read(planted[n : n + 1]) for n in range(argv.planted)])))
-        within = (1 - 0.96) ** 0.5
-        found = scan.within(rows, queries, within)
+        queries = near_duplicates(
+            np.concatenate([rows.read(planted[n : n + 1]) for n in range(argv.planted)]), SIMILARITY
+        )
+        found = scan.within(rows, queries, WITHIN)
         missed = sum(row not in one.positions for row, one in zip(planted, found, strict=True))
         measured = np.mean([one.measured for one in found])
-        print(f"planted: {missed} of {argv.planted} missed; {measured:.1f} rows a query were measured exactly")
+        print(
+            f"planted: {missed} of {argv.planted} missed; {measured:.1f} rows a query were measured exactly", flush=True
+        )
         if argv.hnsw:
-            from usearch.index import Index
-
-            graph = Index(ndim=argv.dim, metric="cos", dtype="i8", expansion_search=512)
-            graph.add(np.arange(argv.rows), rows.codes.values, threads=1)
-            hits = graph.search(scan.encode(queries).values, 30, threads=1)
-            lost = sum(row not in hits[n].keys for n, row in enumerate(planted))
-            print(f"planted, usearch HNSW, int8, ef 512, 30 of each: {lost} of {argv.planted} missed")
-        exact = flat(argv.rows, argv.dim)
+            hnsw(rows.codes.values, queries, planted)
+        some = clusters(loaded, rows, queries, planted) if argv.approximate else {}
+        others = {FAISS[kind]: faiss_index(kind, argv.rows, argv.dim) for kind in argv.faiss}
         for count, what in ((1, "one query"), (100, "100 queries")):
-            some = queries[:count]
-            contenders: dict[str, Callable[[], object]] = {"FAISS Flat": lambda some=some: exact.search(some, 10)}
+            q = queries[:count]
+            contenders: dict[str, Callable[[], object]] = {
+                name: partial(other.search, q, 10) for name, other in others.items()
+            }
             for name in KERNELS:
-                contenders[f"ten nearest, {name}"] = lambda some=some, name=name: scan.nearest(
-                    rows, some, 10, name=name
-                )
-            contenders["within 0.2, numkong"] = lambda some=some: scan.within(rows, some, within)
+                contenders[f"ten nearest, {name}"] = partial(scan.nearest, rows, q, 10, name=name)
+            contenders["within 0.2, numkong"] = partial(scan.within, rows, q, WITHIN)
+            if some:
+                contenders["ten nearest, approximate"] = partial(approximate.nearest, q, 10, **some)
+                contenders["within 0.2, approximate"] = partial(approximate.within, q, WITHIN, **some)
             compare(contenders, argv.rounds, what)
 
 
