@@ -157,7 +157,7 @@ def hnsw(codes: np.ndarray, queries: np.ndarray, planted: np.ndarray) -> None:
     lost = sum(row not in hits[n].keys for n, row in enumerate(planted))
     one = cost(lambda: graph.search(scan.encode(queries).values, 30, threads=1)) / len(queries)
     print(
-        f"planted, usearch HNSW, int8, ef 512, 30 of each: {lost} of {len(planted)} missed, {1e3 * one:.1f} ms for one;",
+        f"planted, usearch HNSW, int8, ef 512, 30 of each: {lost} of {len(planted)} missed, {1e3 * one:.1f} ms each;",
         f"made in {took:.0f} s",
         flush=True,
     )
