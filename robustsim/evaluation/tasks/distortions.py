@@ -37,6 +37,9 @@ _AMOUNTS: dict[str, tuple[float, ...]] = {
 #: All kinds.
 DISTORTIONS = tuple(_AMOUNTS)
 
+# What a caption says, and the quality of JPEG of what is posted again.
+_CAPTION, _REPOSTED = "Best picture of the year 2024", 70
+
 _Distort: TypeAlias = Callable[[Image.Image, float, int], Image.Image]
 
 
@@ -111,7 +114,9 @@ def change(image: Image.Image, kind: str, amount: float, seed: int = 0) -> Image
     Args:
         image: of any size; it keeps it.
         kind: one of `DISTORTIONS`, or `resize` (amount: factor of the size, and back), `mirror` (no amount),
-            `brightness` (factor).
+            `brightness` (factor), `grey` (no amount), `border` (white or black; its width, as a share of the sides),
+            `caption` (a line of text on a dark strip along the lower edge; its height, as a share),
+            `repost` (factor of the size, saved as JPEG of quality 70, and back).
         amount: what it is for each kind of `DISTORTIONS`, the table of levels says.
         seed: see `Distorted`.
     """
@@ -182,13 +187,17 @@ def _contrast(image: Image.Image, factor: float, seed: int) -> Image.Image:
 
 
 def _pixelation(image: Image.Image, factor: float, seed: int) -> Image.Image:
-    small = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BOX)
+    small = image.resize(_scaled(image, factor), Image.Resampling.BOX)
     return small.resize(image.size, Image.Resampling.NEAREST)
 
 
 def _resize(image: Image.Image, factor: float, seed: int) -> Image.Image:
-    small = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+    small = image.resize(_scaled(image, factor), Image.Resampling.BICUBIC)
     return small.resize(image.size, Image.Resampling.BICUBIC)
+
+
+def _scaled(image: Image.Image, factor: float) -> tuple[int, int]:
+    return max(1, round(image.width * factor)), max(1, round(image.height * factor))
 
 
 def _mirror(image: Image.Image, amount: float, seed: int) -> Image.Image:
@@ -198,6 +207,35 @@ def _mirror(image: Image.Image, amount: float, seed: int) -> Image.Image:
 def _brightness(image: Image.Image, factor: float, seed: int) -> Image.Image:
     changed: Image.Image = _F().adjust_brightness(image, factor)
     return changed
+
+
+def _grey(image: Image.Image, amount: float, seed: int) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def _border(image: Image.Image, share: float, seed: int) -> Image.Image:
+    width, height = (max(1, round(side / (1 + 2 * share))) for side in image.size)
+    framed = Image.new("RGB", image.size, (255,) * 3 if seed % 2 else (0,) * 3)
+    place = ((image.width - width) // 2, (image.height - height) // 2)
+    framed.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
+    return framed
+
+
+def _caption(image: Image.Image, share: float, seed: int) -> Image.Image:
+    from PIL import ImageDraw, ImageFont
+
+    strip = max(1, round(share * image.height))
+    written = image.copy()
+    draw = ImageDraw.Draw(written)
+    draw.rectangle((0, image.height - strip, image.width, image.height), fill=(20, 20, 20))
+    place = (image.width / 2, image.height - strip / 2)
+    draw.text(place, _CAPTION, fill=(255,) * 3, font=ImageFont.load_default(0.6 * strip), anchor="mm")
+    return written
+
+
+def _repost(image: Image.Image, factor: float, seed: int) -> Image.Image:
+    small = image.resize(_scaled(image, factor), Image.Resampling.BICUBIC)
+    return _jpeg(small, _REPOSTED, seed).resize(image.size, Image.Resampling.BICUBIC)
 
 
 _HOW: dict[str, _Distort] = {
@@ -213,6 +251,10 @@ _HOW: dict[str, _Distort] = {
     "resize": _resize,
     "mirror": _mirror,
     "brightness": _brightness,
+    "grey": _grey,
+    "border": _border,
+    "caption": _caption,
+    "repost": _repost,
 }
 
 
