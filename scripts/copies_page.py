@@ -1,0 +1,222 @@
+"""Thresholds and tables of scripts/copies.py."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, Any]
+_CONFIDENCE = 0.95
+_SHOWN = 3  # of the nearest pairs of each line
+_BITS = 128  # squared distance 1
+
+
+def thresholds_of(
+    sets: Mapping[str, Arrays], lines: Sequence[str], rate: float
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The largest distance by line within which lie no more than `rate` of all pairs of different pictures."""
+    count = sum(len(known["names"]) for known in sets.values())
+    pairs = count * (count - 1) // 2
+    allowed = int(rate * pairs * (1 + 1e-9))
+    if allowed < 1:
+        raise SystemExit(f"{pairs:,} pairs say nothing about a rate of {rate:g}")
+    names = [f"{name}/{file}" for name, known in sets.items() for file in known["names"]]
+    told: dict[str, Any] = {"pairs": pairs, "found": {}, "nearest": {}}
+    thresholds, whole, viewed = {}, set(), set()
+    for line in lines:
+        everything = np.concatenate([known[line] for known in sets.values()])
+        near = _near(everything, everything, allowed, symmetric=True)
+        # Rounded down to what distances are kept with; a step below the first pair that is too many.
+        limit = np.floor(near["next"] * 1e6 - 0.5) / 1e6
+        thresholds[line] = float(limit)
+        found = [(i, j) for i, j, far in near["pairs"] if far <= limit]
+        told["found"][line] = len(found)
+        told["nearest"][line] = [(names[i], names[j], float(far)) for i, j, far in near["pairs"][:_SHOWN]]
+        whole |= set(found)
+        views = np.concatenate([known[f"views of {line}"] for known in sets.values()])
+        offsets = np.cumsum([0, *(len(known["names"]) for known in sets.values())])
+        of = np.concatenate([known["view_of"] + first for known, first in zip(sets.values(), offsets, strict=False)])
+        viewed |= {(int(of[i]), j) for i, j in _within(views, everything, float(limit)) if of[i] != j}
+        told.setdefault("views", {})[line] = len(views)
+    # A query and a stored picture: either of a pair may be the query.
+    told["union"] = len(whole)
+    told["union of views"] = len(viewed | whole | {(j, i) for i, j in whole})
+    return thresholds, told
+
+
+def _near(a: Any, b: Any, allowed: int, *, symmetric: bool) -> dict[str, Any]:
+    """The nearest pairs, in order, all that are as near as the first that is too many."""
+    squares = 1 - a @ b.T
+    left, right = np.triu_indices(len(a), 1)
+    values = squares[left, right]
+    bound = np.partition(values, allowed)[allowed]
+    taken = np.flatnonzero(values <= bound)
+    taken = taken[np.argsort(values[taken], kind="stable")]
+    far = np.sqrt(np.maximum(values[taken], 0))
+    return {
+        "next": float(np.sqrt(max(bound, 0))),
+        "pairs": [(int(left[n]), int(right[n]), float(d)) for n, d in zip(taken, far, strict=True)],
+    }
+
+
+def _within(a: Any, b: Any, limit: float) -> list[tuple[int, int]]:
+    left, right = np.nonzero(1 - a @ b.T <= limit**2)
+    return list(zip(left.tolist(), right.tolist(), strict=True))
+
+
+def interval(found: int, of: int) -> tuple[float, float]:
+    """Of a share, by Clopper and Pearson."""
+    from scipy.stats import beta
+
+    rest = (1 - _CONFIDENCE) / 2
+    low = 0.0 if found == 0 else float(beta.ppf(rest, found, of - found + 1))
+    high = 1.0 if found == of else float(beta.ppf(1 - rest, found + 1, of - found))
+    return low, high
+
+
+def upper(found: int, of: int) -> float:
+    """One-sided."""
+    from scipy.stats import beta
+
+    return 1.0 if found == of else float(beta.ppf(_CONFIDENCE, found + 1, of - found))
+
+
+def page(
+    done: Mapping[tuple[int, str], dict[str, Any]],
+    sets: Mapping[str, Arrays],
+    thresholds: Mapping[str, float],
+    told: Mapping[str, Any],
+    options: argparse.Namespace,
+    plan: tuple[Any, ...],
+) -> str:
+    """All tables, Markdown."""
+    edits, viewed, attacks, radii = plan
+    lines = tuple(thresholds)
+    parts = [_command(options), _thresholds(thresholds, told, options)]
+    for name in sets:
+        parts.append(_edits(done, name, thresholds, edits, viewed))
+    for name in sets:
+        parts.append(_attacks(done, name, thresholds, lines, attacks, radii, options))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _command(options: argparse.Namespace) -> str:
+    data = " ".join(f"{one.partition('=')[0]}=DIR" for one in options.data)
+    numbers = " ".join(
+        f"--{name} {getattr(options, name):g}"
+        for name in ("photographs", "edited", "attacked", "steps", "rate", "seed")
+    )
+    return f"`python scripts/copies.py --data {data} --work WORK {numbers} --docs docs/search.md`"
+
+
+def _thresholds(thresholds: Mapping[str, float], told: Mapping[str, Any], options: argparse.Namespace) -> str:
+    pairs = told["pairs"]
+    rows = [
+        f"| line | threshold | pairs of different pictures within it, of {pairs:,} | share | at most (95 %) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for line, limit in thresholds.items():
+        found = told["found"][line]
+        shown = f"{limit:.4f}"
+        if line == "phash":
+            shown = f"{int(limit**2 * _BITS + 1e-3)} of 256 bits ({limit:.4f})"
+        rows.append(f"| {line} | {shown} | {found} | {found / pairs:.1e} | {upper(found, pairs):.1e} |")
+    for words, found, of in (
+        ("any of the three", told["union"], pairs),
+        ("the same, and the query's mirrored and trimmed views", told["union of views"], 2 * pairs),
+    ):
+        counted = f"{found}" if of == pairs else f"{found} of {of:,}"
+        rows.append(f"| {words} | | {counted} | {found / of:.1e} | {upper(found, of):.1e} |")
+    return "\n".join(rows)
+
+
+def _share(found: Any) -> str:
+    return f"{100 * np.mean(found):.1f}"
+
+
+def _gathered(done: Mapping[tuple[int, str], dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    return [done[key] for key in sorted(key for key in done if key[1] == part)]
+
+
+def _edits(done: Any, name: str, thresholds: Mapping[str, float], edits: Any, viewed: Any) -> str:
+    chunks = _gathered(done, f"edits {name}")
+    if not chunks:
+        return ""
+    count = sum(len(chunk["names"]) for chunk in chunks)
+    rows = [
+        f"**{name}**, {count:,} photographs: copies that are found, in %",
+        "",
+        f"| edit | {' | '.join(thresholds)} | any |",
+        f"|---|{'---:|' * (len(thresholds) + 1)}",
+    ]
+    for words, kind, _ in edits:
+        for suffix in ("", " + views") if kind in viewed else ("",):
+            found = []
+            for line, limit in thresholds.items():
+                far = np.concatenate([chunk["distances"][words][line + suffix] for chunk in chunks])
+                found.append(far <= limit)
+            cells = [_share(one) for one in (*found, np.any(found, axis=0))]
+            label = words if not suffix else f"{words}; the query's views too"
+            rows.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _with_interval(found: Any) -> str:
+    low, high = interval(int(found.sum()), len(found))
+    return f"{int(found.sum())} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def _attacks(
+    done: Any,
+    name: str,
+    thresholds: Mapping[str, float],
+    lines: Sequence[str],
+    attacks: Any,
+    radii: Any,
+    options: argparse.Namespace,
+) -> str:
+    wanted = [("none", 0), *((aim, radius) for radius in radii for aim in attacks if aim != "none")]
+    kept = {
+        (aim, radius): {
+            key[0]: done[key]
+            for key in done
+            if key[1] == f"{name} {aim} {radius}" and done[key]["thresholds"] == dict(thresholds)
+        }
+        for aim, radius in wanted
+    }
+    chunks = sorted(set.intersection(*(set(one) for one in kept.values())))
+    if not chunks:
+        return ""
+    first_key = wanted[0]
+    count = sum(len(kept[first_key][chunk]["names"]) for chunk in chunks)
+    rows = [
+        f"**{name}**, {count} photographs: attacked queries whose picture is still found, and how many still have it "
+        "as the nearest of all",
+        "",
+        f"| attacked | {' | '.join(lines)} | any | nearest by {lines[0]} | nearest by {lines[1]} |",
+        f"|---|{'---:|' * (len(lines) + 3)}",
+    ]
+    for radius in (0, *radii):
+        fused = []
+        for aim, own in wanted:
+            if own != radius:
+                continue
+            one = [kept[aim, own][chunk] for chunk in chunks]
+            found = [np.concatenate([c["distances"][line] for c in one]) <= limit for line, limit in thresholds.items()]
+            first = [np.concatenate([c["first"][line] for c in one]) for line in lines[:2]]
+            fused.append(np.any(found, axis=0))
+            cells = [str(int(each.sum())) for each in found]
+            cells[0] = _with_interval(found[0])
+            cells += [_with_interval(fused[-1]), *(str(int(each.sum())) for each in first)]
+            label = "nothing" if aim == "none" else f"{_aim(aim)}, {radius}/255"
+            rows.append(f"| {label} | {' | '.join(cells)} |")
+        if radius:
+            least = np.all(fused, axis=0)
+            blank = " | " * len(lines)
+            rows.append(f"| the best of these, {radius}/255 |{blank}{_with_interval(least)} | | |")
+    return "\n".join(rows)
+
+
+def _aim(aim: str) -> str:
+    return "all three at once" if aim == "joint" else aim
