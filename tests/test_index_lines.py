@@ -13,6 +13,7 @@ from robustsim.encoders.tail import Tail
 from robustsim.errors import InputError, SearchError
 from robustsim.images import load_views
 from robustsim.search import Index, rates
+from robustsim.search.storage.rows import Entry, make_table
 from tests import trainings
 from tests.conftest import EXAMPLES
 from tests.test_index_files import names
@@ -221,3 +222,27 @@ def test_what_no_index_can_be_asked(first, second, folder, index, tmp_path):
     with pytest.raises(SearchError, match="was made by 'second'"):
         Index.open(index.path, first, also=[model("second", 7)])
     assert Index.open(index.path, first, also=[second]).within(folder / "1.png", 0.01, by="second")[0]
+
+
+def test_an_approximate_search_says_so(first, folder, tmp_path):
+    index = Index.create(tmp_path / "index", first)
+    index.add(folder, label="mine")
+    small = index.search(folder / "2.png", 3, approximate=True)
+    assert (small.complete, small.recall) == (True, None)
+    with index._store.writing() as writer:
+        rows = np.random.default_rng(0).standard_normal((1100, first.card.embedding_dim)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        entries = [Entry(f"{n:064x}", f"/{n}.jpg") for n in range(len(rows))]
+        writer.append(make_table(entries, [rows], writer.snapshot.dataset.schema))
+    index = Index.open(index.path, first)
+    z = first.embed(folder / "2.png")
+    exact, about = (index.search(z, 3, approximate=approximate) for approximate in (False, True))
+    assert (exact.complete, exact.recall) == (True, None)
+    assert not about.complete
+    assert 0.5 < about.recall <= 1
+    assert about[0][0] == exact[0][0]  # to the last bit of the distance
+    assert {hit.label for hit in index.search(z, 7, label="mine", approximate=True)[0]} == {"mine"}
+    assert names(index.within(z, 0.01, approximate=True)[0]) == ["2.png"]
+    assert (tmp_path / "index" / "approximate").exists()
+    index.forget(folder / "3.png")
+    assert not (tmp_path / "index" / "approximate").exists()

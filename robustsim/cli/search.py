@@ -39,6 +39,9 @@ def search(
         typer.Option("--by", metavar="LINE", help="What compares: a model of the index, phash, or all; repeatable."),
     ] = None,
     views: ViewsOption = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Look at a part of the pictures; says what share it finds.")
+    ] = False,
     label: LabelOption = None,
     tenant: TenantOption = None,
     model: Annotated[
@@ -48,7 +51,7 @@ def search(
     device: output.DeviceOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
-    """Find the pictures of an index that look like these; none is missed.
+    """Find the pictures of an index that look like these; none is missed, unless --approximate is given.
 
     With --within or --false-positives, the exit code is the decision: 0 for no match, 1 for at least one, 2 for an
     error.
@@ -63,7 +66,7 @@ def search(
 
         opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
         output.settle(opened.card)
-        wanted: dict[str, Any] = {"views": kinds(views), "label": label, "tenant": tenant}
+        wanted: dict[str, Any] = {"views": kinds(views), "label": label, "tenant": tenant, "approximate": approximate}
         pictures = _pictures(opened, images, kinds(views))
         if decides:
             lines = by and ("all" if "all" in by else by)
@@ -118,6 +121,7 @@ def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> Non
                 "index": path,
                 "version": answer.version,
                 "complete": answer.complete,
+                "recall": answer.recall,
                 "bound": answer.bound,
                 "compared": answer.compared,
                 "thresholds": dict(answer.thresholds),
@@ -136,6 +140,8 @@ def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> Non
     ]
     if rows:
         output.print_table(("query", "distance", "picture", "label", "found by"), rows, numbers=(1,))
+    if answer.recall is not None:
+        output.note(f"not complete: an approximate search finds {answer.recall:.1%} of planted near-duplicates here")
     if none := [name for name, hits in zip(images, answer, strict=True) if not hits]:
         output.note(f"nothing found for {', '.join(none)}")
     if answer.false_positives is not None:

@@ -48,7 +48,7 @@ class Answer:
 
     Attributes:
         hits: for each query.
-        complete: whether nothing can be missing. An exact scan has shown it; see `bound`.
+        complete: whether nothing can be missing. An exact scan has shown it; see `bound`. False for an approximate one.
         bound: no similarity that was computed over codes was farther than this from the exact one, and every row that
             could be in the answer by that was measured exactly.
         version: of the index that answered.
@@ -56,6 +56,8 @@ class Answer:
         thresholds: the distance of each line up to which a picture was a hit; empty for the k nearest.
         false_positives: no larger share of pairs of different pictures match at these distances, with 95 % confidence,
             if a rate was asked for; else None.
+        recall: of an approximate search, the share that it finds of near-duplicates that were planted in this index: of
+            copies at similarity 0.97, by the line that finds fewest. None for an exact one.
     """
 
     hits: tuple[tuple[Hit, ...], ...]
@@ -65,6 +67,7 @@ class Answer:
     compared: int
     thresholds: Mapping[str, float] = field(default_factory=dict)
     false_positives: float | None = None
+    recall: float | None = None
 
     def __len__(self) -> int:
         return len(self.hits)

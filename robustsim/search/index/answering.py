@@ -13,7 +13,7 @@ from robustsim.metric import ImagesOrEmbeddings, RobustSim
 from robustsim.search.duplicates.report import DuplicatesReport
 from robustsim.search.index.alike import duplicates
 from robustsim.search.index.answer import Answer
-from robustsim.search.index.ask import Question
+from robustsim.search.index.ask import Clusters, Question
 from robustsim.search.index.deciding import ALL, RATE, decide, lines_of, measure
 from robustsim.search.index.models import Models
 from robustsim.search.rates import keep_tails, known_tails, read_tails
@@ -53,6 +53,7 @@ class Answering:
         self.views = check_views(header.get("views", ()))
         self._snapshot: Snapshot | None = None  # what answers, from when it was first asked
         self._loaded: Loaded | None = None
+        self._clusters: Clusters = {}
 
     @property
     def path(self) -> str:
@@ -90,6 +91,7 @@ class Answering:
         views: Sequence[str] = (),
         label: str | None = None,
         tenant: str | None = None,
+        approximate: bool = False,
     ) -> Answer:
         """The k nearest pictures to each query. Prefer [`within`][robustsim.search.Index.within] for a decision: who
         can add pictures can put k of them before the one that is looked for.
@@ -101,6 +103,9 @@ class Answering:
                 is as near as the nearest of them.
             label: only pictures with this label count.
             tenant: only pictures of this tenant count.
+            approximate: look at a part of the rows, by clusters that Lance makes when this is first asked of a version.
+                The answer says that it is not complete, and which share of planted near-duplicates is found. An index
+                of less than 1,000 rows is scanned as ever.
 
         Raises:
             ImageError: a query cannot be read.
@@ -109,7 +114,7 @@ class Answering:
         """
         if not isinstance(k, (int, np.integer)) or k < 1:
             raise InputError(f"k must be at least 1, a whole number, not {k!r}")
-        return self._question(images, self.lines[:1], views, label, tenant).nearest(int(k))
+        return self._question(images, self.lines[:1], views, label, tenant, approximate).nearest(int(k))
 
     def within(
         self,
@@ -121,6 +126,7 @@ class Answering:
         views: Sequence[str] = (),
         label: str | None = None,
         tenant: str | None = None,
+        approximate: bool = False,
     ) -> Answer:
         """All pictures that match each query: those within a distance, or as near as a rate of false positives allows.
 
@@ -133,6 +139,7 @@ class Answering:
             views: as for `search`.
             label: likewise.
             tenant: likewise.
+            approximate: likewise; no decision should hang on what may be missing.
 
         Raises:
             ImageError: a query cannot be read.
@@ -141,7 +148,7 @@ class Answering:
             SearchError: the index is damaged, or was erased since it was opened.
         """
         lines = lines_of(self._models, by, distance, false_positives)
-        question = self._question(images, lines, views, label, tenant)
+        question = self._question(images, lines, views, label, tenant, approximate)
         tails = {} if false_positives is None else self._tails()
         return question.within(decide(lines, distance, false_positives, tails, question.comparisons))
 
@@ -240,7 +247,9 @@ class Answering:
         views: Sequence[str],
         label: str | None,
         tenant: str | None,
+        approximate: bool,
     ) -> Question:
         check_words(label=label, tenant=tenant)
-        wanted, rows = check_views(views), self._rows()
-        return Question(self._models, rows, images, views=wanted, lines=lines, label=label, tenant=tenant)
+        asked: dict[str, Any] = {"views": check_views(views), "lines": lines, "label": label, "tenant": tenant}
+        clusters = self._clusters if approximate else None
+        return Question(self._models, self._rows(), images, **asked, clusters=clusters)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,14 +17,19 @@ from robustsim.search.index.deciding import Decision
 from robustsim.search.index.models import Models
 from robustsim.search.index.pictures import Seen, embed_pictures, one_by_one
 from robustsim.search.rates import PHASH
+from robustsim.search.scan import approximate as some
 from robustsim.search.scan import exact as scan
 from robustsim.search.scan.codes import distances, unit
+from robustsim.search.storage.approximate import Approximate
 from robustsim.search.storage.loaded import Loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Positions: TypeAlias = NDArray[np.int64]
+
+#: Version and number of a model -> what is open for an approximate search; None where there are too few rows.
+Clusters: TypeAlias = dict[tuple[int, int], "Approximate | None"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Question:
         lines: what compares; taken in the order of the index, so that a hash is never the first where a model is there.
         label: only pictures with this label count.
         tenant: only pictures of this tenant count.
+        clusters: where what is opened for an approximate search is kept, by version and model; None for an exact one.
 
     Raises:
         ImageError: a query cannot be read.
@@ -77,11 +84,18 @@ class Question:
         lines: Sequence[str],
         label: str | None,
         tenant: str | None,
+        clusters: Clusters | None,
     ) -> None:
         numbers = {line: models.number(line) for line in lines}
         self._loaded, self._lines = loaded, {line: numbers[line] for line in models.lines if line in numbers}
         self._allowed = loaded.allowed(label, tenant)
         self._compared = self._pictures(self._allowed)
+        self._where = {"label": label, "tenant": tenant}
+        self._clusters: dict[str, Approximate] = {}
+        if clusters is not None:
+            for line, number in self._lines.items():
+                if number is not None and (made := _opened(clusters, loaded, number)):
+                    self._clusters[line] = made
         self._device = "cpu"
         if list(self._lines.values()) == [0] and not views:
             metric = models[0]
@@ -115,9 +129,12 @@ class Question:
         rows, allowed = self._rows(number)
         asked, reached, enough = self._asked[line], k, min(k, self._pictures(allowed))
         while True:
-            found = scan.nearest(rows, asked.rows, reached, allowed=allowed, device=self._device)
+            if made := self._clusters.get(line):
+                found = some.nearest(asked.rows, reached, candidates=self._ask_clusters(made), **_read(rows))
+            else:
+                found = scan.nearest(rows, asked.rows, reached, allowed=allowed, device=self._device)
             # The rows come by their distance, so the first k pictures among them are the k nearest to this view.
-            if all(self._pictures(one.positions) >= enough for one in found):
+            if all(self._pictures(one.positions) >= enough or len(one.positions) < reached for one in found):
                 return self._answer({line: found}, k)
             reached *= 2
 
@@ -131,10 +148,11 @@ class Question:
         """All pictures that at least one line takes for a match."""
         found, thresholds = {}, decision.thresholds
         for line, number in self._lines.items():
-            rows, allowed = self._rows(number)
-            found[line] = scan.within(
-                rows, self._asked[line].rows, thresholds[line], allowed=allowed, device=self._device
-            )
+            (rows, allowed), queries = self._rows(number), self._asked[line].rows
+            if made := self._clusters.get(line):
+                found[line] = some.within(queries, thresholds[line], candidates=self._ask_clusters(made), **_read(rows))
+            else:
+                found[line] = scan.within(rows, queries, thresholds[line], allowed=allowed, device=self._device)
         return replace(self._answer(found, None), thresholds=thresholds, false_positives=decision.false_positives)
 
     def _pictures(self, positions: "Positions | None") -> int:
@@ -163,7 +181,12 @@ class Question:
                         lines[line] = new
         hits = tuple(self._hits(query, of_one, k) for query, of_one in enumerate(best))
         bound = max((one.bound for per_row in found.values() for one in per_row), default=0.0)
-        return Answer(hits, True, bound, self._loaded.snapshot.version, self._compared)
+        recall = min((made.recall for made in self._clusters.values()), default=None)
+        version = self._loaded.snapshot.version
+        return Answer(hits, not self._clusters, bound, version, self._compared, recall=recall)
+
+    def _ask_clusters(self, made: Approximate) -> some.Candidates:
+        return partial(made.candidates, where=self._where)
 
     def _hits(self, query: int, found: "Mapping[int, Mapping[str, _Nearest]]", k: int | None) -> tuple[Hit, ...]:
         line = next(iter(self._lines))
@@ -202,6 +225,17 @@ class Question:
                 picture = int(self._loaded.pictures[at])
                 found[picture] = min(new, found.get(picture, new))
         return found
+
+
+def _opened(clusters: Clusters, loaded: Loaded, number: int) -> Approximate | None:
+    key = loaded.snapshot.version, number
+    if key not in clusters:
+        clusters[key] = Approximate.of(loaded, number)
+    return clusters[key]
+
+
+def _read(rows: scan.Rows) -> dict[str, Any]:
+    return {"read": rows.read, "order": rows.order}
 
 
 def _of_line(pairs: Sequence[tuple[int, Seen]], number: int | None, numbers: Sequence[int]) -> _Asked:
