@@ -36,8 +36,8 @@ def animated(images, kind, **options):
 
 
 def shown(source, views="all", **options):
-    options = {"least": 10_000} | options
-    return {view.name: np.asarray(view.image) for view in picture_views(source, views, **options)}
+    held = list(picture_views(source, views, **{"least": 10_000, **options}))  # none changes when the next is made
+    return {view.name: np.asarray(view.image) for view in held}
 
 
 def exif(thumbnail, *, orientation=1, own=None, offset=None, length=None):
@@ -149,7 +149,7 @@ def test_frames_go_by_the_rules_of_files(rgb, other):
 
 
 def test_a_picture_in_memory_stays_at_its_frame(rgb, other):
-    with Image.open(io.BytesIO(animated([rgb, other], "PNG"))) as image:
+    with Image.open(io.BytesIO(animated([rgb, other, ImageOps.invert(rgb)], "PNG"))) as image:
         image.seek(1)
         got = shown(image, ("frames", "mirror"))
         assert list(got) == ["", "mirror"]
@@ -331,11 +331,12 @@ def test_the_frames_before_the_damage_are_views(kind):
 
 
 def test_bombs_in_a_later_frame_or_a_thumbnail_are_refused(rgb, monkeypatch, tmp_path):
-    page, small = tmp_path / "pages.tif", tmp_path / "small.jpg"
+    page, second, small = tmp_path / "pages.tif", tmp_path / "second.mpo", tmp_path / "small.jpg"
     page.write_bytes(animated([rgb, noise(300, 300)], "TIFF"))
+    second.write_bytes(animated([rgb, noise(300, 300)], "MPO"))
     small.write_bytes(encoded(rgb, "JPEG", exif=exif(encoded(noise(300, 300), "JPEG"))))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
-    for path, views in ((page, "frames"), (small, "thumbnail")):
+    for path, views in ((page, "frames"), (second, "frames"), (small, "thumbnail")):
         assert "" in shown(path, [one for one in VIEWS if one != views])
         with pytest.raises(ImageError, match=rf"{path.name}.*exceeds limit"):
             shown(path, views)
