@@ -4,6 +4,7 @@
     python benchmarks/search.py --approximate --hnsw
     python benchmarks/search.py --rows 1000000 --dim 512 --faiss fp16
     python benchmarks/search.py --files 1000 [--rounds 3]
+    python benchmarks/search.py --pairs [--rows 100000] [--dim 5120] [--planted 1000]
 
 Rows have a spectrum that decays: 256 directions of variance 1, 1/2, 1/3, ..., all others together a tenth of that, and
 a mean, so that two rows are about 0.2 similar. Near-duplicates have similarity 0.97. One thread; CPU time, medians of
@@ -12,6 +13,9 @@ IndexScalarQuantizer), the index int8 and, on the disk, float16; with --memory, 
 memory is told.
 
 With --approximate, Lance's clusters too; with --hnsw, usearch's graph over the codes, which takes long to make.
+
+With --pairs, the near-duplicates are rows too, and all pairs within a distance of 0.2 are found and grouped, as
+`robustsim dedup` does; by as many threads as there are cores. Time on the clock and of the CPU, and the peak of memory.
 
 With --files, so many photographs are cut from those in examples/, embedded and indexed, and the folder is looked
 through once more.
@@ -75,6 +79,46 @@ def build(folder: Path, rows: int, dim: int) -> Store:
 
 def opened(store: Store) -> scan.Rows:
     return Loaded(store.read()).line(0)
+
+
+def pairs(argv: argparse.Namespace, store: Store) -> None:
+    """Duplicates among all rows, in a process of its own, whose memory is told."""
+    rows = opened(store)
+    planted = np.random.default_rng(2).choice(argv.rows, argv.planted, replace=False)
+    chosen = np.concatenate([rows.read(planted[n : n + 1]) for n in range(argv.planted)])
+    copies = near_duplicates(chosen, 0.97)
+    with store.writing() as writer:
+        entries = [Entry(f"{argv.rows + n:064x}", f"/{row} again.jpg") for n, row in enumerate(planted)]
+        writer.append(make_table(entries, [copies], writer.snapshot.dataset.schema))
+    code = "import sys; sys.path.insert(0, sys.argv[2]); import search; search.group(sys.argv[1])"
+    words = [sys.executable, "-c", code, str(store.folder), str(Path(__file__).parent)]
+    subprocess.run(words, check=True)
+
+
+def group(folder: str) -> None:
+    """The groups of an index's rows within 0.2, and what they cost."""
+    from robustsim.search.duplicates.find import Line, find_duplicates
+    from robustsim.search.duplicates.report import Member
+
+    def held(which: str) -> str:
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in status if line.startswith(which))
+
+    print(f"memory of the imports: {held('VmRSS')}")
+    start = time.perf_counter()
+    loaded = Loaded(Store(folder).read())
+    members = [Member(**row) for row in loaded.table.select(["path", "id"]).to_pylist()]
+    line = Line("made up", loaded.line(0), np.arange(len(members)), (1 - 0.96) ** 0.5)
+    print(f"opened in {time.perf_counter() - start:.0f} s, memory {held('VmRSS')}")
+    start, before = time.perf_counter(), time.process_time()
+    report = find_duplicates([line], members)
+    wall, cpu = time.perf_counter() - start, time.process_time() - before
+    found = sum(1 for _ in report.pairs())
+    print(f"{len(members):,} rows: {wall:.0f} s, CPU time {cpu:.0f} s; memory at most {held('VmHWM')}")
+    print(f"{found:,} pairs, {len(report.groups):,} groups")
+    again = {path for group in report.groups for path in (one.path for one in group.members)}
+    planted = [member.path for member in members if member.path.endswith(" again.jpg")]
+    print(f"planted: {sum(path not in again for path in planted)} of {len(planted)} missed")
 
 
 def faiss_index(kind: str, rows: int, dim: int) -> Any:
@@ -195,6 +239,7 @@ def main() -> None:
     parser.add_argument("--approximate", action="store_true", help="Lance's clusters too")
     parser.add_argument("--hnsw", action="store_true", help="usearch's graph too, which takes long to make")
     parser.add_argument("--memory", action="store_true", help="the memory alone")
+    parser.add_argument("--pairs", action="store_true", help="the near-duplicates among all rows, and nothing else")
     parser.add_argument("--files", type=int, help="photographs to embed and to index; nothing else is measured")
     argv = parser.parse_args()
     if argv.files:
@@ -204,6 +249,9 @@ def main() -> None:
         store = build(Path(temporary) / "index", argv.rows, argv.dim)
         if argv.memory:
             memory(argv, store.folder)
+            return
+        if argv.pairs:
+            pairs(argv, store)
             return
         loaded = Loaded(store.read())
         rows = loaded.line(0)
