@@ -148,7 +148,7 @@ def _checked(member: Member, keep: Member, kept: "set[tuple[int, int]]") -> Path
     is_there = _look(goes, "it", os.lstat)
     if not stat.S_ISREG(is_there.st_mode):
         raise _LeftAloneError("it is no regular file, but a link or the like")
-    if _identity(is_there) in {*kept, _identity(found)}:
+    if _identity(is_there) in kept or _identity(is_there) == _identity(found):
         raise _LeftAloneError("it is the same file as one that is kept, by a link")
     if (is_there.st_size, is_there.st_mtime_ns) != (member.size, member.mtime):
         raise _LeftAloneError("it has changed since it was indexed")
