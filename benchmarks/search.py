@@ -86,7 +86,7 @@ def pairs(argv: argparse.Namespace, store: Store) -> None:
     rows = opened(store)
     planted = np.random.default_rng(2).choice(argv.rows, argv.planted, replace=False)
     chosen = np.concatenate([rows.read(planted[n : n + 1]) for n in range(argv.planted)])
-    copies = near_duplicates(chosen, 0.97)
+    copies = near_duplicates(chosen, SIMILARITY)
     with store.writing() as writer:
         entries = [Entry(f"{argv.rows + n:064x}", f"/{row} again.jpg") for n, row in enumerate(planted)]
         writer.append(make_table(entries, [copies], writer.snapshot.dataset.schema))
@@ -108,7 +108,7 @@ def group(folder: str) -> None:
     start = time.perf_counter()
     loaded = Loaded(Store(folder).read())
     members = [Member(**row) for row in loaded.table.select(["path", "id"]).to_pylist()]
-    line = Line("made up", loaded.line(0), np.arange(len(members)), (1 - 0.96) ** 0.5)
+    line = Line("made up", loaded.line(0), np.arange(len(members)), WITHIN)
     print(f"opened in {time.perf_counter() - start:.0f} s, memory {held('VmRSS')}")
     start, before = time.perf_counter(), time.process_time()
     report = find_duplicates([line], members)

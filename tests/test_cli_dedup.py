@@ -77,6 +77,7 @@ def test_it_says_what_it_would_do(dedup, folder, tmp_path, monkeypatch):
     assert code == 0
     assert names(folder) == ALL
     assert "6 pictures, 2 groups; 3 files beside those that are kept" in err
+    assert "of these, 1 have the same content as the kept one, 0 were found by a line that was made to hold" in err
     assert "bad.jpg" in err
     assert "identical" in out
     assert "within small 0.0500. Of these lines, none was made to hold" in err

@@ -252,16 +252,25 @@ def _found_by(member: Any) -> list[str]:
 
 
 def _tell(report: "DuplicatesReport", promises: Sequence[str]) -> None:
-    others = sum(len(group.others) for group in report.groups)
+    from robustsim.search.duplicates.report import IDENTICAL
+
+    others = [member for group in report.groups for member in group.others]
     output.note(
-        f"{report.compared} pictures, {len(report.groups)} groups; {others} files beside those that are kept "
+        f"{report.compared} pictures, {len(report.groups)} groups; {len(others)} files beside those that are kept "
         f"({report.keep}), {report.freed:,} bytes"
     )
+    if others:
+        identical = sum(IDENTICAL in member.found_by for member in others)
+        robust = sum(bool(set(promises) & set(member.found_by)) for member in others)
+        output.note(
+            f"of these, {identical} have the same content as the kept one, {robust} were found by a line that was made "
+            f"to hold under attack, and {len(others) - identical - robust} by others alone, which are no promise"
+        )
     limits = ", ".join(f"{line} {away:.4f}" for line, away in report.thresholds.items())
     held = [line for line in report.thresholds if line in promises]
     output.note(
-        f"alike: identical content, or within {limits}. Of these lines, {held[0] if held else 'none'} was made to hold "
-        "against tampering; what another one finds may have been made to look so."
+        f"alike: the same content, or within {limits}. Of these lines, {held[0] if held else 'none'} was made to hold "
+        "under attack; what another one finds may have been made to look so"
     )
     if report.false_positives is not None:
         output.note(f"of pairs of different photographs, at most {report.false_positives:.2g} are alike by chance")
