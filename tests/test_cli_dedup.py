@@ -121,6 +121,22 @@ def test_an_index(run, folder, small, tmp_path):
         index.duplicates(0.1, 1e-5)
 
 
+def test_views_are_those_of_a_picture(folder, small, tmp_path):
+    """A mirrored copy is near a view of it; a picture's own views, as near as they are, are no duplicates of it."""
+    with Image.open(folder / "coffee.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    whole, viewed = Index.create(tmp_path / "whole", small), Index.create(tmp_path / "views", small, views=["mirror"])
+    found = []
+    for index in (whole, viewed):
+        index.add(folder)
+        report = index.duplicates(0.02)
+        assert report.compared == 7
+        found.append({name for pair in report.pairs() for name in map(os.path.basename, pair.paths)})
+        assert all(one != two for pair in report.pairs() for one, two in [pair.ids])
+    assert "mirrored.png" not in found[0]
+    assert {"mirrored.png", "coffee.png"} <= found[1]
+
+
 @pytest.mark.parametrize(
     "words",
     [
