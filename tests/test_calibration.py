@@ -16,7 +16,7 @@ from robustsim.encoders import Calibration, EncoderCard, load_card, load_encoder
 from robustsim.encoders.interpolation import interpolate_encoders
 from robustsim.encoders.load import image_sha256, save_calibration
 from robustsim.errors import CardError, DataError, ImageError, InputError, OutputError
-from robustsim.evaluation import calibrate, calibration
+from robustsim.evaluation import calibrate, calibration, tails
 from robustsim.evaluation.tasks.distortions import change, seed_of
 from robustsim.images import Preprocessing, read_image
 from tests.conftest import EXAMPLES
@@ -362,6 +362,82 @@ def test_which_photographs_are_related(small, photographs, tmp_path, few_changes
         measured(small, flat, tmp_path, changed=20, labels=table, label_column="kind")
 
 
+def test_a_tail_is_of_all_pairs_of_different_pictures(small, photographs, tmp_path, few_changes):
+    (photographs / "rocket" / "again.png").write_bytes((photographs / "coffee" / "1.png").read_bytes())
+    table = tmp_path / "same.csv"
+    table.write_text("file,same_as,reason\ncoffee/2.png,coffee/3.png,by hand\nnowhere.png,coffee/4.png,\n")
+    every = measured(small, photographs, tmp_path, photographs=25, same=table)
+    tail = every.calibration.tail
+    assert (tail.pictures, tail.pairs) == (23, 25 * 24 // 2 - 2)
+    files = sorted(photographs.rglob("*.png"))
+    names = [file.relative_to(photographs).as_posix() for file in files]
+    matrix = small.distance_matrix(files).numpy()
+    copies = {("coffee/2.png", "coffee/3.png"), ("coffee/1.png", "rocket/again.png")}
+    pairs = sorted(
+        (float(matrix[i, j]), *sorted((names[i], names[j])))
+        for i in range(25)
+        for j in range(i)
+        if tuple(sorted((names[i], names[j]))) not in copies
+    )
+    assert [distance for *_, distance in every.nearest_different] == pytest.approx(
+        [distance for distance, *_ in pairs[:20]], abs=1e-5
+    )
+    assert sorted(every.nearest_different[0][:2]) == list(pairs[0][1:])
+    for distance, count in zip(tail.distances, tail.counts, strict=True):
+        assert sum(d <= distance - 1e-6 for d, *_ in pairs) <= count <= sum(d <= distance + 1e-6 for d, *_ in pairs)
+    # Some are measured as before, and the others are embedded for the tail alone.
+    fewer = measured(small, photographs, tmp_path, photographs=20, pairs_of=1000, same=table)
+    assert fewer.calibration.photographs == 20
+    assert (fewer.calibration.tail.pictures, fewer.calibration.tail.pairs) == (23, tail.pairs)
+    assert fewer.calibration.tail.counts[-1] == tail.counts[-1]
+    assert fewer.calibration.tail.data == "25 photographs of photographs"
+    assert measured(small, photographs, tmp_path, photographs=20, pairs_of=2).calibration.tail.pictures in (21, 22)
+    table.write_text("file,other\n")
+    with pytest.raises(DataError, match="same_as"):
+        measured(small, photographs, tmp_path, same=table)
+
+
+def test_embeddings_for_a_tail_are_not_made_twice(small, photographs, tmp_path, few_changes, monkeypatch):
+    monkeypatch.setattr(tails, "_CHUNK", 1)
+    whole = measured(small, photographs, tmp_path, photographs=20, pairs_of=4)
+    done, usual = [], tails.load_square
+
+    def stop_at(last):
+        def square(path, *given):
+            done.append(path)
+            if len(done) == last:
+                raise KeyboardInterrupt
+            return usual(path, *given)
+
+        return square
+
+    monkeypatch.setattr(tails, "load_square", stop_at(23))
+    with pytest.raises(KeyboardInterrupt):
+        measured(small, photographs, tmp_path, photographs=20, pairs_of=4)
+    with (tmp_path / "work" / "rows.f32").open("ab") as rows:
+        rows.write(b"half a row")
+    done.clear()
+    monkeypatch.setattr(tails, "load_square", stop_at(0))
+    again = measured(small, photographs, tmp_path, photographs=20, pairs_of=4)
+    assert again.resumed == 20 + 2
+    assert len(done) == 20 + 2
+    assert again.calibration == whole.calibration
+    assert not (tmp_path / "work").exists()
+
+
+def test_embeddings_that_are_gone_are_missed(small, photographs, tmp_path, few_changes):
+    def stop(found):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(small, photographs, tmp_path, photographs=20, pairs_of=4, save=stop)
+    with (tmp_path / "work" / "rows.f32").open("r+b") as rows:
+        rows.truncate(10)
+    with pytest.raises(OutputError, match="restart"):
+        measured(small, photographs, tmp_path, photographs=20, pairs_of=4)
+    measured(small, photographs, tmp_path, photographs=20, pairs_of=4, restart=True)
+
+
 def test_too_few_photographs(small, tmp_path):
     with pytest.raises(ImageError, match="is not a folder"):
         measured(small, tmp_path / "nowhere", tmp_path)
@@ -379,7 +455,7 @@ def test_too_few_photographs(small, tmp_path):
 
 def test_what_could_be_read_before_and_cannot_now(small, photographs, tmp_path, few_changes, monkeypatch):
     whole = measured(small, photographs, tmp_path)
-    usual = calibration.load_square
+    usual = tails.load_square
 
     def broken(path, *given):
         if path.name == "3.png":
@@ -391,10 +467,10 @@ def test_what_could_be_read_before_and_cannot_now(small, photographs, tmp_path, 
 
     for first in (broken, usual):
         second = usual if first is broken else broken
-        monkeypatch.setattr(calibration, "load_square", first)
+        monkeypatch.setattr(tails, "load_square", first)
         with pytest.raises(KeyboardInterrupt):
             measured(small, photographs, tmp_path, save=stop)
-        monkeypatch.setattr(calibration, "load_square", second)
+        monkeypatch.setattr(tails, "load_square", second)
         found = measured(small, photographs, tmp_path)
         assert found.failed == (4 if second is broken else 0)
         if second is usual:
@@ -445,6 +521,7 @@ def test_the_command_writes_into_a_card(run, small, photographs, tmp_path, few_c
     assert json.loads(out)["pairs"][0]["meaning"] is None
     code, out, err = run("calibrate", model, "--data", photographs, "--about", "parts of four pictures, CC0")
     assert code == 0, err
+    assert "276 pairs of 24 different pictures: the smallest rate of false positives that they can say is" in err
     assert "JPEG at quality 50" in out
     metric = RobustSim.from_pretrained(model, device="cpu")
     assert metric.calibration.data == "parts of four pictures, CC0"
@@ -470,6 +547,8 @@ def test_the_command_writes_a_model_that_is_nobodys_folder(run, published, photo
     own = RobustSim.from_pretrained(tmp_path / "new", device="cpu").calibration
     assert told["distances"] == list(own.distances)
     assert len(told["nearest_pairs"]) == 5
+    assert len(told["nearest_different"]) == 20
+    assert told["tail"]["counts"] == list(own.tail.counts)
 
 
 def test_where_the_command_writes(run, published, small, photographs, tmp_path, few_changes, monkeypatch):

@@ -134,7 +134,7 @@ def make_tail(found: NearPairs, data: str) -> Tail:
     """
     levels = list(_levels(found))
     if not levels:
-        raise InputError(f"more than {len(found.distances):,} pairs of different pictures are equal: no distance tells")
+        raise InputError("so many pairs of different pictures are equal that no distance tells how rare a near one is")
     counts = [count for _, count in levels]
     return Tail(
         data=data,
