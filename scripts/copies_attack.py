@@ -28,6 +28,9 @@ _HASH_SIDE = 16
 _GREY = (0.299, 0.587, 0.114)
 # In median distances of the coefficients from their median: how far beyond it a bit counts as turned for good.
 _BEYOND = 0.05
+# What the mean of that is multiplied by, to be about as large as d / threshold - 1 of as many turned bits. With 1 the
+# hash is what keeps pictures found, with 6 it is `lite`.
+_AS_MARGIN = 2.0
 # How many bits more than needed are worked on.
 _SPARE = 5
 # Of margins, d / threshold - 1: how much nearer to its threshold a line is that counts e times less.
@@ -156,12 +159,12 @@ class Escape(Objective):
         return torch.stack((margin, margin.detach()), 1)
 
     def _easiest(self, seen: Tensor, own: Tensor, threshold: float) -> Tensor:
-        """How far the bits that are the easiest to turn are from it, on average, (N,); 0 where enough are turned."""
+        """How far the bits that are the easiest to turn are from it, (N,), as a margin; 0 where enough are turned."""
         heights = self.soft(seen)
         scale = heights.detach().abs().median(1, keepdim=True).values
         needed = min(int(threshold**2 * BITS / 2) + 1 + _SPARE, BITS)
         easiest = (own.sign() * heights / scale).sort(1).values[:, :needed]
-        return -(easiest + _BEYOND).relu().mean(1)
+        return -_AS_MARGIN * (easiest + _BEYOND).relu().mean(1)
 
 
 def attack(objective: Escape, images: Tensor, *, eps: int, steps: int, seed: int) -> Tensor:
