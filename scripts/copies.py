@@ -22,11 +22,12 @@ import torch
 from copies_attack import HASH, Escape, attack, hash_vectors, mirrored_and_trimmed, pictures
 from copies_page import page, thresholds_of
 from pages import write_between
+from robustsim.search.rates import known_tails
 
 from robustsim import RobustSim
 from robustsim.encoders.load import image_sha256
 from robustsim.encoders.weights import whole_file
-from robustsim.errors import ImageError
+from robustsim.errors import ImageError, InputError
 from robustsim.evaluation.calibration import draw_photographs
 from robustsim.evaluation.running.journal import Journal
 from robustsim.evaluation.tasks.distortions import change, seed_of
@@ -220,6 +221,15 @@ def distances(a: Any, b: Any) -> Any:
     return np.sqrt(np.maximum(1 - (a * b).sum(1), 0))
 
 
+def stated_thresholds(metrics: Mapping[str, RobustSim], rate: float) -> dict[str, float] | None:
+    """The distances that the cards state for the rate; None where they cannot say so small a one."""
+    tails = known_tails({name: metric.card for name, metric in metrics.items()})
+    try:
+        return {line: tails[line].threshold(rate) for line in LINES}
+    except InputError:
+        return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR")
@@ -248,7 +258,8 @@ def main() -> None:
         journal.read_all()
         if options.do in ("edits", "attacks"):
             return
-        text = page(journal.done, sets, thresholds, told, options, (EDITS, VIEWED, ATTACKS, RADII))
+        stated = stated_thresholds(copies.metrics, options.rate)
+        text = page(journal.done, sets, thresholds, told, options, (EDITS, VIEWED, ATTACKS, RADII), stated)
     print(text)
     if options.check and options.docs:
         if text not in options.docs.read_text():

@@ -89,15 +89,24 @@ def page(
     told: Mapping[str, Any],
     options: argparse.Namespace,
     plan: tuple[Any, ...],
+    stated: Mapping[str, float] | None = None,
 ) -> str:
-    """All tables, Markdown."""
+    """All tables, Markdown.
+
+    Args:
+        done: the journal.
+        sets: the photographs.
+        thresholds: by line, as measured on these photographs.
+        told: how.
+        options: of the command line.
+        plan: edits, those with views, attacks, radii.
+        stated: other thresholds by line, those of the models' cards.
+    """
     edits, viewed, attacks, radii = plan
-    lines = tuple(thresholds)
-    parts = [_command(options), _thresholds(thresholds, told, options)]
-    for name in sets:
-        parts.append(_edits(done, name, thresholds, edits, viewed))
-    for name in sets:
-        parts.append(_attacks(done, name, thresholds, lines, attacks, radii, options))
+    kinds = [thresholds, *([stated] if stated else [])]
+    parts = [_command(options), _thresholds(thresholds, told, stated)]
+    parts += [_edits(done, name, kinds, edits, viewed) for name in sets]
+    parts += [_attacks(done, name, kinds, attacks, radii) for name in sets]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -110,24 +119,29 @@ def _command(options: argparse.Namespace) -> str:
     return f"`python scripts/copies.py --data {data} --work WORK {numbers} --docs docs/search.md`"
 
 
-def _thresholds(thresholds: Mapping[str, float], told: Mapping[str, Any], options: argparse.Namespace) -> str:
+def _shown(line: str, limit: float) -> str:
+    return f"{int(limit**2 * _BITS + 1e-3)} of {2 * _BITS} bits ({limit:.4f})" if line == "phash" else f"{limit:.4f}"
+
+
+def _thresholds(thresholds: Mapping[str, float], told: Mapping[str, Any], stated: Mapping[str, float] | None) -> str:
     pairs = told["pairs"]
     rows = [
-        f"| line | threshold | pairs of different pictures within it, of {pairs:,} | share | at most (95 %) |",
-        "|---|---:|---:|---:|---:|",
+        f"| line | threshold | pairs of different pictures within it, of {pairs:,} | share | at most (95 %) "
+        f"|{' threshold by the card |' if stated else ''}",
+        f"|---|---:|---:|---:|---:|{'---:|' if stated else ''}",
     ]
     for line, limit in thresholds.items():
         found = told["found"][line]
-        shown = f"{limit:.4f}"
-        if line == "phash":
-            shown = f"{int(limit**2 * _BITS + 1e-3)} of 256 bits ({limit:.4f})"
-        rows.append(f"| {line} | {shown} | {found} | {found / pairs:.1e} | {upper(found, pairs):.1e} |")
+        last = f" {_shown(line, stated[line])} |" if stated else ""
+        share = f"{found / pairs:.1e} | {upper(found, pairs):.1e}"
+        rows.append(f"| {line} | {_shown(line, limit)} | {found} | {share} |{last}")
     for words, found, of in (
         ("any of the three", told["union"], pairs),
-        ("the same, and the query's mirrored and trimmed views", told["union of views"], 2 * pairs),
+        ("any, the query's mirrored and trimmed views too", told["union of views"], 2 * pairs),
     ):
         counted = f"{found}" if of == pairs else f"{found} of {of:,}"
-        rows.append(f"| {words} | | {counted} | {found / of:.1e} | {upper(found, of):.1e} |")
+        share = f"{found / of:.1e} | {upper(found, of):.1e}"
+        rows.append(f"| {words} | | {counted} | {share} |{' |' if stated else ''}")
     return "\n".join(rows)
 
 
@@ -139,24 +153,27 @@ def _gathered(done: Mapping[tuple[int, str], dict[str, Any]], part: str) -> list
     return [done[key] for key in sorted(key for key in done if key[1] == part)]
 
 
-def _edits(done: Any, name: str, thresholds: Mapping[str, float], edits: Any, viewed: Any) -> str:
+def _edits(done: Any, name: str, kinds: Sequence[Mapping[str, float]], edits: Any, viewed: Any) -> str:
     chunks = _gathered(done, f"edits {name}")
     if not chunks:
         return ""
     count = sum(len(chunk["names"]) for chunk in chunks)
+    heads = [*kinds[0], "any", *(f"{line}, card" for kind in kinds[1:] for line in (*kind, "any"))]
     rows = [
         f"**{name}**, {count:,} photographs: copies that are found, in %",
         "",
-        f"| edit | {' | '.join(thresholds)} | any |",
-        f"|---|{'---:|' * (len(thresholds) + 1)}",
+        f"| edit | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(heads)}",
     ]
     for words, kind, _ in edits:
         for suffix in ("", " + views") if kind in viewed else ("",):
-            found = []
-            for line, limit in thresholds.items():
-                far = np.concatenate([chunk["distances"][words][line + suffix] for chunk in chunks])
-                found.append(far <= limit)
-            cells = [_share(one) for one in (*found, np.any(found, axis=0))]
+            cells = []
+            for thresholds in kinds:
+                found = []
+                for line, limit in thresholds.items():
+                    far = np.concatenate([chunk["distances"][words][line + suffix] for chunk in chunks])
+                    found.append(far <= limit)
+                cells += [_share(one) for one in (*found, np.any(found, axis=0))]
             label = words if not suffix else f"{words}; the query's views too"
             rows.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -164,57 +181,51 @@ def _edits(done: Any, name: str, thresholds: Mapping[str, float], edits: Any, vi
 
 def _with_interval(found: Any) -> str:
     low, high = interval(int(found.sum()), len(found))
-    return f"{int(found.sum())} ({100 * low:.0f} to {100 * high:.0f} %)"
+    return f"{int(found.sum())} ({100 * low:.0f}-{100 * high:.0f} %)"
 
 
-def _attacks(
-    done: Any,
-    name: str,
-    thresholds: Mapping[str, float],
-    lines: Sequence[str],
-    attacks: Any,
-    radii: Any,
-    options: argparse.Namespace,
-) -> str:
+def _attacks(done: Any, name: str, kinds: Sequence[Mapping[str, float]], attacks: Any, radii: Any) -> str:
+    lines = tuple(kinds[0])
     wanted = [("none", 0), *((aim, radius) for radius in radii for aim in attacks if aim != "none")]
     kept = {
         (aim, radius): {
-            key[0]: done[key]
-            for key in done
-            if key[1] == f"{name} {aim} {radius}" and done[key]["thresholds"] == dict(thresholds)
+            key[0]: one
+            for key, one in done.items()
+            if key[1] == f"{name} {aim} {radius}" and one["thresholds"] == dict(kinds[0])
         }
         for aim, radius in wanted
     }
-    chunks = sorted(set.intersection(*(set(one) for one in kept.values())))
+    chunks = sorted(set.intersection(*(set(one) for one in kept.values())))  # that all attacks have done
     if not chunks:
         return ""
-    first_key = wanted[0]
-    count = sum(len(kept[first_key][chunk]["names"]) for chunk in chunks)
+    count = sum(len(kept["none", 0][chunk]["names"]) for chunk in chunks)
+    heads = [*lines, "any", *(f"{line}, card" for _ in kinds[1:] for line in (*lines, "any"))]
+    heads += [f"nearest by {line}" for line in lines]
     rows = [
-        f"**{name}**, {count} photographs: attacked queries whose picture is still found, and how many still have it "
-        "as the nearest of all",
+        f"**{name}**, {count} photographs: how many are still found by their attacked copy, and of how many it is "
+        "nearer to the picture than to all others",
         "",
-        f"| attacked | {' | '.join(lines)} | any | nearest by {lines[0]} | nearest by {lines[1]} |",
-        f"|---|{'---:|' * (len(lines) + 3)}",
+        f"| attacked | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(heads)}",
     ]
     for radius in (0, *radii):
-        fused = []
-        for aim, own in wanted:
-            if own != radius:
-                continue
-            one = [kept[aim, own][chunk] for chunk in chunks]
-            found = [np.concatenate([c["distances"][line] for c in one]) <= limit for line, limit in thresholds.items()]
-            first = [np.concatenate([c["first"][line] for c in one]) for line in lines[:2]]
-            fused.append(np.any(found, axis=0))
-            cells = [str(int(each.sum())) for each in found]
-            cells[0] = _with_interval(found[0])
-            cells += [_with_interval(fused[-1]), *(str(int(each.sum())) for each in first)]
+        fused: list[list[Any]] = []
+        for aim in (one for one, own in wanted if own == radius):
+            parts = [kept[aim, radius][chunk] for chunk in chunks]
+            far = {line: np.concatenate([part["distances"][line] for part in parts]) for line in lines}
+            found = [[far[line] <= limit for line, limit in thresholds.items()] for thresholds in kinds]
+            fused.append([np.any(one, axis=0) for one in found])
+            cells = [
+                _with_interval(one) for kind, whole in zip(found, fused[-1], strict=True) for one in (*kind, whole)
+            ]
+            cells += [_with_interval(np.concatenate([part["first"][line] for part in parts])) for line in lines]
             label = "nothing" if aim == "none" else f"{_aim(aim)}, {radius}/255"
             rows.append(f"| {label} | {' | '.join(cells)} |")
         if radius:
-            least = np.all(fused, axis=0)
-            blank = " | " * len(lines)
-            rows.append(f"| the best of these, {radius}/255 |{blank}{_with_interval(least)} | | |")
+            # Whoever may choose takes, for each picture, an attack that it is not found after.
+            least = [_with_interval(np.all([one[place] for one in fused], axis=0)) for place in range(len(kinds))]
+            blank = "| " * len(lines)
+            rows.append(f"| the best of these, {radius}/255 {''.join(f'{blank}| {one} ' for one in least)}{blank}|")
     return "\n".join(rows)
 
 
