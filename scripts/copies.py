@@ -22,7 +22,6 @@ import torch
 from copies_attack import HASH, Escape, attack, hash_vectors, mirrored_and_trimmed, pictures
 from copies_page import page, thresholds_of
 from pages import write_between
-from robustsim.search.rates import known_tails
 
 from robustsim import RobustSim
 from robustsim.encoders.load import image_sha256
@@ -34,6 +33,7 @@ from robustsim.evaluation.tasks.distortions import change, seed_of
 from robustsim.images import read_image
 from robustsim.images.files import printable
 from robustsim.images.inputs import stack_squares
+from robustsim.search.rates import known_tails
 
 MODELS = ("lite", "lite-clean")
 LINES = (*MODELS, HASH)

@@ -199,7 +199,7 @@ def _attacks(done: Any, name: str, kinds: Sequence[Mapping[str, float]], attacks
     if not chunks:
         return ""
     count = sum(len(kept["none", 0][chunk]["names"]) for chunk in chunks)
-    heads = [*lines, "any", *(f"{line}, card" for _ in kinds[1:] for line in (*lines, "any"))]
+    heads = [*lines, "any", *(f"{line}, card" for _ in kinds[1:] for line in (lines[0], "any"))]
     heads += [f"nearest by {line}" for line in lines]
     rows = [
         f"**{name}**, {count} photographs: how many are still found by their attacked copy, and of how many it is "
@@ -215,17 +215,17 @@ def _attacks(done: Any, name: str, kinds: Sequence[Mapping[str, float]], attacks
             far = {line: np.concatenate([part["distances"][line] for part in parts]) for line in lines}
             found = [[far[line] <= limit for line, limit in thresholds.items()] for thresholds in kinds]
             fused.append([np.any(one, axis=0) for one in found])
-            cells = [
-                _with_interval(one) for kind, whole in zip(found, fused[-1], strict=True) for one in (*kind, whole)
-            ]
+            cells = [_with_interval(one) for one in (*found[0], fused[-1][0])]
+            for kind, whole in zip(found[1:], fused[-1][1:], strict=True):
+                cells += [_with_interval(kind[0]), _with_interval(whole)]
             cells += [_with_interval(np.concatenate([part["first"][line] for part in parts])) for line in lines]
             label = "nothing" if aim == "none" else f"{_aim(aim)}, {radius}/255"
             rows.append(f"| {label} | {' | '.join(cells)} |")
         if radius:
             # Whoever may choose takes, for each picture, an attack that it is not found after.
             least = [_with_interval(np.all([one[place] for one in fused], axis=0)) for place in range(len(kinds))]
-            blank = "| " * len(lines)
-            rows.append(f"| the best of these, {radius}/255 {''.join(f'{blank}| {one} ' for one in least)}{blank}|")
+            cells = ["" for _ in lines] + [least[0]] + [cell for one in least[1:] for cell in ("", one)]
+            rows.append(f"| the best of these, {radius}/255 | {' | '.join([*cells, *('' for _ in lines)])} |")
     return "\n".join(rows)
 
 
