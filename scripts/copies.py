@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from copies_attack import HASH, Escape, attack, hash_vectors, mirrored_and_trimmed, pictures
-from copies_page import page, thresholds_of
+from copies_page import alike, page, thresholds_of
 from pages import write_between
 
 from robustsim import RobustSim
@@ -178,7 +178,7 @@ class Copies:
             rows = rows[rows < min(len(known["names"]), self.options.attacked)]
             part, names = f"{name} {aim} {radius}", known["names"][rows].tolist()
             done = journal.done.get((chunk, part), {})
-            if not names or (done.get("names") == names and done.get("thresholds") == thresholds):
+            if not names or (done.get("names") == names and alike(done["thresholds"], thresholds)):
                 continue
             found = self._attacked(known, rows, ATTACKS[aim], radius, thresholds, chunk)
             own = np.arange(len(everything[HASH]))[before[name] + rows]
@@ -221,6 +221,16 @@ def distances(a: Any, b: Any) -> Any:
     return np.sqrt(np.maximum(1 - (a * b).sum(1), 0))
 
 
+def asked_for(done: Mapping[tuple[int, str], dict[str, Any]], options: argparse.Namespace) -> dict[Any, Any]:
+    """What belongs to so many photographs, where more are done."""
+
+    def belongs(chunk: int, part: str) -> bool:
+        is_edit = part.startswith("edits ")
+        return chunk * (CHUNK if is_edit else ATTACKED_CHUNK) < (options.edited if is_edit else options.attacked)
+
+    return {key: found for key, found in done.items() if belongs(*key)}
+
+
 def stated_thresholds(metrics: Mapping[str, RobustSim], rate: float) -> dict[str, float] | None:
     """The distances that the cards state for the rate; None where they cannot say so small a one."""
     tails = known_tails({name: metric.card for name, metric in metrics.items()})
@@ -259,7 +269,9 @@ def main() -> None:
         if options.do in ("edits", "attacks"):
             return
         stated = stated_thresholds(copies.metrics, options.rate)
-        text = page(journal.done, sets, thresholds, told, options, (EDITS, VIEWED, ATTACKS, RADII), stated)
+        text = page(
+            asked_for(journal.done, options), sets, thresholds, told, options, (EDITS, VIEWED, ATTACKS, RADII), stated
+        )
     print(text)
     if options.check and options.docs:
         if text not in options.docs.read_text():

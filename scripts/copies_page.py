@@ -10,6 +10,8 @@ Arrays = dict[str, Any]
 _CONFIDENCE = 0.95
 _SHOWN = 3  # of the nearest pairs of each line
 _BITS = 128  # squared distance 1
+_VIEWS = " + views"
+_TWELVE = 12  # edits; those beyond are harder
 
 
 def thresholds_of(
@@ -43,6 +45,11 @@ def thresholds_of(
     told["union"] = len(whole)
     told["union of views"] = len(viewed | whole | {(j, i) for i, j in whole})
     return thresholds, told
+
+
+def alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether thresholds are the same but for what another machine's sums may do to them."""
+    return one.keys() == other.keys() and all(abs(one[line] - other[line]) < 1e-5 for line in one)
 
 
 def _near(a: Any, b: Any, allowed: int, *, symmetric: bool) -> dict[str, Any]:
@@ -104,7 +111,7 @@ def page(
     """
     edits, viewed, attacks, radii = plan
     kinds = [thresholds, *([stated] if stated else [])]
-    parts = [_command(options), _thresholds(thresholds, told, stated)]
+    parts = [_command(options), _worst(done, sets, kinds, edits, attacks, radii), _thresholds(thresholds, told, stated)]
     parts += [_edits(done, name, kinds, edits, viewed) for name in sets]
     parts += [_attacks(done, name, kinds, attacks, radii) for name in sets]
     return "\n\n".join(part for part in parts if part)
@@ -120,7 +127,7 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _shown(line: str, limit: float) -> str:
-    return f"{int(limit**2 * _BITS + 1e-3)} of {2 * _BITS} bits ({limit:.4f})" if line == "phash" else f"{limit:.4f}"
+    return f"{int(limit**2 * _BITS + 1e-6)} of {2 * _BITS} bits ({limit:.4f})" if line == "phash" else f"{limit:.4f}"
 
 
 def _thresholds(thresholds: Mapping[str, float], told: Mapping[str, Any], stated: Mapping[str, float] | None) -> str:
@@ -153,6 +160,19 @@ def _gathered(done: Mapping[tuple[int, str], dict[str, Any]], part: str) -> list
     return [done[key] for key in sorted(key for key in done if key[1] == part)]
 
 
+def _found(chunks: Sequence[dict[str, Any]], words: str, thresholds: Mapping[str, float]) -> list[Any]:
+    """Which photographs' copies each line finds, (N,) bool."""
+    edit, views, _ = words.partition(_VIEWS)
+    return _by_lines([{"distances": chunk["distances"][edit]} for chunk in chunks], thresholds, views)
+
+
+def _by_lines(parts: Sequence[dict[str, Any]], thresholds: Mapping[str, float], views: str = "") -> list[Any]:
+    return [
+        np.concatenate([part["distances"][line + views] for part in parts]) <= limit
+        for line, limit in thresholds.items()
+    ]
+
+
 def _edits(done: Any, name: str, kinds: Sequence[Mapping[str, float]], edits: Any, viewed: Any) -> str:
     chunks = _gathered(done, f"edits {name}")
     if not chunks:
@@ -166,13 +186,10 @@ def _edits(done: Any, name: str, kinds: Sequence[Mapping[str, float]], edits: An
         f"|---|{'---:|' * len(heads)}",
     ]
     for words, kind, _ in edits:
-        for suffix in ("", " + views") if kind in viewed else ("",):
+        for suffix in ("", _VIEWS) if kind in viewed else ("",):
             cells = []
             for thresholds in kinds:
-                found = []
-                for line, limit in thresholds.items():
-                    far = np.concatenate([chunk["distances"][words][line + suffix] for chunk in chunks])
-                    found.append(far <= limit)
+                found = _found(chunks, words + suffix, thresholds)
                 cells += [_share(one) for one in (*found, np.any(found, axis=0))]
             label = words if not suffix else f"{words}; the query's views too"
             rows.append(f"| {label} | {' | '.join(cells)} |")
@@ -184,21 +201,52 @@ def _with_interval(found: Any) -> str:
     return f"{int(found.sum())} ({100 * low:.0f}-{100 * high:.0f} %)"
 
 
-def _attacks(done: Any, name: str, kinds: Sequence[Mapping[str, float]], attacks: Any, radii: Any) -> str:
-    lines = tuple(kinds[0])
+def _kept(
+    done: Any, name: str, thresholds: Mapping[str, float], attacks: Any, radii: Any
+) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """What was found by attack and radius, of the photographs that all attacks have done; empty if there are none."""
     wanted = [("none", 0), *((aim, radius) for radius in radii for aim in attacks if aim != "none")]
     kept = {
         (aim, radius): {
             key[0]: one
             for key, one in done.items()
-            if key[1] == f"{name} {aim} {radius}" and one["thresholds"] == dict(kinds[0])
+            if key[1] == f"{name} {aim} {radius}" and alike(one["thresholds"], thresholds)
         }
         for aim, radius in wanted
     }
-    chunks = sorted(set.intersection(*(set(one) for one in kept.values())))  # that all attacks have done
-    if not chunks:
+    chunks = sorted(set.intersection(*(set(one) for one in kept.values())))
+    return {key: [one[chunk] for chunk in chunks] for key, one in kept.items()} if chunks else {}
+
+
+def _worst(
+    done: Any, sets: Mapping[str, Arrays], kinds: Sequence[Mapping[str, float]], edits: Any, attacks: Any, radii: Any
+) -> str:
+    """What the tables say at their worst."""
+    hidden, least = [], []
+    for name in sets:
+        kept = _kept(done, name, kinds[0], attacks, radii)
+        for radius in radii if kept else ():
+            fused = [np.any(_by_lines(kept[aim, own], kinds[0]), axis=0) for aim, own in kept if own == radius]
+            lost = ~np.all(fused, axis=0)
+            hidden.append(f"{_with_interval(lost)} of {len(lost)} of {name} at {radius}/255")
+        chunks = _gathered(done, f"edits {name}")
+        for words, thresholds in zip(("", ", by the cards' thresholds"), kinds, strict=False):
+            if chunks:
+                shares = [np.any(_found(chunks, edit, thresholds), axis=0).mean() for edit, *_ in edits[:_TWELVE]]
+                worst = int(np.argmin(shares))
+                least.append(f"{100 * shares[worst]:.1f} % of {name} ({edits[worst][0]}{words})")
+    told = [
+        ("Hidden from all three lines at once, by the best of the attacks", hidden),
+        (f"Found by any of the three at the worst of the first {_TWELVE} edits", least),
+    ]
+    return "\n".join(f"- {words}: {'; '.join(found)}." for words, found in told if found)
+
+
+def _attacks(done: Any, name: str, kinds: Sequence[Mapping[str, float]], attacks: Any, radii: Any) -> str:
+    lines, kept = tuple(kinds[0]), _kept(done, name, kinds[0], attacks, radii)
+    if not kept:
         return ""
-    count = sum(len(kept["none", 0][chunk]["names"]) for chunk in chunks)
+    count = sum(len(part["names"]) for part in kept["none", 0])
     heads = [*lines, "any", *(f"{line}, card" for _ in kinds[1:] for line in (lines[0], "any"))]
     heads += [f"nearest by {line}" for line in lines]
     rows = [
@@ -210,10 +258,9 @@ def _attacks(done: Any, name: str, kinds: Sequence[Mapping[str, float]], attacks
     ]
     for radius in (0, *radii):
         fused: list[list[Any]] = []
-        for aim in (one for one, own in wanted if own == radius):
-            parts = [kept[aim, radius][chunk] for chunk in chunks]
-            far = {line: np.concatenate([part["distances"][line] for part in parts]) for line in lines}
-            found = [[far[line] <= limit for line, limit in thresholds.items()] for thresholds in kinds]
+        for aim in (one for one, own in kept if own == radius):
+            parts = kept[aim, radius]
+            found = [_by_lines(parts, thresholds) for thresholds in kinds]
             fused.append([np.any(one, axis=0) for one in found])
             cells = [_with_interval(one) for one in (*found[0], fused[-1][0])]
             for kind, whole in zip(found[1:], fused[-1][1:], strict=True):
