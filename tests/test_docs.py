@@ -30,6 +30,7 @@ def test_blocks_run(page, tmp_path, monkeypatch, capsys):
     from robustsim.cli import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("gc.freeze", lambda: None)
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     shutil.copy(ROOT / "README.md", tmp_path)
