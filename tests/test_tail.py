@@ -138,6 +138,7 @@ def test_a_bound_never_falls_with_the_distance():
         {"pairs": 29_999},
         {"pictures": 1},
         {"effects": (0.9, 1, 1, 1, 1)},
+        {"comparisons": 0},
         {"effects": (1, 1, 1, 1, math.nan)},
     ],
 )
@@ -303,6 +304,9 @@ def test_each_line_gets_its_part_of_the_rate():
     assert {line: found.distance for line, found in both.items()} == {"lite": 0.1, "phash": 0.2}
     assert sum(found.rate_bound for found in both.values()) <= 1e-6
     assert thresholds_for(["lite"], 4e-6, tails, comparisons=4)["lite"].distance == 0.2
+    views = {"lite": dataclasses.replace(KNOWN, comparisons=4)}  # as they were measured: nothing to share
+    assert thresholds_for(["lite"], 1e-6, views, comparisons=4)["lite"].distance == 0.2
+    assert thresholds_for(["lite"], 2e-6, views, comparisons=5) == thresholds_for(["lite"], 1e-6, views)
     with pytest.raises(InputError, match=r"'dino' has no distances of different pictures.*robustsim calibrate dino"):
         thresholds_for(["lite", "dino"], 1e-6, tails)
     with pytest.raises(InputError, match=r"'lite': 12,000,000 pairs .*cannot say.*shared by 2 comparisons.*calibrate"):
@@ -316,13 +320,19 @@ def test_the_rows_of_an_index():
     halves = rows.astype(np.float16)
     index = SimpleNamespace(read=lambda places: halves[places])
     tail = measure_rows(index, pictures.astype(str), "an index")
-    expected = [pair[0] for pair in brute(halves, pictures)]
+    pairs = brute(halves, pictures)
+    nearest = {}  # of each two pictures: a query with views of its own is compared like this
+    for distance, i, j in pairs:
+        nearest.setdefault(tuple(sorted((pictures[i], pictures[j]))), distance)
+    expected = list(nearest.values())
+    assert len(expected) < len(pairs)
     assert tail.pairs == len(expected)
+    assert tail.comparisons == int((90 / tail.pictures) ** 2) > 1
     for distance, count in zip(tail.distances, tail.counts, strict=True):
         assert count == pytest.approx(sum(one <= distance for one in expected), abs=0)
     some = measure_rows(index, pictures, "an index", most=40)
-    assert some.pairs <= 40 * 39 // 2
-    assert some.data == "an index, 40 of 90 rows drawn at random"
+    assert some.pictures == tail.pictures * 40 // 90
+    assert some.data == f"an index, {some.pictures} of {tail.pictures} pictures drawn at random"
     assert some == measure_rows(index, pictures, "an index", most=40)
 
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import ceil, floor, sqrt
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ class NearPairs:
         right: (M,) int64, the other, with a larger number.
         distances: (M,) float64, ascending, and none larger than it is: what rounding may add is taken off.
         below: all pairs nearer than this are among them.
-        pairs: of rows of different pictures, all of which were compared.
+        pairs: of rows of different pictures, all of which were compared; of `nearest_rows`, of pictures.
         pictures: (N,) int64: which picture each row is of, from 0 on.
     """
 
@@ -120,6 +120,20 @@ class _Nearest:
     def _joined(self) -> "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]":
         left, right, near = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
         return left, right, near
+
+
+def nearest_rows(found: NearPairs) -> NearPairs:
+    """Pairs of pictures instead of pairs of rows: each is as far apart as its nearest rows are."""
+    one, other = found.pictures[found.left], found.pictures[found.right]
+    pictures = int(found.pictures.max()) + 1
+    first = np.sort(np.unique(np.minimum(one, other) * pictures + np.maximum(one, other), return_index=True)[1])
+    return replace(
+        found,
+        left=found.left[first],
+        right=found.right[first],
+        distances=found.distances[first],
+        pairs=pictures * (pictures - 1) // 2,
+    )
 
 
 def make_tail(found: NearPairs, data: str) -> Tail:

@@ -34,6 +34,8 @@ class Tail:
         distances: ascending, in [0, sqrt(2)].
         counts: how many pairs are at most that far from each other.
         effects: the variance of each count over that of as many independent pairs; at least 1.
+        comparisons: how many a pair took, of which the nearest counts: 1, or views of one picture times those of the
+            other.
     """
 
     data: str
@@ -42,6 +44,7 @@ class Tail:
     distances: tuple[float, ...]
     counts: tuple[int, ...]
     effects: tuple[float, ...]
+    comparisons: int = 1
 
     def __post_init__(self) -> None:
         if len({len(self.distances), len(self.counts), len(self.effects)}) != 1 or not self.distances:
@@ -54,6 +57,8 @@ class Tail:
             raise CardError("the counts of a tail are those of its pairs: none is negative or above their number")
         if not all(isfinite(value) for value in (*self.distances, *self.effects)) or min(self.effects) < 1:
             raise CardError("the distances and effects of a tail are finite, and no effect is below 1")
+        if self.comparisons < 1:
+            raise CardError("a pair of a tail takes one comparison at least")
 
     def threshold(self, rate: float, confidence: float = CONFIDENCE) -> float:
         """The largest measured distance that at most such a share of pairs of different pictures keep within.

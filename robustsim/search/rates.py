@@ -4,15 +4,16 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustsim.encoders.pairs import make_tail, near_pairs
+from robustsim.encoders.pairs import make_tail, near_pairs, nearest_rows
 from robustsim.encoders.tail import CONFIDENCE, Tail
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import InputError, OutputError
@@ -65,7 +66,8 @@ def thresholds_for(
         lines: which, such as `("lite", "phash")`.
         rate: the share of pairs of different pictures that may match.
         tails: what was measured, by line.
-        comparisons: how many a pair of pictures takes on each line: views of the query times views of the picture.
+        comparisons: how many a pair of pictures takes on each line: views of the query times views of the picture. Each
+            gets an equal part, too; of a tail whose pairs took several, as many of them share one.
         confidence: of each line's bound, one-sided.
 
     Raises:
@@ -73,7 +75,6 @@ def thresholds_for(
     """
     if not lines or comparisons < 1:
         raise InputError("a rate is that of one line at least, and of one comparison")
-    parts = len(lines) * comparisons
     found = {}
     for line in lines:
         if line not in tails:
@@ -82,6 +83,7 @@ def thresholds_for(
                 f"(`robustsim calibrate {line} --data DIR --pairs-of 14000`) or on the index itself, or give a distance"
             )
         tail = tails[line]
+        parts = len(lines) * -(-comparisons // tail.comparisons)
         try:
             distance = tail.threshold(rate / parts, confidence)
         except InputError as error:
@@ -122,16 +124,17 @@ def measure_rows(
     seed: int = 0,
     progress: Callable[[int], object] = lambda pairs: None,
 ) -> Tail:
-    """The tail of an index's own pictures: all pairs of its rows, or of as many rows as make 1e8.
+    """The tail of an index's own pictures: all pairs of them, or of so many that their rows make 1e8.
 
-    Pictures that are copies of each other and not the same file count as different ones: they make its small rates
-    larger than they are, never smaller. Memory does not grow with the index.
+    Two pictures are as far apart as their nearest views are, so that a rate is one of pictures also where they have
+    several. Copies of a picture that are not the same file count as different ones: small rates look larger by them
+    than they are, never smaller. Memory does not grow with the index.
 
     Args:
         rows: those of one line.
         pictures: (N,) which picture each row is of, such as its `id`: rows of one are no pair.
         data: which pictures they are, in words.
-        most: of more rows than this, so many are drawn.
+        most: of more rows than this, the pictures of about so many are drawn.
         seed: of that draw.
         progress: called with the number of pairs compared since the last call.
 
@@ -142,9 +145,13 @@ def measure_rows(
     own = np.unique(np.asarray(pictures), return_inverse=True)[1].reshape(-1)
     chosen = np.arange(len(own))
     if len(own) > most:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(own), most, replace=False))
-        data = f"{data}, {most:,} of {len(own):,} rows drawn at random"
-    return make_tail(near_pairs(lambda places: rows.read(chosen[places]), own[chosen], progress=progress), data)
+        count = int(own.max()) + 1
+        drawn = np.random.default_rng(seed).choice(count, max(2, count * most // len(own)), replace=False)
+        chosen = np.flatnonzero(np.isin(own, drawn))
+        data = f"{data}, {len(drawn):,} of {count:,} pictures drawn at random"
+    found = near_pairs(lambda places: rows.read(chosen[places]), own[chosen], progress=progress)
+    views = len(chosen) / (int(found.pictures.max()) + 1)
+    return replace(make_tail(nearest_rows(found), data), comparisons=max(1, floor(views**2)))
 
 
 def read_tails(folder: "str | os.PathLike[str]", key: str) -> dict[str, Tail]:
