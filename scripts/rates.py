@@ -1,10 +1,10 @@
-"""How often different photographs come near each other: the tails that ship, and the tables of docs/search.md.
+"""How often different photographs come near each other: the tails that ship, and the tables of docs/rates.md.
 
 A collection is a folder NAME=DIR; what a line makes of it is kept in --work, in files NAME-LINE.npz.
 
 python scripts/rates.py measure caltech101=DIR --work W     # the tails, into the bundled cards and the package
 python scripts/rates.py cost                                  # what 1e8 pairs cost
-python scripts/rates.py tables caltech101=DIR OTHER=DIR ... --work W --write docs/search.md
+python scripts/rates.py tables caltech101=DIR OTHER=DIR ... --work W --write docs/rates.md
 
 Photographs that scripts/caltech101_copies.csv names are copies of each other, and no pair. They were found by looking
 at pairs beside one another: the 150 nearest of each line, and of the 700 nearest of lite and of lite-clean and the 260
