@@ -84,7 +84,8 @@ def decide(
     """
     if false_positives is not None:
         found = thresholds_for(lines, false_positives, tails, comparisons=comparisons)
-        bound = comparisons * sum(one.rate_bound for one in found.values())
+        shares = {line: -(-comparisons // tails[line].comparisons) for line in found}
+        bound = min(1.0, sum(one.rate_bound * shares[line] for line, one in found.items()))
         return Decision({line: one.distance for line, one in found.items()}, bound)
     if not isinstance(distance, Mapping):
         if len(lines) > 1 or distance is None:
