@@ -7,11 +7,13 @@ python scripts/rates.py cost                                  # what 1e8 pairs c
 python scripts/rates.py tables caltech101=DIR OTHER=DIR ... --work W --write docs/rates.md
 
 Photographs that scripts/caltech101_copies.csv names are copies of each other, and no pair. They were found by looking
-at pairs beside one another: the 150 nearest of each line, and of the 700 nearest of lite and of lite-clean and the 260
-nearest of the hash those that could be laid over each other, scaled, moved or mirrored, at a correlation above 0.9.
-Taken out was what shows one photograph or drawing: saved again, scaled, cropped, mirrored, in other tones, on another
-background or with something written on it; not what shows one thing twice, and no frames of one animation or drawings
-that differ in a line. `python scripts/rates.py show caltech101=DIR --work W -o sheet.png` draws the pairs left.
+at pairs beside one another: the 150 nearest of each line, and of the 700 nearest of lite and of lite-clean and the
+260 nearest of the hash those that could be laid over each other, scaled, moved or mirrored, at a correlation above
+0.9 (but for pairs of drawings, and of things photographed before white, where all could). Copies farther apart count
+as different. Taken out was what shows one photograph or drawing: saved again, scaled, cropped, mirrored, in other
+tones, on another background or with something written on it; not what shows one thing twice, and no frames of one
+animation or drawings that differ in a line. `python scripts/rates.py show caltech101=DIR --work W -o sheet.png` draws
+the pairs left.
 """
 
 import argparse
