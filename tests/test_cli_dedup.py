@@ -141,6 +141,7 @@ def test_views_are_those_of_a_picture(folder, small, tmp_path):
     "words",
     [
         ("--move", "x", "--delete"),
+        ("--delete",),
         ("--keep", "best"),
         ("--distance", "far"),
         ("--distance", "1", "--distance", "2"),

@@ -35,7 +35,7 @@ def dedup(
         typer.Option(
             "--false-positives",
             metavar="RATE",
-            help="Or the share of pairs of different pictures that may be taken for alike; 1e-6 if nothing is given.",
+            help="Or the share of pairs of different pictures that may be taken for alike; 1e-5 if nothing is given.",
         ),
     ] = None,
     by: Annotated[
@@ -83,6 +83,11 @@ def dedup(
 
     if move is not None and delete:
         raise typer.BadParameter("--move and --delete exclude each other")
+    if delete and not distance and false_positives is None:
+        raise typer.BadParameter(
+            "--delete wants to be told what counts as alike: --distance or --false-positives. Look at the groups first "
+            "(--html), or use --move, which can be taken back"
+        )
     if distance and false_positives is not None:
         raise typer.BadParameter("--distance and --false-positives exclude each other")
     if keep not in KEEPS:

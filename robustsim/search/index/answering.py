@@ -192,7 +192,7 @@ class Answering:
         Args:
             distance: up to which pictures are alike by the index's own model, or by each line that is named.
             false_positives: a distance for each line, so that all together take at most such a share of pairs of
-                different pictures for alike. One in a million, if neither is given.
+                different pictures for alike. 1e-5, if neither is given.
             by: which lines compare, or `all`. If none is named, all for a rate, and the index's own for a distance.
             keep: which of a group is kept: "largest" (the most pixels, then the most bytes), "smallest", "oldest",
                 "newest" or "medoid", the one with the least sum of distances to the others.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Names all lines of an index.
 ALL = "all"
 #: The share of pairs of different pictures that may be taken for duplicates, where nothing else is asked for.
-RATE = 1e-6
+RATE = 1e-5
 
 
 class Decision(NamedTuple):
