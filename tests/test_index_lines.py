@@ -150,6 +150,21 @@ def test_pictures_in_memory_have_views_and_lines(first, second, tmp_path):
     assert [evidence.view for evidence in hit.found_by] == ["mirror", "mirror"]
 
 
+def test_what_a_picture_in_memory_hides_below_its_alpha_is_found(first, folder, tmp_path):
+    """As a query and in the index; two that show the same on white are two."""
+    index = Index.create(tmp_path / "hidden.index", first, views=["alpha"])
+    hidden = [Image.open(folder / f"{seed}.png").convert("RGBA") for seed in (0, 1)]
+    for image in hidden:
+        image.putalpha(0)
+    assert index.add(hidden).added == 2
+    for number, image in enumerate(hidden):
+        (hit,) = index.within(folder / f"{number}.png", 0.01)[0]
+        assert [one.view for one in hit.found_by] == ["opaque"]
+        assert index.add([image]).unchanged == 1
+    index.add([folder / "1.png"])
+    assert "1.png" in names(index.within(hidden[1], 0.01, views=["alpha"])[0])
+
+
 def test_a_picture_without_contrast_has_no_hash(first, tmp_path):
     Image.new("RGB", (30, 30), (9, 90, 200)).save(tmp_path / "flat.png")
     index = Index.create(tmp_path / "index", first)

@@ -138,13 +138,18 @@ def held_stream(stream: BinaryIO, what: str) -> io.BytesIO:
     return held
 
 
-def loaded(image: Image.Image) -> Image.Image:
-    """A PIL image in mode RGB, decoded: Pillow's lazy loading must not happen in two threads at once.
+def loaded(image: Image.Image, *, as_rgb: bool = True) -> Image.Image:
+    """A PIL image, decoded: Pillow's lazy loading must not happen in two threads at once.
+
+    Args:
+        image: of any mode.
+        as_rgb: whether it is to be in mode RGB; else it comes back itself.
 
     Raises:
         ImageError: the file behind it is damaged, or its mode has no rule.
     """
-    return read_image(image)
+    rgb = read_image(image)
+    return rgb if as_rgb else image
 
 
 def image_size(path: "str | os.PathLike[str] | BinaryIO") -> tuple[int, int]:

@@ -25,14 +25,18 @@ ImageInput: TypeAlias = Union[ImageSource, Sequence[ImageSource]]
 _KINDS = "a path, bytes, a PIL image, an (H, W, 3) array, a (3, H, W) or (N, 3, H, W) tensor, or a list of those"
 
 
-def split_images(images: ImageInput) -> list[Any]:
+def split_images(images: ImageInput, *, as_rgb: bool = True) -> list[Any]:
     """What was passed, as a flat list: files, bytes, PIL images and uint8 arrays one by one, tensors as (N, 3, H, W).
+
+    Args:
+        images: what was passed.
+        as_rgb: whether PIL images become RGB at once; else they are decoded alone, for whoever looks at their views.
 
     Raises:
         InputError: a shape or type that is no image, or an empty list.
     """
     if isinstance(images, (list, tuple)):
-        flat = [part for image in images for part in split_images(image)]
+        flat = [part for image in images for part in split_images(image, as_rgb=as_rgb)]
         if not flat:
             raise InputError("got an empty list of images: pass at least one")
         return flat
@@ -43,7 +47,7 @@ def split_images(images: ImageInput) -> list[Any]:
     if isinstance(images, (bytearray, memoryview)):
         return [bytes(images)]
     if isinstance(images, Image.Image):
-        return [loaded(images)]
+        return [loaded(images, as_rgb=as_rgb)]
     if isinstance(images, (str, os.PathLike, bytes)):
         return [images]
     raise InputError(f"{type(images).__name__} is not an image: an image is {_KINDS}")

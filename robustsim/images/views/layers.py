@@ -96,10 +96,11 @@ def _check_size(image: Image.Image) -> None:
 def _thumbnail(image: Image.Image, what: str) -> Image.Image | None:
     """The EXIF thumbnail, turned as the picture is; None if there is none that can be decoded."""
     try:
-        exif = image.getexif()
+        block, exif = image.info["exif"], Image.Exif()
+        exif.load(block)  # anew: another thread may be reading that of the same picture in memory
         place = exif.get_ifd(ExifTags.IFD.IFD1)
         start, length = int(place[_OFFSET]), int(place[_LENGTH])
-        data = image.info["exif"].removeprefix(_PREFIX)[start : start + length]
+        data = block.removeprefix(_PREFIX)[start : start + length]
         with Image.open(io.BytesIO(data)) as small:
             own = small.getexif()
             if ExifTags.Base.Orientation not in own:

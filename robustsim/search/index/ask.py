@@ -115,7 +115,7 @@ class Question:
             self._device = "cuda" if metrics[0].device.type == "cuda" else "cpu"
         hashed = PHASH in self._lines
         wanted = [models.cards[number].preprocessing for number in numbers or [0]]
-        found = embed_pictures(metrics, wanted, one_by_one(split_images(images)), views, hashed=hashed)
+        found = embed_pictures(metrics, wanted, one_by_one(split_images(images, as_rgb=False)), views, hashed=hashed)
         self._count = len(found)
         every = [(query, seen) for query, of_one in enumerate(found) for seen in of_one]
         self._asked = {

@@ -50,9 +50,12 @@ class Embedded(NamedTuple):
 
 
 def pixels_sha256(picture: Sequence[LoadedView]) -> str:
-    """SHA-256 of the pixels that the first model sees of a picture: what tells one that has no file."""
-    whole = stack_squares([picture[0].squares[0]], torch.device("cpu")).add(0.0)  # -0.0 is 0.0
-    return hashlib.sha256(whole.contiguous().numpy().tobytes()).hexdigest()
+    """SHA-256 of the pixels that the first model sees of a picture, of all its views: what tells one without a file.
+
+    Two that show the same may hide different ones.
+    """
+    seen = stack_squares([view.squares[0] for view in picture], torch.device("cpu")).add(0.0)  # -0.0 is 0.0
+    return hashlib.sha256(seen.contiguous().numpy().tobytes()).hexdigest()
 
 
 def embed_loaded(

@@ -128,7 +128,7 @@ class Update:
             found = load_views(source, self._preprocessings, self._views, hashed=True)
             return pixels_sha256(found), found
 
-        sources, seen = one_by_one(split_images(images)), set()
+        sources, seen = one_by_one(split_images(images, as_rgb=False)), set()
         stream = prefetch(load, sources) if len(sources) > 1 else map(load, sources)
         for name, found in embed_loaded(self._models.every, stream, lambda name: f"the picture {name}"):
             if name not in seen and not isinstance(found, ImageError):
