@@ -15,6 +15,7 @@ from robustsim.images.views.load import LoadedView, load_views
 from robustsim.metric import RobustSim
 from robustsim.search.embedding import no_embedding
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: The views of a picture, the whole of it first, or what is wrong with it.
@@ -114,9 +115,14 @@ def embed_pictures(
     def load(source: Any) -> tuple[None, Loading]:
         return None, load_views(source, preprocessings, views, hashed=hashed)
 
-    stream = prefetch(load, sources) if len(sources) > 1 else map(load, sources)
-    found = embed_loaded(lambda: metrics, iter(stream), lambda key: "a query")
+    stream = load_ahead(load, sources, views) if len(sources) > 1 else map(load, sources)
+    found = embed_loaded(lambda: metrics, stream, lambda key: "a query")
     return [seen.views for _, seen in found if not isinstance(seen, ImageError)]
+
+
+def load_ahead(load: Callable[[S], T], sources: Iterable[S], views: Sequence[str]) -> Iterator[T]:
+    """`prefetch`, of fewer pictures where each may have a hundred views, and take 15 MB for each model."""
+    return prefetch(load, sources, ahead=16 if views else 64)
 
 
 def one_by_one(parts: Iterable[Any]) -> list[Any]:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from robustsim.errors import ImageError, InputError
-from robustsim.images.files import from_printable, prefetch, printable
+from robustsim.images.files import from_printable, printable
 from robustsim.images.inputs import ImageInput, split_images
 from robustsim.images.views.load import load_views
 from robustsim.search.embedding import Stamp
 from robustsim.search.index.models import Models
-from robustsim.search.index.pictures import Loading, Seen, embed_loaded, one_by_one, pixels_sha256
+from robustsim.search.index.pictures import Loading, Seen, embed_loaded, load_ahead, one_by_one, pixels_sha256
 from robustsim.search.storage.known import Known
 from robustsim.search.storage.rows import Entry, Vectors, make_table, read_back
 from robustsim.search.storage.store import Snapshot, Store
@@ -104,7 +104,7 @@ class Update:
         Raises:
             EncodingError: an embedding is not finite, or nothing but zeros; what was committed stays.
         """
-        loaded = prefetch(partial(self._load, root), self._todo(root, iter(paths)))
+        loaded = load_ahead(partial(self._load, root), self._todo(root, iter(paths)), self._views)
         embedded = embed_loaded(self._models.every, loaded, lambda key: repr(printable(root / key[0])))
         for (path, stamp), found in embedded:
             if isinstance(found, ImageError):
@@ -129,7 +129,7 @@ class Update:
             return pixels_sha256(found), found
 
         sources, seen = one_by_one(split_images(images, as_rgb=False)), set()
-        stream = prefetch(load, sources) if len(sources) > 1 else map(load, sources)
+        stream = load_ahead(load, sources, self._views) if len(sources) > 1 else map(load, sources)
         for name, found in embed_loaded(self._models.every, stream, lambda name: f"the picture {name}"):
             if name not in seen and not isinstance(found, ImageError):
                 seen.add(name)
