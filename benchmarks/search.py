@@ -73,7 +73,6 @@ def build(folder: Path, rows: int, dim: int) -> Store:
             entries = [Entry(f"{row:064x}", f"/{row}.jpg") for row in range(done, done + len(some))]
             writer.append(make_table(entries, [some], writer.snapshot.dataset.schema))
         done += len(some)
-    store.tidy()
     return store
 
 

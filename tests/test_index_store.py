@@ -150,7 +150,8 @@ def test_erased_bytes_are_gone(store):
         loaded.line(0).codes.values[victim].tobytes(),
         b"/photos/7.jpg",
         f"{7:064x}".encode(),
-        *(loaded.table.column(f"{name}digest")[victim].as_py() for name in ("", "code_", "embedding_")),
+        *(loaded.table.column(f"{name}_digest")[victim].as_py() for name in ("code", "embedding")),
+        next(digest for _, name, digest in rows(store) if name == f"{7:064x}"),
     ]
 
     def traces_left():

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
 from robustsim.search.storage.readback import files_of, gained, manifest
-from robustsim.search.storage.rows import Vectors, add_up, matrix, narrow, schema, vectors_of
+from robustsim.search.storage.rows import add_up, narrow, schema, vectors_of
 from robustsim.search.storage.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
 
 if TYPE_CHECKING:
@@ -127,11 +127,10 @@ class Snapshot:
 
         return pa.schema([self.dataset.schema.field(name) for name in columns]).empty_table()
 
-    def take(self, positions: "NDArray[np.int64]", model: int = 0) -> "NDArray[np.float16]":
-        """Embeddings of rows by their place in the order, (M, D), by the model of that number."""
-        column = Vectors.of(model).embedding
+    def take(self, positions: "NDArray[np.int64]", columns: Sequence[str]) -> "pa.Table":
+        """Some rows, by their place in the order."""
         with lances(self.folder):
-            return matrix(self.dataset.take(positions, columns=[column]).column(column))
+            return self.dataset.take(positions, columns=list(columns))
 
     def rows(self, columns: Sequence[str], row_ids: Sequence[int]) -> "pa.Table":
         """Some rows, by Lance's numbers of them, in any order."""
