@@ -199,6 +199,8 @@ def what_is_there(kinds: Mapping[str, int], unreadable: int = 0) -> str:
 
 def _kind(entry: "os.DirEntry[str]") -> str:
     try:
+        if entry.is_file(follow_symlinks=False):  # nearly always
+            return _FILE
         if entry.is_symlink() or getattr(entry, "is_junction", bool)():
             mode = entry.stat().st_mode
             return _LINKED if stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), _FILE)
