@@ -254,22 +254,21 @@ class Update:
         return not entry.path or (known.sizes[at], known.mtimes[at]) == (entry.size, entry.mtime)
 
     def _todo(self, root: Path, paths: Iterator[Path]) -> Iterator[Path]:
+        sizes, mtimes = self._start.sizes, self._start.mtimes
         while chunk := list(islice(paths, _COMPARED)):
             whole = [os.path.join(root, path) for path in chunk]  # texts: paths that are objects take twice the time
             found = self._start.match("path", [printable(path) for path in whole]).tolist()
             labels = self._start.labels(np.array(found, np.int64)) if self._label is not None else [None] * len(chunk)
             renamed = []
             for path, file, at, label in zip(chunk, whole, found, labels, strict=True):
-                if at >= 0:
-                    size, mtime = _size_and_time(file)
-                    if (self._start.sizes[at], self._start.mtimes[at]) == (size, mtime):
-                        self._seen[at] = True
-                        if self._renames(label):
-                            renamed.append(printable(file))
-                        else:
-                            self.report.unchanged += 1
-                        self.progress(1)
-                        continue
+                if at >= 0 and _size_and_time(file) == (sizes.item(at), mtimes.item(at)):
+                    self._seen[at] = True
+                    if self._renames(label):
+                        renamed.append(printable(file))
+                    else:
+                        self.report.unchanged += 1
+                    self.progress(1)
+                    continue
                 yield path
             self._relabel(renamed)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustsim.search.storage.rows import add_up, check_narrow
+from robustsim.search.storage.rows import add_up, check_narrow, listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Known:
             return np.asarray(pc.fill_null(table.column(name).cast(pa.int64()), -1).to_numpy())
 
         self.sizes, self.mtimes, self._row_ids = numbers("size"), numbers("mtime"), numbers("_rowid")
-        self.digests: list[bytes] = table.column("digest").to_pylist()
+        self.digests: list[bytes] = listed(table.column("digest"))
         self._sorted: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._views = views.select(["_rowid", "digest"])
         paths, ids = (views.column(name).to_pylist() for name in ("path", "id"))
