@@ -137,10 +137,12 @@ def memory(argv: argparse.Namespace, folder: Path) -> None:
     base = "import sys; sys.path.insert(0, sys.argv[2]); import search; "
     query = "q = next(search.made_up(1, {d})); "
     ask = {
-        "int8 in memory": query + "search.scan.nearest(search.opened(search.Store(sys.argv[1])), q, 10); ",
+        "int8 in memory": query + "r = search.opened(search.Store(sys.argv[1])); search.scan.nearest(r, q, 10); ",
         "nothing but the imports": "",
     }
-    ask |= {FAISS[kind]: f"{query}search.faiss_index('{kind}', {{n}}, {{d}}).search(q, 10); " for kind in argv.faiss}
+    ask |= {
+        FAISS[kind]: f"{query}f = search.faiss_index('{kind}', {{n}}, {{d}}); f.search(q, 10); " for kind in argv.faiss
+    }
     for name, code in ask.items():
         code = base + "import faiss; " + code.format(d=argv.dim, n=argv.rows)
         # Not by getrusage, which tells the peak of the parent too. FAISS's peak comes of its array, which grows.
