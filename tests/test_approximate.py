@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from robustsim.errors import OutputError, SearchError
 from robustsim.search.scan import approximate, exact
 from robustsim.search.scan.codes import distances, unit
 from robustsim.search.storage import approximate as cache
+from robustsim.search.storage import caches
 from robustsim.search.storage import store as stores
-from robustsim.search.storage.approximate import FOLDER, Approximate, clear, cleared
+from robustsim.search.storage.approximate import Approximate
+from robustsim.search.storage.caches import FOLDER, clear, cleared
 from robustsim.search.storage.forget import forget
 from robustsim.search.storage.loaded import Loaded
 from robustsim.search.storage.rows import Entry, make_table
@@ -244,9 +247,28 @@ def test_what_is_cleared_is_gone_and_is_not_made_meanwhile(store, monkeypatch):
     assert Approximate.of(Loaded(store.read())).planted == 1000
 
 
+def test_an_erasure_that_was_interrupted_clears_again(store, monkeypatch):
+    """A reader of the version before may have made one between the seal and the removal of older files."""
+    old = Loaded(store.read())
+
+    def killed(self):
+        monkeypatch.undo()
+        self._seal = replace(self._seal, erasing=True)
+        self.seal()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stores.Writer, "_erase", killed)
+    with pytest.raises(KeyboardInterrupt):
+        forget(store, ["/9.jpg"])
+    assert not (store.folder / FOLDER).exists()
+    assert Approximate.of(old).planted == 1000
+    append(store, 0, 3)
+    assert not (store.folder / FOLDER).exists()
+
+
 def test_who_erases_does_not_wait_for_ever(store, monkeypatch):
-    monkeypatch.setattr(cache, "_PATIENCE", 0.1)
-    with cache._locked(store.folder, 1), pytest.raises(OutputError, match="has been making an approximate index"):
+    monkeypatch.setattr(caches, "_PATIENCE", 0.1)
+    with caches.making(store.folder, 1), pytest.raises(OutputError, match="has been making an approximate index"):
         clear(store.folder)
     assert len(names(store.folder / FOLDER)) == 2
 

@@ -16,7 +16,6 @@ from robustsim.search.index.answering import Answering, nothing
 from robustsim.search.index.models import describe
 from robustsim.search.index.update import Update, UpdateReport, parts_of
 from robustsim.search.rates import drop_tails
-from robustsim.search.storage.approximate import cleared
 from robustsim.search.storage.forget import ForgetReport, forget
 from robustsim.search.storage.rows import check_words
 from robustsim.search.storage.store import Store
@@ -186,8 +185,7 @@ class Index(Answering):
         """
         try:
             drop_tails(self.path)
-            with cleared(self._store.folder):
-                return forget(self._store, [names] if isinstance(names, (str, os.PathLike)) else names)
+            return forget(self._store, [names] if isinstance(names, (str, os.PathLike)) else names)
         finally:
             self._snapshot = self._loaded = None
 

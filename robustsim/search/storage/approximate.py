@@ -8,18 +8,17 @@ what its files are. All that it tells is which rows may be near; these are measu
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import OutputError, RobustSimError, SearchError
 from robustsim.search.scan.approximate import FEWEST, near_duplicates
+from robustsim.search.storage.caches import FOLDER, making, remove
 from robustsim.search.storage.readback import manifest
 from robustsim.search.storage.rows import Vectors
 from robustsim.search.storage.seal import checked, checksum_of, seal_files
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from robustsim.search.scan.exact import Positions
     from robustsim.search.storage.loaded import Loaded
     from robustsim.search.storage.store import Snapshot
-
-FOLDER, LOCK = "approximate", "approximate.lock"
 
 #: Rows from which on there are clusters to be found; fewer are scanned.
 SMALLEST = 1000
@@ -47,7 +44,6 @@ _SAMPLED = 64  # rows of each cluster that its centre is found by
 _BITS = 2048  # of a row, if its values have one at least and four at most
 _LOOKED_AT = 16  # clusters at least, and one of so many
 _TOGETHER = 64  # queries
-_PATIENCE = 300  # seconds that who erases waits for one that is being made
 
 
 class Approximate:
@@ -90,7 +86,7 @@ class Approximate:
             return None
         if made := _made(loaded, model):
             return cls(loaded, model, made)
-        with _locked(loaded.snapshot.folder, -1):
+        with making(loaded.snapshot.folder):
             return cls(loaded, model, _made(loaded, model) or _make(loaded, model))
 
     def candidates(
@@ -128,27 +124,6 @@ class Approximate:
         return positions
 
 
-@contextmanager
-def cleared(folder: Path) -> Iterator[None]:
-    """Remove all that was made for an index, and keep others from making any until the block ends: rows are erased.
-
-    Args:
-        folder: of the index.
-
-    Raises:
-        OutputError: one is being made and does not come to an end, or cannot be removed.
-    """
-    with _locked(folder, _PATIENCE):
-        _remove(folder / FOLDER)
-        yield
-
-
-def clear(folder: Path) -> None:
-    """Remove all that was made for an index; see `cleared`."""
-    with cleared(folder):
-        pass
-
-
 def _folder(loaded: "Loaded", model: int) -> Path:
     return loaded.snapshot.folder / FOLDER / f"{loaded.snapshot.version}-{model}"
 
@@ -183,11 +158,11 @@ def _make(loaded: "Loaded", model: int) -> dict[str, Any]:
     versions = snapshot.folder / ROWS / "_versions"
     if not (versions / manifest(snapshot.version)).exists():
         raise SearchError(f"the index {os.fspath(snapshot.folder)!r} was erased since it was opened: open it again")
-    _remove(folder)
+    remove(folder)
     for other in folder.parent.glob("*"):  # those of versions that nobody reads any more
         number = other.name.split("-")[0]
         if not (number.isdecimal() and (versions / manifest(int(number))).exists()):
-            _remove(other)
+            remove(other)
     try:
         data = _whose(loaded, model) | {"clusters": max(1, snapshot.count // _CLUSTER), "found": 0, "planted": 0}
         with lances(snapshot.folder, writes=True):
@@ -200,7 +175,7 @@ def _make(loaded: "Loaded", model: int) -> dict[str, Any]:
             path.write_text(json.dumps({**data, "sha256": checksum_of(data)}, indent=1), encoding="utf-8")
     except BaseException as error:
         with suppress(OutputError):
-            _remove(folder)
+            remove(folder)
         if isinstance(error, OSError) and not isinstance(error, RobustSimError):
             raise OutputError(f"cannot write {os.fspath(folder)!r}: {error.strerror or error}") from error
         raise
@@ -227,29 +202,6 @@ def _recall(made: Approximate, loaded: "Loaded", model: int) -> tuple[int, int]:
         queries = near_duplicates(loaded.embeddings(some, model), SIMILARITY, seed=start)
         found += sum(row in one for row, one in zip(some, made.candidates(queries, FEWEST), strict=True))
     return found, len(rows)
-
-
-def _remove(path: Path) -> None:
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {os.fspath(path)!r}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _locked(folder: Path, patience: float) -> Iterator[None]:
-    try:
-        with FileLock(folder / LOCK, timeout=patience):
-            yield
-    except Timeout:
-        raise OutputError(
-            f"another process has been making an approximate index in {os.fspath(folder)!r} for {patience} seconds: "
-            "nothing was changed"
-        ) from None
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock, Timeout
 
 from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
+from robustsim.search.storage.caches import cleared
 from robustsim.search.storage.readback import files_of, gained, manifest
 from robustsim.search.storage.rows import add_up, narrow, schema, vectors_of
 from robustsim.search.storage.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
@@ -201,8 +202,13 @@ class Writer:
     def erase(self) -> None:
         """Leave no file that holds what was ever deleted: write the rows that are left anew, remove all older ones.
 
-        Only the newest version can be read then; who has an older one open is told to open it again.
+        Only the newest version can be read then; who has an older one open is told to open it again. Caches that were
+        made from rows go first, and none is made meanwhile.
         """
+        with cleared(self._folder):
+            self._erase()
+
+    def _erase(self) -> None:
         with lances(self._folder, writes=True):
             self._dataset.optimize.compact_files(
                 materialize_deletions=True, materialize_deletions_threshold=0.0, batch_size=_BATCH
