@@ -126,12 +126,13 @@ class Question:
     def nearest(self, k: int) -> Answer:
         """The k nearest pictures by the one line that is asked."""
         ((line, number),) = self._lines.items()
-        rows, allowed = self._rows(number)
+        allowed = self._counting(number)
         asked, reached, enough = self._asked[line], k, min(k, self._pictures(allowed))
         while True:
             if made := self._clusters.get(line):
-                found = some.nearest(asked.rows, reached, candidates=self._ask_clusters(made), **_read(rows))
+                found = some.nearest(asked.rows, reached, **self._ask_clusters(made, number))
             else:
+                rows = self._loaded.line(number)
                 found = scan.nearest(rows, asked.rows, reached, allowed=allowed, device=self._device)
             # The rows come by their distance, so the first k pictures among them are the k nearest to this view.
             if all(self._pictures(one.positions) >= enough or len(one.positions) < reached for one in found):
@@ -148,10 +149,11 @@ class Question:
         """All pictures that at least one line takes for a match."""
         found, thresholds = {}, decision.thresholds
         for line, number in self._lines.items():
-            (rows, allowed), queries = self._rows(number), self._asked[line].rows
+            queries = self._asked[line].rows
             if made := self._clusters.get(line):
-                found[line] = some.within(queries, thresholds[line], candidates=self._ask_clusters(made), **_read(rows))
+                found[line] = some.within(queries, thresholds[line], **self._ask_clusters(made, number))
             else:
+                rows, allowed = self._loaded.line(number), self._counting(number)
                 found[line] = scan.within(rows, queries, thresholds[line], allowed=allowed, device=self._device)
         return replace(self._answer(found, None), thresholds=thresholds, false_positives=decision.false_positives)
 
@@ -161,11 +163,12 @@ class Question:
             return self._loaded.count
         return len(positions) if self._loaded.most_views == 1 else len(np.unique(self._loaded.pictures[positions]))
 
-    def _rows(self, number: int | None) -> "tuple[scan.Rows, Positions | None]":
+    def _counting(self, number: int | None) -> "Positions | None":
+        """The rows that count for a line; None for all."""
         if number is not None:
-            return self._loaded.line(number), self._allowed
+            return self._allowed
         hashed = self._loaded.hashed
-        return self._loaded.line(None), hashed if self._allowed is None else np.intersect1d(hashed, self._allowed)
+        return hashed if self._allowed is None else np.intersect1d(hashed, self._allowed)
 
     def _answer(self, found: Mapping[str, Sequence[scan.Found]], k: int | None) -> Answer:
         best: list[dict[int, dict[str, _Nearest]]] = [{} for _ in range(self._count)]
@@ -185,8 +188,10 @@ class Question:
         version = self._loaded.snapshot.version
         return Answer(hits, not self._clusters, bound, version, self._compared, recall=recall)
 
-    def _ask_clusters(self, made: Approximate) -> some.Candidates:
-        return partial(made.candidates, where=self._where)
+    def _ask_clusters(self, made: Approximate, number: int | None) -> dict[str, Any]:
+        """What `some` takes, without the codes, which nothing needs here."""
+        read = partial(self._loaded.embeddings, model=number or 0)
+        return {"candidates": partial(made.candidates, where=self._where), "read": read, "order": self._loaded.order}
 
     def _hits(self, query: int, found: "Mapping[int, Mapping[str, _Nearest]]", k: int | None) -> tuple[Hit, ...]:
         line = next(iter(self._lines))
@@ -232,10 +237,6 @@ def _opened(clusters: Clusters, loaded: Loaded, number: int) -> Approximate | No
     if key not in clusters:
         clusters[key] = Approximate.of(loaded, number)
     return clusters[key]
-
-
-def _read(rows: scan.Rows) -> dict[str, Any]:
-    return {"read": rows.read, "order": rows.order}
 
 
 def _of_line(pairs: Sequence[tuple[int, Seen]], number: int | None, numbers: Sequence[int]) -> _Asked:
