@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Rows and bytes of codes read at a time, and hashes coded at a time.
-_ROWS, _CODES, _BLOCK = 1 << 12, 1 << 20, 1 << 14
+_ROWS, _CODES, _BLOCK = 1 << 12, 1 << 19, 1 << 14
 
 
 class Loaded:
