@@ -366,7 +366,10 @@ def test_a_tail_is_of_all_pairs_of_different_pictures(small, photographs, tmp_pa
     (photographs / "rocket" / "again.png").write_bytes((photographs / "coffee" / "1.png").read_bytes())
     table = tmp_path / "same.csv"
     table.write_text("file,same_as,reason\ncoffee/2.png,coffee/3.png,by hand\nnowhere.png,coffee/4.png,\n")
-    every = measured(small, photographs, tmp_path, photographs=25, same=table)
+    with pytest.raises(DataError, match=r"names 'nowhere.png', which is no file below"):
+        measured(small, photographs, tmp_path, photographs=25, same=table)
+    table.write_text("file,same_as,reason\ncoffee/2.png,coffee/3.png,by hand\n")
+    every = measured(small, photographs, tmp_path, photographs=25, same=table, restart=True)
     tail = every.calibration.tail
     assert (tail.pictures, tail.pairs) == (23, 25 * 24 // 2 - 2)
     files = sorted(photographs.rglob("*.png"))

@@ -239,7 +239,7 @@ def test_lines_and_views(run, folder, wide, tmp_path, monkeypatch):
     assert run("search", wide, mirrored, "--within", "0.05", "--by", "phash", "--by", DEFAULT_MODEL)[0] == 2
     code, out, _ = run("search", wide, mirrored, "--within", "0.05", "--by", "phash", "--json")
     found = json.loads(out)
-    assert (code, found["thresholds"], found["false_positives"]) == (1, {"phash": 0.05}, None)
+    assert (code, found["queries"][0]["thresholds"], found["false_positives"]) == (1, {"phash": 0.05}, None)
     ((evidence,),) = (hit["found_by"] for hit in found["queries"][0]["hits"])
     assert (evidence["line"], evidence["query_view"], evidence["view"]) == ("phash", "", "mirror")
     # What a pipe brings is looked at with all its frames.
@@ -264,10 +264,32 @@ def test_what_an_index_is_made_with_stays(run, folder, index, wide):
         assert "--views is for a new index" in err
     code, _, err = run("index", index, folder, "--also", f"{DEFAULT_MODEL}-clean")
     assert code == 1
-    assert "--also is for a new index" in err
+    assert "further ones are named when an index is made (also, --also)" in err
+    code, _, err = run("index", wide, folder, "--also", DEFAULT_MODEL)
+    assert code == 1
+    assert f"was made by '{DEFAULT_MODEL}-clean', and this '{DEFAULT_MODEL}'" in err
     assert run("index", wide, folder, "--also", f"{DEFAULT_MODEL}-clean", "--views", "mirror")[0] == 0
     assert run("search", index, folder / "coffee.png", "--by", "phash")[0] == 2
     assert run("search", index, folder / "coffee.png", "--within", "0.1", "--false-positives", "1e-5")[0] == 2
     code, _, err = run("search", index, folder / "coffee.png", "--views", "upside")
     assert code == 1
     assert "no kind of view is called 'upside'" in err
+
+
+def test_rates(run, folder, index):
+    query = "search", index, folder / "coffee.png", "--false-positives"
+    assert run(*query, "3", "--by", "all")[0] == 2
+    code, _, err = run(*query, "1e-5")
+    assert code == 1
+    assert "Caltech-101" in err
+    found = json.loads(run("rates", index, "--json")[1])
+    assert found["lines"][DEFAULT_MODEL]["pairs"] == 3
+    code, out, err = run("rates", index)
+    assert code == 0
+    assert DEFAULT_MODEL in out
+    assert "3 pictures of the index" in err
+    code, _, err = run(*query, "1e-5")  # by three pairs nothing can be said of that
+    assert code == 2
+    assert "3 pairs of different pictures" in err
+    found = json.loads(run(*query, "0.9", "--json")[1])
+    assert "3 pictures of the index" in found["measured_on"][DEFAULT_MODEL]

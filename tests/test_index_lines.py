@@ -85,7 +85,7 @@ def test_a_picture_that_any_line_finds_is_a_hit(first, second, folder, index):
         everything = {line: index.within(query, 2**0.5, by=line)[0] for line in index.lines}
         limits = {line: hits[1].distance for line, hits in everything.items()}
         answer = index.within(query, limits)
-        assert answer.thresholds == limits
+        assert answer.thresholds == (limits,)
         expected = {}
         for line, hits in everything.items():
             for hit in hits:
@@ -183,14 +183,32 @@ def tail():
 
 def test_a_rate_is_shared_by_lines_and_comparisons(folder, index, tail, monkeypatch):
     monkeypatch.setattr(rates, "phash_tail", lambda: tail)
-    rates.keep_tails(index.path, index._rows().snapshot.key, {"first": tail, "second": tail})
-    alone = index.within(folder / "0.png", false_positives=1e-4)
-    # Three views of a picture are kept, so each comparison has a third of the rate.
-    assert alone.thresholds == {"first": 0.2}
-    assert alone.false_positives == pytest.approx(3 * tail.rate_bound(0.2))
-    assert index.within(folder / "0.png", false_positives=1e-4, by="all").thresholds["second"] == 0.1
-    with pytest.raises(InputError, match="a rate of 1e-05 is shared by 9 comparisons"):
+    rates.keep_tails(index.path, {"first": tail, "second": tail})
+    alone = index.within(folder / "0.png", false_positives=4e-5)
+    # Nine rows of seven pictures: a picture takes less than two comparisons, on average.
+    assert alone.thresholds == ({"first": 0.2},)
+    assert alone.false_positives == pytest.approx(2 * tail.rate_bound(0.2))
+    assert alone.measured_on == {"first": "made up"}
+    # Each query has its own share: that of three frames takes four comparisons, whatever stands beside it.
+    both = index.within([folder / "0.png", folder / "moving.png"], false_positives=4e-5, views=["frames"])
+    assert both.thresholds == ({"first": 0.2}, {"first": 0.1})
+    assert index.within(folder / "0.png", false_positives=4e-5, by="all").thresholds[0]["second"] == 0.1
+    # Of a tenant whose pictures have one view each, nobody else's count.
+    index.add(folder / "5.png", tenant="plain")
+    assert index.within(folder / "0.png", false_positives=2e-5, tenant="plain").thresholds == ({"first": 0.2},)
+    with pytest.raises(InputError, match=r"of which each of 6 comparisons has its part: ask for 1.9e-05"):
         index.within(folder / "0.png", false_positives=1e-5, by="all")
+    assert index.within(folder / "0.png", false_positives=1.9e-5, by="all").false_positives <= 1.9e-5
+    for wrong in (3, 1, 0, -1e-5):
+        with pytest.raises(InputError, match="lies between 0 and 1"):
+            index.within(folder / "0.png", false_positives=wrong, by="all")
+    # Pairs of pictures: views of the one times views of the other.
+    assert index.duplicates(false_positives=4e-5, by="first").thresholds == {"first": 0.2}
+    frames = [Image.open(folder / f"{n}.png") for n in (0, 1, 2)]
+    frames[0].save(folder / "other.png", save_all=True, append_images=frames[1:])
+    index.add(folder)
+    with pytest.raises(InputError, match="each of 3 comparisons"):
+        index.duplicates(false_positives=7e-6, by="first")
 
 
 def test_an_index_measures_its_own_rates(first, folder, tmp_path):
@@ -198,19 +216,57 @@ def test_an_index_measures_its_own_rates(first, folder, tmp_path):
     with pytest.raises(InputError, match="first"):
         index.within(folder / "0.png", false_positives=0.9)  # no card says anything of this model
     index.add(folder)
+    for tenant in ("a", "b"):  # the same files are no further pictures, and no views of them
+        index.add(folder, tenant=tenant)
     tails = index.measure_rates()
     assert set(tails) == {"first", "phash"}
-    pairs = index._rows().count * (index._rows().count - 1) // 2
-    assert tails["first"].pairs == pairs
-    answer = Index.open(index.path, first).within(folder / "0.png", false_positives=0.9)
-    assert answer.thresholds["first"] == tails["first"].threshold(0.9)
+    assert (tails["first"].pairs, tails["first"].comparisons) == (7 * 6 // 2, 1)
+    opened = Index.open(index.path, first)
+    answer = opened.within(folder / "0.png", false_positives=0.9)
+    assert answer.thresholds[0]["first"] == tails["first"].threshold(0.9)
+    assert "21 pictures of the index" in answer.measured_on["first"]
     draw(folder / "new.png", 70)
-    index.add(folder)
-    with pytest.raises(InputError, match="first"):  # they were of another version
-        index.within(folder / "0.png", false_positives=0.9)
-    index.measure_rates()
-    index.forget(folder / "new.png")
-    assert not (tmp_path / "index" / rates.NAME).exists()
+    opened.add(folder)
+    opened.forget(folder / "new.png")  # what an index measured stays its measure until it is measured again
+    assert opened.within(folder / "0.png", false_positives=0.9).thresholds == answer.thresholds
+    assert opened.check().ok
+    kept = tmp_path / "index" / rates.NAME
+    kept.write_text(kept.read_text().replace('"pairs": 21', '"pairs": 91'))
+    with pytest.raises(SearchError, match=r"rates of the index .* are damaged"):
+        opened.within(folder / "0.png", false_positives=0.9)
+    assert not opened.check().ok
+
+
+def test_rates_of_pictures_without_hashes(first, tmp_path):
+    for number, colour in enumerate(((9, 90, 200), (200, 9, 9), (0, 80, 0))):
+        Image.new("RGB", (30, 30), colour).save(tmp_path / f"{number}.png")
+    index = Index.create(tmp_path / "index", first)
+    index.add(sorted(tmp_path.glob("*.png")))
+    assert set(index.measure_rates()) == {"first"}
+
+
+def test_filters_hold_for_every_line(folder, index):
+    index.add(folder / "1.png", tenant="b")
+    index.add(folder / "2.png", label="two")
+    for line in index.lines:
+        everything = {line: 2**0.5}
+        assert names(index.within(folder / "0.png", everything, tenant="b")[0]) == ["1.png"]
+        assert names(index.within(folder / "0.png", everything, label="two")[0]) == ["2.png"]
+
+
+def test_the_nearest_views_count(first, folder, tmp_path):
+    """Of a query, of a picture, and where another line has found it."""
+    index = Index.create(tmp_path / "index", first, views=["mirror"])
+    index.add(folder / "3.png")
+    whole = Image.open(folder / "3.png").convert("RGB")
+    for query in (whole, ImageOps.mirror(whole)):
+        for views in ((), ("mirror",)):
+            assert index.search(query, 1, views=views)[0][0].distance < 0.01
+            hit = index.within(query, {"first": 2**0.5, "phash": 0.01}, views=views)[0][0]
+            assert [evidence.distance < 0.01 for evidence in hit.found_by] == [True, True]
+            hit = index.within(query, {"first": 0.0, "phash": 0.01}, views=views)[0][0]
+            assert [evidence.line for evidence in hit.found_by] == ["phash"]
+            assert hit.distance < 0.01
 
 
 def test_what_no_index_can_be_asked(first, second, folder, index, tmp_path):
@@ -259,6 +315,9 @@ def test_an_approximate_search_says_so(first, folder, tmp_path):
     assert 0.5 < about.recall <= 1
     assert about[0][0] == exact[0][0]  # to the last bit of the distance
     assert {hit.label for hit in index.search(z, 7, label="mine", approximate=True)[0]} == {"mine"}
+    other = torch.from_numpy(rows[500:501])  # no picture with the label is among the nearest of this one
+    assert {hit.label for hit in index.search(other, 7, label="mine", approximate=True)[0]} == {"mine"}
+    assert len(index.search(z, 10**9, approximate=True)[0]) <= len(index)
     assert names(index.within(z, 0.01, approximate=True)[0]) == ["2.png"]
     assert (tmp_path / "index" / "approximate").exists()
     index.forget(folder / "3.png")

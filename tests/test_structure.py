@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 FLOORS = {
     "attacks": [{"engine"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
     "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"tails"}, {"run", "calibration"}],
-    "search": [{"formats", "scan"}, {"duplicates", "embedding", "rates", "storage"}, {"index"}],
+    "search": [{"formats", "scan"}, {"duplicates", "embedding", "storage"}, {"rates"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }
 LONGEST = 400  # lines of a file

@@ -25,6 +25,13 @@ def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
+def halved(size, colour):
+    """Black, and its left half of a colour: not so plain that it is left out."""
+    image = Image.new("RGB", size)
+    image.paste(colour, (0, 0, size[0] // 2, size[1]))
+    return image
+
+
 def encoded(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -133,11 +140,25 @@ MOVING = {"GIF": {}, "PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}}
 @pytest.mark.parametrize("kind", MOVING)
 def test_each_frame_is_a_view_and_a_repeated_one_is_not(kind):
     colours = [(250, 0, 0), (0, 250, 0), (250, 0, 0), (0, 0, 250)]
-    got = shown(animated([Image.new("RGB", (30, 20), one) for one in colours], kind, **MOVING[kind]), "frames")
+    got = shown(animated([halved((30, 20), one) for one in colours], kind, **MOVING[kind]), "frames")
     assert list(got) == ["", "frame 1", "frame 3"]
     for name, colour in zip(got, [colours[0], colours[1], colours[3]], strict=True):
         assert got[name].shape == (20, 30, 3)
-        assert (got[name] == colour).all()
+        np.testing.assert_array_equal(got[name], np.asarray(halved((30, 20), colour)))
+
+
+def test_what_shows_nothing_is_no_view(rgb):
+    """A tile of white paper is like that of any other page."""
+    black, ramp = Image.new("RGB", rgb.size), Image.linear_gradient("L").resize(rgb.size).convert("RGB")
+    assert list(shown(animated([rgb, black, ramp], "PNG"), "frames")) == ["", "frame 2"]
+    assert list(shown(black)) == [""]  # the whole picture is looked at whatever it shows
+    page = Image.new("RGB", (90, 90), "white")
+    page.paste(rgb.resize((30, 30)), (0, 0))
+    found = list(shown(page, "tiles", least=30))
+    assert "tile 0 0" in found
+    assert "tile 2 2" not in found
+    clear = Image.new("RGBA", (30, 30))
+    assert list(shown(encoded(clear, "PNG"), "alpha")) == [""]
 
 
 def test_frames_go_by_the_rules_of_files(rgb, other):
@@ -168,7 +189,7 @@ def test_frames_are_sampled_evenly(count, most):
 
 @pytest.mark.parametrize("kind", MOVING)
 def test_of_many_frames_some_are_looked_at(kind):
-    frames = [Image.new("RGB", (16, 16), (number * 5, 100, 100)) for number in range(40)]
+    frames = [halved((16, 16), (number * 5, 100, 100)) for number in range(40)]
     data = animated(frames, kind, **MOVING[kind])
     got = shown(data, "frames")
     assert len(got) == FRAMES

@@ -22,6 +22,7 @@ from robustsim.cli import (
     matrix,
     models,
     output,
+    rates,
     search,
     train,
 )
@@ -43,6 +44,7 @@ app.command("embed")(embed.embed)
 app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("dedup")(dedup.dedup)
+app.command("rates")(rates.rates)
 app.command("forget")(forget.forget)
 app.command("check")(check.check)
 app.command("attack")(attack.attack)

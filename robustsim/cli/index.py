@@ -43,7 +43,11 @@ def index(
     device: output.DeviceOption = None,
     also: Annotated[
         list[str] | None,
-        typer.Option("--also", metavar="MODEL", help="A further model for a new index, as lite-clean; repeatable."),
+        typer.Option(
+            "--also",
+            metavar="MODEL",
+            help="A further model of a new index, as lite-clean, or where one of an old index is; repeatable.",
+        ),
     ] = None,
     views: ViewsOption = None,
     label: Annotated[
@@ -86,8 +90,8 @@ def index(
             if not (index / NAME).exists():
                 raise  # else another process was the first to make it
     if opened is None:
-        opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
-        _check_made(opened, also, kinds(views) if views is not None else None)
+        opened = open_index(index, model, also, device)
+        _check_views(opened, kinds(views) if views is not None else None)
     output.settle(opened.card)
     output.tell_cropping(opened.card)
     update = partial(opened.sync, remove_all=remove_all) if sync else opened.add
@@ -124,13 +128,19 @@ def index(
     output.finish(counts["failed"], sum(counts.values()) - counts["failed"], strict)
 
 
-def _check_made(index: "Index", also: list[str] | None, views: list[str] | None) -> None:
+def open_index(index: Path, model: str | None, also: list[str] | None, device: str | None) -> "Index":
+    """An index that is there, with the models that are named, if any are."""
+    from robustsim.search import Index
+
+    named = [output.load_metric(name, device) for name in also or ()]
+    return Index.open(index, output.load_metric(model, device) if model else None, also=named, device=device)
+
+
+def _check_views(index: "Index", views: list[str] | None) -> None:
     """What an index is made with stays: pictures that are there already were embedded by it alone."""
     from robustsim.errors import InputError
     from robustsim.images import check_views
 
-    if also and len(also) != len(index.lines) - 2:
-        raise InputError(f"the index {index.path!r} compares by {', '.join(index.lines)}: --also is for a new index")
     if views is not None and check_views(views) != index.views:
         kept = ", ".join(index.views) or "none beside the whole"
         raise InputError(f"the index {index.path!r} keeps other views ({kept}): --views is for a new index")

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output
-from robustsim.cli.index import IndexArgument, LabelOption, TenantOption, ViewsOption, kinds
+from robustsim.cli.index import IndexArgument, LabelOption, TenantOption, ViewsOption, kinds, open_index
 from robustsim.errors import RobustSimError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from robustsim.cli.pictures import Picture
     from robustsim.search import Answer, Hit, Index
 
@@ -48,6 +50,10 @@ def search(
         str | None,
         typer.Option("--model", "-m", help="The model that made the index, where it is not found by its name."),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="MODEL", help="Likewise for its further models, in their order; repeatable."),
+    ] = None,
     device: output.DeviceOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -62,9 +68,7 @@ def search(
     if by and not decides:
         raise typer.BadParameter("--by goes with --within or --false-positives: the nearest are those of the own model")
     try:
-        from robustsim.search import Index
-
-        opened = Index.open(index, output.load_metric(model, device) if model else None, device=device)
+        opened = open_index(index, model, also, device)
         output.settle(opened.card)
         wanted: dict[str, Any] = {"views": kinds(views), "label": label, "tenant": tenant, "approximate": approximate}
         pictures = _pictures(opened, images, kinds(views))
@@ -124,11 +128,11 @@ def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> Non
                 "recall": answer.recall,
                 "bound": answer.bound,
                 "compared": answer.compared,
-                "thresholds": dict(answer.thresholds),
                 "false_positives": answer.false_positives,
+                "measured_on": dict(answer.measured_on),
                 "queries": [
-                    {"query": name, "hits": [_as_json(hit) for hit in hits]}
-                    for name, hits in zip(images, answer, strict=True)
+                    {"query": name, "thresholds": dict(limits), "hits": [_as_json(hit) for hit in hits]}
+                    for name, hits, limits in zip(images, answer, answer.thresholds or [{}] * len(answer), strict=True)
                 ],
             }
         )
@@ -145,10 +149,18 @@ def _print(path: str, images: list[str], answer: "Answer", as_json: bool) -> Non
     if none := [name for name, hits in zip(images, answer, strict=True) if not hits]:
         output.note(f"nothing found for {', '.join(none)}")
     if answer.false_positives is not None:
-        limits = ", ".join(f"{line} {distance:.4f}" for line, distance in answer.thresholds.items())
-        output.note(
-            f"within {limits}: of pairs of different photographs, at most {answer.false_positives:.2g} match by chance"
-        )
+        for limits in {tuple(one.items()): one for one in answer.thresholds}.values():
+            output.note("within " + ", ".join(f"{line} {distance:.4f}" for line, distance in limits.items()))
+        output.note(f"of pairs of different pictures, at most {answer.false_positives:.2g} match by chance, as far as")
+        for data, lines in _by_data(answer.measured_on).items():
+            output.note(f"  {data} can say for {', '.join(lines)}")
+
+
+def _by_data(measured_on: "Mapping[str, str]") -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line, data in measured_on.items():
+        found.setdefault(data, []).append(line)
+    return found
 
 
 def _as_json(hit: "Hit") -> dict[str, Any]:

@@ -22,13 +22,13 @@ def upper_bound(count: int, trials: int, confidence: float = 0.95) -> float:
     Args:
         count: of events, from 0 to `trials`.
         trials: how many there were, independent of each other.
-        confidence: above 0 and below 1.
+        confidence: from 0.5 on, and below 1.
 
     Raises:
         InputError: arguments outside these.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie between 0 and 1, not at {confidence}")
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence must be at least 0.5 and below 1, not {confidence}")
     if not 0 <= count <= trials or trials < 1:
         raise InputError(f"{count} of {trials} is no share")
     if count == trials:

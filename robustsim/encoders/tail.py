@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from decimal import ROUND_UP, Context
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise, takewhile
-from math import ceil, floor, isfinite
+from math import ceil, floor, isfinite, sqrt
 from typing import Any
 
 from robustsim.encoders.binomial import upper_bound
@@ -15,6 +15,9 @@ from robustsim.errors import CardError, InputError
 
 #: How sure a bound is, unless something else is asked for.
 CONFIDENCE = 0.95
+
+_MOST = 10**18  # pairs: more are a damaged file
+_ROUNDING = 1e-6  # of a distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,13 @@ class Tail:
     def __post_init__(self) -> None:
         if len({len(self.distances), len(self.counts), len(self.effects)}) != 1 or not self.distances:
             raise CardError("a tail has as many counts and effects as distances, one at least")
-        if any(low >= high for low, high in pairwise(self.distances)) or not 0 <= self.distances[0] < 2:
+        whole = (*self.counts, self.pairs, self.pictures, self.comparisons)
+        if not all(isinstance(value, int) and value <= _MOST for value in whole):
+            raise CardError("the counts of a tail, its pairs, pictures and comparisons are whole numbers")
+        if any(low >= high for low, high in pairwise(self.distances)) or not self.distances[0] >= 0:
             raise CardError("the distances of a tail ascend from 0 or more")
+        if not self.distances[-1] <= sqrt(2) + _ROUNDING:
+            raise CardError(f"the distances of a tail lie in [0, 1.414], and one is {self.distances[-1]}")
         if any(low > high for low, high in pairwise(self.counts)):
             raise CardError("the counts of a tail do not descend")
         if not (self.counts[0] >= 0 and self.counts[-1] <= self.pairs and self.pairs >= 1 and self.pictures >= 2):
@@ -94,9 +102,8 @@ class Tail:
         return next(islice(self._bounds(confidence), place, None), 1.0)
 
     def smallest_rate(self, confidence: float = CONFIDENCE) -> float:
-        """The smallest rate, in two digits, for which there is a `threshold`."""
-        # Rounded up: who asks for it gets an answer.
-        return float(Context(prec=2, rounding=ROUND_UP).create_decimal(next(self._bounds(confidence))))
+        """The smallest rate, in two digits, for which there is a `threshold`; 1 if there is none."""
+        return rounded_up(next(self._bounds(confidence)))
 
     def to_json(self) -> str:
         """JSON, which [`from_json`][robustsim.encoders.Tail.from_json] reads."""
@@ -126,6 +133,11 @@ class Tail:
             for count, effect in zip(self.counts, self.effects, strict=True)
         )
         return accumulate(bounds, max)
+
+
+def rounded_up(rate: float) -> float:
+    """A rate in two digits, no smaller: who asks for it gets an answer."""
+    return float(Context(prec=2, rounding=ROUND_UP).create_decimal(rate))
 
 
 @lru_cache(maxsize=4096)

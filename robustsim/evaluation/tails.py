@@ -1,5 +1,6 @@
 """How often different photographs come near each other: more of them than are changed, embedded and compared."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from robustsim.data.tables import read_header, read_rows, require
 from robustsim.distances import finite, identities
 from robustsim.encoders.pairs import make_tail, near_pairs
 from robustsim.encoders.tail import Tail
-from robustsim.errors import ImageError, OutputError
+from robustsim.errors import DataError, ImageError, OutputError
 from robustsim.evaluation.running.journal import Journal
-from robustsim.images.files import prefetch, printable
+from robustsim.images.files import from_printable, prefetch, printable
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.metric import RobustSim
 
@@ -88,11 +89,11 @@ def measure_tail(
 
     Raises:
         InputError: there is no pair of different pictures.
-        DataError: the table is none.
+        DataError: the table is none, or names what is not there.
         OutputError: the embeddings cannot be written.
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
-    links = _links(same)
+    links = _links(same, root)
     known = before or Photographs()
     names, pixels, first = list(known.names), list(known.pixels), len(known.names)
     resumed = failed = 0
@@ -195,12 +196,17 @@ class _Kept:
         return OutputError(f"cannot write '{self._path}': {error.strerror or error}; the same command continues")
 
 
-def _links(table: "Path | None") -> list[tuple[str, str]]:
+def _links(table: "Path | None", root: Path) -> list[tuple[str, str]]:
     if table is None:
         return []
     columns = read_header(table)
     require(table, columns, ("file", "same_as"))
-    return [(str(row.get("file")), str(row.get("same_as"))) for row in read_rows(table, columns, None)]
+    found = [(str(row.get("file")), str(row.get("same_as"))) for row in read_rows(table, columns, None)]
+    if missing := [name for pair in found for name in pair if not (root / from_printable(name)).is_file()]:
+        raise DataError(
+            f"{table} names {missing[0]!r}, which is no file below {os.fspath(root)!r}: its columns hold paths below it"
+        )
+    return found
 
 
 def _pictures(names: Sequence[str], pixels: Sequence[str], links: Sequence[tuple[str, str]]) -> list[int]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustsim.encoders.pairs import make_tail, near_pairs, nearest_rows
-from robustsim.encoders.tail import CONFIDENCE, Tail
+from robustsim.encoders.tail import CONFIDENCE, Tail, rounded_up
 from robustsim.encoders.weights import whole_file
-from robustsim.errors import InputError, OutputError
-from robustsim.search.scan.exact import Rows
+from robustsim.errors import CardError, InputError, SearchError
+from robustsim.search.scan.exact import Read
+from robustsim.search.storage.seal import checksum_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,6 +76,8 @@ def thresholds_for(
     """
     if not lines or comparisons < 1:
         raise InputError("a rate is that of one line at least, and of one comparison")
+    if not 0 < rate < 1:
+        raise InputError(f"a rate of false positives lies between 0 and 1, and {rate:g} does not")
     found = {}
     for line in lines:
         if line not in tails:
@@ -84,14 +87,15 @@ def thresholds_for(
             )
         tail = tails[line]
         parts = len(lines) * -(-comparisons // tail.comparisons)
-        try:
-            distance = tail.threshold(rate / parts, confidence)
-        except InputError as error:
-            shared = f" (a rate of {rate:g} is shared by {parts} comparisons)" if parts > 1 else ""
+        smallest = rounded_up(parts * tail.smallest_rate(confidence))
+        if rate < smallest:
+            shared = f", of which each of {parts} comparisons has its part" if parts > 1 else ""
+            instead = f"ask for {smallest:g} or more, or " if smallest < 1 else ""
             raise InputError(
-                f"{line!r}: {error}{shared}. Ask for a larger rate, or measure on more: `robustsim calibrate` with "
-                "--pairs-of, or the index itself"
-            ) from None
+                f"{line!r}: {tail.pairs:,} pairs of different pictures ({tail.data}) cannot say a rate of {rate:g}"
+                f"{shared}: {instead}measure on more, by `robustsim calibrate` with --pairs-of or on the index itself"
+            )
+        distance = tail.threshold(rate / parts, confidence)
         found[line] = Threshold(distance, tail.rate_bound(distance, confidence), tail.pairs, tail.data)
     return found
 
@@ -116,7 +120,7 @@ def phash_tail() -> Tail:
 
 
 def measure_rows(
-    rows: Rows,
+    read: Read,
     pictures: "Sequence[Any] | NDArray[Any]",
     data: str,
     *,
@@ -131,8 +135,8 @@ def measure_rows(
     than they are, never smaller. Memory does not grow with the index.
 
     Args:
-        rows: those of one line.
-        pictures: (N,) which picture each row is of, such as its `id`: rows of one are no pair.
+        read: the rows of one line, as of `robustsim.search.scan.exact.Rows`.
+        pictures: (N,) which picture each row is of: rows of one are no pair, but views of it.
         data: which pictures they are, in words.
         most: of more rows than this, the pictures of about so many are drawn.
         seed: of that draw.
@@ -149,44 +153,41 @@ def measure_rows(
         drawn = np.random.default_rng(seed).choice(count, max(2, count * most // len(own)), replace=False)
         chosen = np.flatnonzero(np.isin(own, drawn))
         data = f"{data}, {len(drawn):,} of {count:,} pictures drawn at random"
-    found = near_pairs(lambda places: rows.read(chosen[places]), own[chosen], progress=progress)
+    found = near_pairs(lambda places: read(chosen[places]), own[chosen], progress=progress)
     views = len(chosen) / (int(found.pictures.max()) + 1)
     return replace(make_tail(nearest_rows(found), data), comparisons=max(1, floor(views**2)))
 
 
-def read_tails(folder: "str | os.PathLike[str]", key: str) -> dict[str, Tail]:
-    """An index's own tails, by line, if they are those of this version of it; what is there otherwise is passed over.
+def read_tails(folder: "str | os.PathLike[str]") -> dict[str, Tail]:
+    """An index's own tails, by line; none if they were never measured.
 
     Args:
         folder: of the index.
-        key: what tells one version of its rows from any other.
+
+    Raises:
+        SearchError: what is there is not what was written.
     """
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    try:
         kept = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
-        if kept["key"] == key:
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        kept = None
+    if isinstance(kept, dict) and kept.pop("sha256", None) == checksum_of(kept):
+        with suppress(CardError, KeyError, TypeError, AttributeError):
             return {line: Tail.from_json(json.dumps(tail)) for line, tail in kept["tails"].items()}
-    return {}
+    raise SearchError(
+        f"the rates of the index {os.fspath(folder)!r} are damaged: measure them again (`robustsim rates`), or remove "
+        f"its {NAME}"
+    )
 
 
-def keep_tails(folder: "str | os.PathLike[str]", key: str, tails: Mapping[str, Tail]) -> None:
-    """Keep tails for `read_tails`, beside those that are there for the same version.
+def keep_tails(folder: "str | os.PathLike[str]", tails: Mapping[str, Tail]) -> None:
+    """Keep tails for `read_tails`, in place of those that are there.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    every = {**read_tails(folder, key), **tails}
+    kept = {"tails": {line: json.loads(tail.to_json()) for line, tail in tails.items()}}
     with whole_file(Path(folder) / NAME) as temporary:
-        kept = {"key": key, "tails": {line: json.loads(tail.to_json()) for line, tail in every.items()}}
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-
-
-def drop_tails(folder: "str | os.PathLike[str]") -> None:
-    """Leave nothing of them, as after pictures were erased.
-
-    Raises:
-        OutputError: the file cannot be removed.
-    """
-    try:
-        (Path(folder) / NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {NAME} of {os.fspath(folder)!r}: {error.strerror or error}") from error
+        temporary.write_text(json.dumps({**kept, "sha256": checksum_of(kept)}), encoding="utf-8")

@@ -12,7 +12,8 @@
 They are combined, and so are their names, in the order in which they are made: a frame, a layer or the thumbnail; its
 border trimmed; a tile of that; the mirror image of that: "frame 3 trim mirror". Tiles are those of the whole picture
 alone, or of its trimmed form where it has a border. The whole picture, named "", is always the first, and a view that
-shows the same pixels as one before it is left out.
+shows the same pixels as one before it is left out. So is one that shows next to nothing, such as a tile of white paper
+or a black frame: it would be like that of any other picture.
 """
 
 from collections.abc import Iterable

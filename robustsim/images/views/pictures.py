@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageStat
 from torch import Tensor
 
 from robustsim.errors import InputError
@@ -13,6 +13,9 @@ from robustsim.images.inputs import ImageSource, split_images, unit_range
 from robustsim.images.views.layers import layers
 from robustsim.images.views.names import FRAMES, check_views
 from robustsim.images.views.parts import Part, parts
+
+# A view whose 32 x 32 pixels have a smaller standard deviation than this, in each channel, shows nothing.
+_GRID, _PLAIN = 32, 4
 
 
 class View(NamedTuple):
@@ -88,7 +91,15 @@ def placed_views(
                 if pixels in seen:
                     continue
                 seen.add(pixels)
-            yield View(f"{layer} {part.name}".strip(), shown), part
+            name = f"{layer} {part.name}".strip()
+            if not name or not _is_plain(shown):
+                yield View(name, shown), part
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether there is next to nothing to be seen: such views of different pictures are alike."""
+    small = image.resize((_GRID, _GRID), Image.Resampling.BOX)
+    return max(ImageStat.Stat(small).stddev) < _PLAIN
 
 
 def _rounded(tensor: Tensor, input_range: tuple[float, float]) -> Image.Image:

@@ -53,9 +53,12 @@ class Answer:
             could be in the answer by that was measured exactly.
         version: of the index that answered.
         compared: how many pictures could have been hits: those with the label and of the tenant that were asked for.
-        thresholds: the distance of each line up to which a picture was a hit; empty for the k nearest.
-        false_positives: no larger share of pairs of different pictures match at these distances, with 95 % confidence,
-            if a rate was asked for; else None.
+        thresholds: for each query the distance of each line up to which a picture was a hit; empty for the k nearest. A
+            rate of false positives is shared by the views of a query, so that queries may differ.
+        false_positives: no larger share of pairs of different pictures match at these distances, with 95 % confidence
+            for each line, if a rate was asked for; else None.
+        measured_on: of which pictures it is known how near different ones come to each other, for each line, if a rate
+            was asked for.
         recall: of an approximate search, the share that it finds of near-duplicates that were planted in this index: of
             copies at similarity 0.97, by the line that finds fewest. None for an exact one.
     """
@@ -65,8 +68,9 @@ class Answer:
     bound: float
     version: int
     compared: int
-    thresholds: Mapping[str, float] = field(default_factory=dict)
+    thresholds: tuple[Mapping[str, float], ...] = ()
     false_positives: float | None = None
+    measured_on: Mapping[str, str] = field(default_factory=dict)
     recall: float | None = None
 
     def __len__(self) -> int:

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robustsim.encoders.card import EncoderCard
-from robustsim.errors import InputError
+from robustsim.errors import InputError, SearchError
 from robustsim.images.views.names import check_views
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
 from robustsim.search.duplicates.report import DuplicatesReport
@@ -150,14 +152,16 @@ class Answering:
         lines = lines_of(self._models, by, distance, false_positives)
         question = self._question(images, lines, views, label, tenant, approximate)
         tails = {} if false_positives is None else self._tails()
-        return question.within(decide(lines, distance, false_positives, tails, question.comparisons))
+        return question.within(cache(partial(decide, lines, distance, false_positives, tails)))
 
     def measure_rates(self, progress: Callable[[int], object] = nothing) -> "dict[str, Tail]":
         """Measure how near different pictures of this index come to each other, by each line, and keep it beside it.
 
-        `false_positives` means these from then on, as long as the index stays as it is, instead of what the cards of
-        its models bring. Pictures that are copies of each other, and not the same file, count as different ones: so
-        rates of an index with many copies allow too little, and never too much.
+        `false_positives` means these from then on, instead of what the cards of its models bring, and
+        `Answer.measured_on` says so: measure again when the index has become another one. Files of the same content are
+        one picture. Copies that are not the same file count as different ones: so rates of an index with many of them
+        allow too little, and never too much. What is kept is how many pairs are within each distance, and stays when
+        pictures are forgotten.
 
         Args:
             progress: called with the number of pairs compared since the last call.
@@ -168,8 +172,9 @@ class Answering:
             OutputError: nothing can be kept beside it.
         """
         rows = self._rows()
-        tails = measure(self._models, rows, f"the index {self.path!r}", progress)
-        keep_tails(self.path, rows.snapshot.key, tails)
+        about = f"{rows.count:,} pictures of the index {self.path!r}, version {rows.snapshot.version}"
+        tails = measure(self._models, rows, about, progress)
+        keep_tails(self.path, tails)
         return tails
 
     def duplicates(
@@ -210,7 +215,7 @@ class Answering:
             by, false_positives = by or ALL, RATE if false_positives is None else false_positives
         lines, rows = lines_of(self._models, by, distance, false_positives), self._rows()
         tails = {} if false_positives is None else self._tails()
-        found = decide(lines, distance, false_positives, tails, rows.most_views**2)
+        found = decide(lines, distance, false_positives, tails, rows.comparisons)
         return duplicates(self._models, rows, found, keep=keep, label=label, tenant=tenant, progress=progress)
 
     def check(self, progress: Callable[[int], object] = nothing) -> CheckReport:
@@ -222,7 +227,12 @@ class Answering:
         Raises:
             SearchError: it is no index any more.
         """
-        return check_store(self._store, progress)
+        report = check_store(self._store, progress)
+        try:
+            read_tails(self.path)
+        except SearchError as error:
+            return replace(report, problems=(*report.problems, str(error)))
+        return report
 
     def _answering(self) -> Snapshot:
         if self._snapshot is None:
@@ -238,7 +248,7 @@ class Answering:
     def _tails(self) -> "dict[str, Tail]":
         """What is known of how near different pictures come, by line."""
         cards = dict(zip(self.lines, self._models.cards, strict=False))
-        return {**known_tails(cards), **read_tails(self.path, self._rows().snapshot.key)}
+        return {**known_tails(cards), **read_tails(self.path)}
 
     def _question(
         self,

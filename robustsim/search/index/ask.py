@@ -1,8 +1,9 @@
 """Ask an index: queries, view by view and line by line, and what they find, picture by picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,6 +46,9 @@ class _Asked:
     rows: "NDArray[np.float32]"
     owners: "Positions"
     views: Sequence[str]
+
+
+_MEASURED = 512  # rows read and measured at a time
 
 
 class _Nearest(NamedTuple):
@@ -139,23 +143,47 @@ class Question:
                 return self._answer({line: found}, k)
             reached *= 2
 
-    @property
-    def comparisons(self) -> int:
-        """How many a query and a picture take on each line, at most: views of the one times views of the other."""
-        of_query = max((int(np.bincount(one.owners).max(initial=0)) for one in self._asked.values()), default=0)
-        return max(1, of_query * self._loaded.most_views)
+    def within(self, decide: Callable[[int], Decision]) -> Answer:
+        """All pictures that at least one line takes for a match.
 
-    def within(self, decision: Decision) -> Answer:
-        """All pictures that at least one line takes for a match."""
-        found, thresholds = {}, decision.thresholds
+        Args:
+            decide: how many comparisons a query and a picture take on each line -> what counts as a match.
+        """
+        decisions = [decide(count) for count in self._comparisons()]
+        found: dict[str, list[scan.Found]] = {}
         for line, number in self._lines.items():
-            queries = self._asked[line].rows
-            if made := self._clusters.get(line):
-                found[line] = some.within(queries, thresholds[line], **self._ask_clusters(made, number))
-            else:
-                rows, allowed = self._loaded.line(number), self._counting(number)
-                found[line] = scan.within(rows, queries, thresholds[line], allowed=allowed, device=self._device)
-        return replace(self._answer(found, None), thresholds=thresholds, false_positives=decision.false_positives)
+            asked = self._asked[line]
+            limits = np.array([decisions[owner].thresholds[line] for owner in asked.owners])
+            of_line: dict[int, scan.Found] = {}
+            for limit in np.unique(limits):
+                at = np.flatnonzero(limits == limit)
+                of_line |= zip(at.tolist(), self._within(line, number, asked.rows[at], float(limit)), strict=True)
+            found[line] = [of_line[at] for at in range(len(limits))]
+        rates = [one.false_positives for one in decisions if one.false_positives is not None]
+        return replace(
+            self._answer(found, None),
+            thresholds=tuple(one.thresholds for one in decisions),
+            false_positives=max(rates, default=None),
+            measured_on=decisions[0].measured_on if decisions else {},
+        )
+
+    def _within(self, line: str, number: int | None, queries: "NDArray[np.float32]", limit: float) -> list[scan.Found]:
+        if made := self._clusters.get(line):
+            return some.within(queries, limit, **self._ask_clusters(made, number))
+        return scan.within(
+            self._loaded.line(number), queries, limit, allowed=self._counting(number), device=self._device
+        )
+
+    def _comparisons(self) -> list[int]:
+        """How many each query and a picture take on each line: views of the one times views of the other, on average.
+
+        A rate is a share of pairs, so that it is the mean of the views of the pictures that counts.
+        """
+        rows = len(self._loaded.pictures) if self._allowed is None else len(self._allowed)
+        views = np.zeros(self._count, np.int64)
+        for asked in self._asked.values():
+            views = np.maximum(views, np.bincount(asked.owners, minlength=self._count))
+        return [max(1, ceil(count * rows / max(1, self._compared))) for count in views.tolist()]
 
     def _pictures(self, positions: "Positions | None") -> int:
         """Of how many pictures rows are."""
@@ -168,7 +196,11 @@ class Question:
         if number is not None:
             return self._allowed
         hashed = self._loaded.hashed
-        return hashed if self._allowed is None else np.intersect1d(hashed, self._allowed)
+        if self._allowed is None:
+            return hashed
+        there = np.zeros(len(self._loaded.pictures), bool)
+        there[hashed] = True
+        return self._allowed[there[self._allowed]]
 
     def _answer(self, found: Mapping[str, Sequence[scan.Found]], k: int | None) -> Answer:
         best: list[dict[int, dict[str, _Nearest]]] = [{} for _ in range(self._count)]
@@ -221,20 +253,25 @@ class Question:
     def _measured(self, line: str, query: int, pictures: Sequence[int]) -> "dict[int, _Nearest]":
         """How near pictures are by a line that did not find them."""
         asked, found = self._asked[line], dict[int, _Nearest]()
-        positions = np.flatnonzero(np.isin(self._loaded.pictures, pictures))
-        rows = unit(self._loaded.embeddings(positions, self._lines[line] or 0))
-        for own in np.flatnonzero(asked.owners == query).tolist():
-            away = distances(unit(asked.rows[own : own + 1])[0], rows)
-            for at, one in zip(positions.tolist(), away.tolist(), strict=True):
-                new = _Nearest(one, int(self._loaded.order[at]), asked.views[own], at)
-                picture = int(self._loaded.pictures[at])
-                found[picture] = min(new, found.get(picture, new))
+        own = np.flatnonzero(asked.owners == query)
+        queries, every = unit(asked.rows[own]), np.flatnonzero(np.isin(self._loaded.pictures, pictures))
+        for start in range(0, len(every), _MEASURED):
+            positions = every[start : start + _MEASURED]
+            rows = unit(self._loaded.embeddings(positions, self._lines[line] or 0))
+            columns = (self._loaded.order[positions], positions, self._loaded.pictures[positions])
+            described = list(zip(*(column.tolist() for column in columns), strict=True))
+            for view, one in zip(own.tolist(), queries, strict=True):
+                for away, (rank, at, picture) in zip(distances(one, rows).tolist(), described, strict=True):
+                    new = _Nearest(away, rank, asked.views[view], at)
+                    found[picture] = min(new, found.get(picture, new))
         return found
 
 
 def _opened(clusters: Clusters, loaded: Loaded, number: int) -> Approximate | None:
     key = loaded.snapshot.version, number
     if key not in clusters:
+        for other in [one for one in clusters if one[0] != key[0]]:
+            del clusters[other]
         clusters[key] = Approximate.of(loaded, number)
     return clusters[key]
 

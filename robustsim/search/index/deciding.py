@@ -1,7 +1,7 @@
 """What counts as a match: by which lines, and up to which distance of each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from robustsim.encoders.tail import Tail
 from robustsim.errors import InputError
 from robustsim.search.index.models import Models
 from robustsim.search.rates import measure_rows, thresholds_for
-from robustsim.search.scan.exact import Rows
+from robustsim.search.scan.exact import Read
 from robustsim.search.storage.loaded import Loaded
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ class Decision(NamedTuple):
         thresholds: the distance of each line.
         false_positives: no larger share of pairs of different pictures match, as far as the data can say; None where
             distances were given, and nobody asked.
+        measured_on: of which pictures each line's rate is known.
     """
 
     thresholds: dict[str, float]
     false_positives: float | None
+    measured_on: dict[str, str]
 
 
 def lines_of(
@@ -60,7 +62,9 @@ def lines_of(
         raise InputError("no line was named: name one at least")
     for line in lines:
         models.number(line)
-    return lines
+    if false_positives is None:
+        _distances(lines, distance)
+    return list(dict.fromkeys(lines))
 
 
 def decide(
@@ -86,7 +90,12 @@ def decide(
         found = thresholds_for(lines, false_positives, tails, comparisons=comparisons)
         shares = {line: -(-comparisons // tails[line].comparisons) for line in found}
         bound = min(1.0, sum(one.rate_bound * shares[line] for line, one in found.items()))
-        return Decision({line: one.distance for line, one in found.items()}, bound)
+        thresholds = {line: one.distance for line, one in found.items()}
+        return Decision(thresholds, bound, {line: one.data for line, one in found.items()})
+    return Decision(_distances(lines, distance), None, {})
+
+
+def _distances(lines: Sequence[str], distance: "float | Mapping[str, float] | None") -> dict[str, float]:
     if not isinstance(distance, Mapping):
         if len(lines) > 1 or distance is None:
             raise InputError(
@@ -97,11 +106,11 @@ def decide(
     for line, value in distance.items():
         if not 0 <= value <= 2**0.5:
             raise InputError(f"distance must be from 0 to 1.414, not {value} ({line})")
-    return Decision(dict(distance), None)
+    return dict(distance)
 
 
 def measure(models: Models, loaded: Loaded, data: str, progress: Callable[[int], object]) -> dict[str, Tail]:
-    """How near different pictures of an index come to each other, by each line.
+    """How near different pictures of an index come to each other, by each line; not by `phash`, if no two have one.
 
     Raises:
         InputError: it holds no two pictures.
@@ -111,11 +120,26 @@ def measure(models: Models, loaded: Loaded, data: str, progress: Callable[[int],
     for line in models.lines:
         number = models.number(line)
         at = loaded.hashed if number is None else np.arange(len(loaded.pictures))
-        ids = np.array(loaded.table.column("id").take(at).to_pylist())
-        tails[line] = measure_rows(_some(loaded.line(number), at), ids, data, progress=progress)
+        at = at[_first_of_content(loaded)[loaded.pictures[at]]]
+        pictures = loaded.pictures[at]
+        if number is None and len(np.unique(pictures)) < 2:
+            continue
+        read = loaded.reader(number)
+        tails[line] = measure_rows(partial(_read_some, read, at), pictures, data, progress=progress)
     return tails
 
 
-def _some(rows: Rows, at: "NDArray[np.int64]") -> Rows:
-    """These rows alone, as `measure_rows` reads them."""
-    return replace(rows, read=lambda places: rows.read(at[places]))
+def _read_some(read: Read, at: "NDArray[np.int64]", places: "NDArray[np.int64]") -> "NDArray[np.float16]":
+    return read(at[places])
+
+
+def _first_of_content(loaded: Loaded) -> "NDArray[np.bool_]":
+    """Which pictures are the first with their content: the same file at another place is no other picture."""
+    import pyarrow.compute as pc
+
+    by_rank = np.argsort(loaded.order)  # by id, so that pictures of one content come one after the other
+    ids = pc.dictionary_encode(loaded.table.column("id").combine_chunks()).indices.to_numpy()[by_rank]
+    pictures = loaded.pictures[by_rank]
+    first = np.zeros(loaded.count, bool)
+    first[pictures[np.unique(ids, return_index=True)[1]]] = True
+    return first

@@ -15,7 +15,6 @@ from robustsim.metric import RobustSim
 from robustsim.search.index.answering import Answering, nothing
 from robustsim.search.index.models import describe
 from robustsim.search.index.update import Update, UpdateReport, parts_of
-from robustsim.search.rates import drop_tails
 from robustsim.search.storage.forget import ForgetReport, forget
 from robustsim.search.storage.rows import check_words
 from robustsim.search.storage.store import Store
@@ -184,7 +183,6 @@ class Index(Answering):
             OutputError: it cannot be written.
         """
         try:
-            drop_tails(self.path)
             return forget(self._store, [names] if isinstance(names, (str, os.PathLike)) else names)
         finally:
             self._snapshot = self._loaded = None

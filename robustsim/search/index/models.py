@@ -55,7 +55,10 @@ class Models:
         self.lines = (*(card.name for card in self.cards), PHASH)
         self._metrics: list[RobustSim | None] = [None] * len(self.cards)
         if len(metrics) > len(self.cards):
-            raise SearchError(f"the index {path!r} is of {len(self.cards)} models, and {len(metrics)} were given")
+            raise SearchError(
+                f"the index {path!r} is of {len(self.cards)} models, and {len(metrics)} were given: further ones are "
+                "named when an index is made (also, --also)"
+            )
         for number, metric in enumerate(metrics):
             if metric is not None:
                 self._metrics[number] = self._checked(number, metric)
@@ -75,9 +78,10 @@ class Models:
             try:
                 metric = RobustSim.from_pretrained(name, device=self._device)
             except ModelNotFoundError as error:
+                how = "Index.open(path, also=...), --also" if number else "Index.open(path, metric), --model"
                 raise SearchError(
                     f"the index {self._path!r} was made by {name!r}, which is not there: open it with the model "
-                    f"(Index.open(path, metric), --model). {error}"
+                    f"({how}). {error}"
                 ) from None
             found = self._metrics[number] = self._checked(number, metric)
         return found

@@ -234,11 +234,12 @@ class Update:
             at = self._current.match("path", paths)
             at = at[at >= 0]
             at = at[[self._renames(label) for label in self._current.labels(at)]]
-            if len(at):
-                row_ids, digests = self._current.rows_of(at)
-                wanted = [*writer.snapshot.narrow, *(Vectors.of(n).embedding for n in range(len(self._models)))]
-                entries, embeddings = read_back(writer.snapshot.rows(wanted, row_ids), digests)
-                writer.delete(row_ids, digests)
+            wanted = [*writer.snapshot.narrow, *(Vectors.of(n).embedding for n in range(len(self._models)))]
+            row_ids, digests = self._current.rows_of(at)
+            for start in range(0, len(row_ids), _TOGETHER):
+                some, theirs = row_ids[start : start + _TOGETHER], digests[start : start + _TOGETHER]
+                entries, embeddings = read_back(writer.snapshot.rows(wanted, some), theirs)
+                writer.delete(some, theirs)
                 renamed = [entry._replace(label=self._label) for entry in entries]
                 writer.append(make_table(renamed, embeddings, writer.snapshot.dataset.schema))
         self._version = writer.version

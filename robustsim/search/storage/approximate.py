@@ -102,6 +102,7 @@ class Approximate:
         Raises:
             SearchError: it was damaged or removed since it was opened.
         """
+        count = min(count, max(1, len(self._row_ids)))  # Lance makes room for as many as are asked for
         looked_at = max(_LOOKED_AT, self._clusters // _LOOKED_AT)
         wanted = [f"{name} = '{_quoted(text)}'" for name, text in (where or {}).items() if text is not None]
         filtered = {"filter": " AND ".join(wanted), "prefilter": True} if wanted else {}

@@ -45,16 +45,24 @@ def making(folder: Path, patience: float = -1) -> Iterator[None]:
         patience: seconds to wait for another process that does; -1 for as long as it takes.
 
     Raises:
-        OutputError: it did not come to an end.
+        OutputError: it did not come to an end, or the folder may not be written.
     """
+    lock = FileLock(folder / LOCK, timeout=patience)
     try:
-        with FileLock(folder / LOCK, timeout=patience):
-            yield
+        lock.acquire()
     except Timeout:
         raise OutputError(
             f"another process has been making an approximate index in {os.fspath(folder)!r} for {patience} seconds: "
             "nothing was changed"
         ) from None
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {os.fspath(folder)!r}, where an approximate search keeps what it makes: {error.strerror}"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove(path: Path) -> None:

@@ -15,7 +15,7 @@ class ForgetReport:
     """What `Index.forget` did.
 
     Attributes:
-        forgotten: how many rows were erased.
+        forgotten: how many pictures were erased.
         missing: which of the names are those of no row.
     """
 
@@ -44,19 +44,20 @@ def forget(store: Store, names: "Iterable[str | os.PathLike[str]]") -> ForgetRep
     row_ids: list[int] = []
     gone: list[bytes] = []
     found: set[str] = set()
-    done = total = 0
+    done = total = pictures = 0
     with store.writing() as writer:
         for batch in writer.snapshot.batches(writer.snapshot.narrow, row_ids=True):
             digests = check_narrow(batch)
             done, total = done + len(digests), total + add_up(digests)
-            columns = (batch.column(name).to_pylist() for name in ("id", "path", "_rowid"))
-            for name, path, row_id, digest in zip(*columns, digests, strict=True):
+            columns = (batch.column(name).to_pylist() for name in ("id", "path", "view", "_rowid"))
+            for name, path, view, row_id, digest in zip(*columns, digests, strict=True):
                 if hits := by_id.get(name, set()) | by_path.get(path, set()):
                     found |= hits
+                    pictures += not view
                     row_ids.append(row_id)
                     gone.append(digest)
         writer.snapshot.compare(done, total)
         if row_ids:
             writer.delete(row_ids, gone)
         writer.erase()
-    return ForgetReport(len(row_ids), tuple(name for name in asked if name not in found))
+    return ForgetReport(pictures, tuple(name for name in asked if name not in found))

@@ -1,13 +1,15 @@
 """The rows of a version in memory, but their embeddings: what a search needs at hand."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robustsim.images.hashes import HASH_BITS, hash_rows
 from robustsim.search.scan.codes import Codes, encode
-from robustsim.search.scan.exact import Rows
+from robustsim.search.scan.exact import Read, Rows
 from robustsim.search.storage.rows import Vectors, add_up, check_narrow, check_vectors, matrix
 from robustsim.search.storage.store import Snapshot
 
@@ -74,10 +76,14 @@ class Loaded:
             SearchError: a code is damaged.
         """
         if model is None:
-            return Rows(self._hash_codes(), self._read_hashes, self.order)
+            return Rows(self._hash_codes(), self.reader(None), self.order)
         if model not in self._codes:
             self._codes[model] = self._read_codes(model)
-        return Rows(self._codes[model], lambda positions: self.embeddings(positions, model), self.order)
+        return Rows(self._codes[model], self.reader(model), self.order)
+
+    def reader(self, model: int | None) -> Read:
+        """As `line(model).read`, without the codes."""
+        return self._read_hashes if model is None else partial(self.embeddings, model=model)
 
     def embeddings(self, positions: "NDArray[np.int64]", model: int = 0) -> "NDArray[np.float16]":
         """Rows of float16, checked.
@@ -90,6 +96,11 @@ class Loaded:
         digests = self.table.column(names.embedding_digest).take(positions).to_pylist()
         check_vectors(rows, digests, "an embedding")
         return rows
+
+    @property
+    def comparisons(self) -> int:
+        """How many two pictures take, on average: views of the one times views of the other."""
+        return ceil((len(self.pictures) / max(1, self.count)) ** 2)
 
     @property
     def hashed(self) -> "NDArray[np.int64]":

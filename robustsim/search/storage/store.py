@@ -92,11 +92,6 @@ class Snapshot:
             self.compare(self.dataset.count_rows())
 
     @property
-    def key(self) -> str:
-        """What tells these rows from those of any other version."""
-        return f"{self.version} {self.seal.digest:032x}"
-
-    @property
     def pictures(self) -> int:
         """How many there are."""
         with lances(self.folder):
