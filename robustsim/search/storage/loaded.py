@@ -100,7 +100,7 @@ class Loaded:
     @property
     def comparisons(self) -> int:
         """How many two pictures take, on average: views of the one times views of the other."""
-        return ceil((len(self.pictures) / max(1, self.count)) ** 2)
+        return max(1, ceil((len(self.pictures) / max(1, self.count)) ** 2))
 
     @property
     def hashed(self) -> "NDArray[np.int64]":
