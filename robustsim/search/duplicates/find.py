@@ -100,17 +100,6 @@ def find_duplicates(
     return DuplicatesReport(groups, given, keep, len(pictures), version, false_positives, found)
 
 
-def compared_pairs(lines: Sequence[Line], pictures: Sequence[Member]) -> int:
-    """How many pairs of rows `find_duplicates` compares: the total of its progress."""
-    seen: dict[str, int] = {}
-    for place in sorted(range(len(pictures)), key=lambda place: pictures[place].path):
-        seen.setdefault(pictures[place].id, place)
-    stands = np.zeros(len(pictures) + 1, bool)
-    stands[list(seen.values())] = True
-    counts = [int(stands[line.pictures].sum()) for line in lines]
-    return sum(count * (count - 1) // 2 for count in counts)
-
-
 def _numbered(pictures: Sequence[Member]) -> "tuple[int, NDArray[np.int64]]":
     """How many different ids there are, and the rank of each picture's among them."""
     rank = {one: place for place, one in enumerate(sorted({picture.id for picture in pictures}))}
