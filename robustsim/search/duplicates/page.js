@@ -6,12 +6,19 @@ const status = document.getElementById("status");
 const keys = document.getElementById("keys");
 tools.hidden = false;
 
-// A name with a line break in it would be two lines: it is written as JSON has it.
-const line = (path) => (/[\r\n]/.test(path) ? JSON.stringify(path) : path);
+// A name with a line break would be two lines, and bytes that are no UTF-8 stand here with escapes, as "\\xff": such
+// names are written as the file of -o has them, in JSON.
+const isEscaped = (path) => /[\r\n]|\\x/.test(path);
+const line = (path) => (isEscaped(path) ? JSON.stringify(path) : path);
 
 function others() {
   const found = document.querySelectorAll("input[data-path]:not(:checked)");
-  return [...found].map((one) => one.dataset.path).filter(Boolean).map(line);
+  return [...found].map((one) => one.dataset.path).filter(Boolean);
+}
+
+function note(paths) {
+  const count = paths.filter(isEscaped).length;
+  return count ? ` ${count} of them, with line breaks or bytes that are no UTF-8, are written as JSON.` : "";
 }
 
 function tell(text) {
@@ -20,9 +27,9 @@ function tell(text) {
 
 function show() {
   const paths = others();
-  list.value = paths.join("\n");
+  list.value = paths.map(line).join("\n");
   list.hidden = false;
-  tell(`${paths.length} files are not marked to be kept.`);
+  tell(`${paths.length} files are not marked to be kept.${note(paths)}`);
   return paths;
 }
 
@@ -40,16 +47,17 @@ document.getElementById("copy").addEventListener("click", async () => {
   } catch {
     copied = document.execCommand("copy");
   }
-  tell(copied ? `${paths.length} names were copied.` : "They could not be copied: the list is shown and marked.");
+  const done = `${paths.length} names were copied.${note(paths)}`;
+  tell(copied ? done : "They could not be copied: the list is shown and marked.");
 });
 document.getElementById("save").addEventListener("click", () => {
   const paths = others();
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([paths.map((path) => `${path}\n`).join("")], { type: "text/plain" }));
+  link.href = URL.createObjectURL(new Blob([paths.map((path) => `${line(path)}\n`).join("")], { type: "text/plain" }));
   link.download = "others.txt";
   link.click();
   URL.revokeObjectURL(link.href);
-  tell(`${paths.length} names were saved as others.txt.`);
+  tell(`${paths.length} names were saved as others.txt.${note(paths)}`);
 });
 document.addEventListener("change", (event) => {
   if (event.target.matches("input[data-path]") && !list.hidden) show();

@@ -1,6 +1,6 @@
 """A page about duplicates: one file with everything in it, for a browser, and for nothing else.
 
-It is written group by group, so that memory does not grow with it, and loads nothing from anywhere: its own policy
+It is written picture by picture, so that memory does not grow with it, and loads nothing from anywhere: its own policy
 forbids that. What it shows can be read without its script, which lists the files that are not marked to be kept.
 """
 
@@ -54,20 +54,14 @@ def write_page(
     """
     with whole_file(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(_head(report, what, promises))
-        groups = prefetch(_thumbnails, report.groups, ahead=8)
-        for number, (group, thumbnails) in enumerate(zip(report.groups, groups, strict=True), 1):
-            file.write(_group(number, group, report.also_like(group), thumbnails))
+        thumbnails = prefetch(_thumbnail, (one for group in report.groups for one in group.members))
+        for number, group in enumerate(report.groups, 1):
+            file.write(_group_head(number, group))
+            for member in group.members:
+                file.write(_member(number, group, member, next(thumbnails)))
+            file.write(_group_tail(report.also_like(group)))
             progress(1)
         file.write(_tail(report))
-
-
-def _thumbnails(group: Group) -> dict[str, _Thumbnail]:
-    """Of each content of a group, from the first file of it that can be read."""
-    found: dict[str, _Thumbnail] = {}
-    for member in group.members:
-        if isinstance(found.get(member.id, ""), str):
-            found[member.id] = _thumbnail(member)
-    return found
 
 
 def _thumbnail(member: Member) -> _Thumbnail:
@@ -147,14 +141,17 @@ def _tail(report: DuplicatesReport) -> str:
 """
 
 
-def _group(number: int, group: Group, likes: list[Like], thumbnails: dict[str, _Thumbnail]) -> str:
-    members = "".join(_member(number, group, member, thumbnails[member.id]) for member in group.members)
+def _group_head(number: int, group: Group) -> str:
     return f"""<section class="group" aria-labelledby="g{number}">
 <h2 id="g{number}">Group {number} <small>{len(group)} pictures, {_bytes(group.freed)} beside the kept one</small></h2>
 <fieldset>
 <legend class="hidden">Which of group {number} to keep</legend>
 <ul class="members">
-{members}</ul>
+"""
+
+
+def _group_tail(likes: list[Like]) -> str:
+    return f"""</ul>
 </fieldset>
 {_also_like(likes)}</section>
 """
