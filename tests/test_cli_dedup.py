@@ -15,7 +15,7 @@ from robustsim import RobustSim
 from robustsim.errors import InputError
 from robustsim.images.files import from_printable, printable
 from robustsim.search import Index
-from robustsim.search.duplicates import act
+from robustsim.search.duplicates import act, moving
 from robustsim.search.duplicates.page import write_page
 from tests import trainings
 from tests.conftest import EXAMPLES
@@ -54,9 +54,14 @@ def clean():
     return RobustSim(encoder)
 
 
-@pytest.fixture
-def dedup(run, small, clean, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    """Where the lock is, too: others may be acting on this machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def dedup(run, small, clean, monkeypatch):
     made = {"small": small, "small-clean": clean}
     monkeypatch.setattr(RobustSim, "from_pretrained", lambda name, **options: made[name])
     monkeypatch.setattr("robustsim.cli.output.DEFAULT_MODEL", "small")
@@ -163,7 +168,7 @@ def test_what_cannot_be_done(run, dedup, folder, tmp_path):
     assert "holds no images" in err
     code, _, err = dedup(folder, "--move", folder / "sub" / "away")
     assert code == 1
-    assert "is among the pictures" in err
+    assert "whose pictures are compared" in err
     assert names(folder) == ALL
 
 
@@ -213,12 +218,12 @@ def test_an_interrupted_move_is_repeated(dedup, folder, tmp_path, monkeypatch, s
     contents = {name: (folder / name).read_bytes() for name in ALL}
     if not links:
         monkeypatch.setattr(os, "link", _raises(OSError(errno.EXDEV, "other file system")))
-    unlink = Path.unlink
+    unlink = os.unlink
     steps = {
-        "journal": (act._Journal, "add", _raises(Killed())),
+        "journal": (moving.Target, "_write", _raises(Killed())),
         "copy": (shutil, "copystat", _raises(Killed())),
-        "link": (act, "_flush", _raises(Killed())),
-        "unlink": (Path, "unlink", lambda path, **how: _stop() if folder in path.parents else unlink(path, **how)),
+        "link": (moving, "_remove", _raises(Killed())),
+        "unlink": (os, "unlink", lambda path, **how: _stop() if folder in Path(path).parents else unlink(path, **how)),
     }
     with monkeypatch.context() as patch:
         patch.setattr(*steps[step])
@@ -435,7 +440,7 @@ def test_the_page(dedup, folder, tmp_path, monkeypatch):
     assert "The file cannot be read now." in page.text
     assert "made to hold" in page.text
     assert "i" not in page.tags
-    monkeypatch.setattr("robustsim.search.duplicates.page._group", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr("robustsim.search.duplicates.page._group_tail", _raises(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         write_page(report, tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,8 @@ import typer
 
 from robustsim.cli import output
 from robustsim.cli.index import LabelOption, TenantOption
-from robustsim.errors import ImageError
+from robustsim.errors import ImageError, SearchError
+from robustsim.images.files import picture_suffixes, printable, suffix_of
 
 if TYPE_CHECKING:
     from robustsim.search import DuplicatesReport, Index
@@ -79,7 +81,6 @@ def dedup(
 
     from robustsim.search.duplicates.page import write_page
     from robustsim.search.duplicates.report import KEEPS
-    from robustsim.search.storage.seal import NAME
 
     if move is not None and delete:
         raise typer.BadParameter("--move and --delete exclude each other")
@@ -93,31 +94,41 @@ def dedup(
     if keep not in KEEPS:
         raise typer.BadParameter(f"--keep {keep!r} is none of {', '.join(KEEPS)}")
     distances = _distances(distance or [], by)
-    is_folder = not (source / NAME).exists()
+    for option, path in (("--output", out), ("--html", page)):
+        if path is not None and _is_picture(path):
+            raise typer.BadParameter(
+                f"{option} {printable(path)!r}: that is a picture, or its name, and not written to"
+            )
+    is_folder = not _is_index(source)
     if is_folder and (label is not None or tenant is not None):
         raise typer.BadParameter("--label and --tenant go with an index, and this is a folder of images")
     named = list(distances) if isinstance(distances, dict) else by or []
     lines = ALL if ALL in named else by
     total = _count(source, follow_links) if is_folder else 0
-    opened = _opened(source, index, model, named, device, is_folder)
-    output.settle(opened.card)
-    failed = 0
-    find = partial(opened.duplicates, distances, false_positives, by=lines, keep=keep, label=label, tenant=tenant)
-    if is_folder:
-        if not len(opened):
-            find()  # what cannot be told is told before anything is embedded
-        failed = _sync(opened, source, total, follow_links, as_json)
-    compared = len(named) if named and lines != ALL else 1 if distances else len(opened.lines)
-    total = compared * len(opened) * (len(opened) - 1) // 2
-    with tqdm(total=total, unit=" pairs", unit_scale=True, disable=True if as_json else None) as bar:
-        report = find(progress=bar.update)
-        bar.total = bar.n  # without copies of one content, and with views
+    if not is_folder and (index is not None or model is not None):
+        raise typer.BadParameter("--index and --model go with a folder of images: this is an index")
+    models = _models(model, named) if is_folder else []
+    place = (index or _cache(source, models)) if is_folder else source
+    with _cached(place if is_folder and index is None else None):
+        opened = _opened(place, models, device)
+        output.settle(opened.card)
+        failed = 0
+        find = partial(opened.duplicates, distances, false_positives, by=lines, keep=keep, label=label, tenant=tenant)
+        if is_folder:
+            if not len(opened):
+                find()  # what cannot be told is told before anything is embedded
+            failed = _sync(opened, source, total, follow_links, as_json)
+        compared = len(named) if named and lines != ALL else 1 if distances else len(opened.lines)
+        total = compared * len(opened) * (len(opened) - 1) // 2
+        with tqdm(total=total, unit=" pairs", unit_scale=True, disable=True if as_json else None) as bar:
+            report = find(progress=bar.update)
+            bar.total = bar.n  # without copies of one content, and with views
     promises = [opened.lines[0]] if opened.card.method is not None else []
     if out is not None:
         report.save(out)
     if page is not None:
         with tqdm(total=len(report.groups), unit=" groups", disable=True if as_json else None) as bar:
-            write_page(report, page, what=str(source), promises=promises, progress=bar.update)
+            write_page(report, page, what=printable(source), promises=promises, progress=bar.update)
     if not as_json:
         _print(report)
     _tell(report, promises)
@@ -148,30 +159,58 @@ def _distances(words: Sequence[str], by: Sequence[str] | None) -> "dict[str, flo
         pairs = [word.rpartition("=") for word in words]
         if by or not all(name for name, _, _ in pairs):
             raise typer.BadParameter("several distances are those of lines, and name them: --distance LINE=D, no --by")
+        if len({name for name, _, _ in pairs}) < len(pairs):
+            raise typer.BadParameter("--distance names a line twice")
         return {name: float(value) for name, _, value in pairs}
     except ValueError:
         raise typer.BadParameter(f"--distance {' '.join(words)} is no number") from None
 
 
-def _opened(
-    source: Path, index: Path | None, model: str | None, named: Sequence[str], device: str | None, is_folder: bool
-) -> "Index":
-    """The index, made if it is that of a folder and not there."""
+def _is_picture(path: Path) -> bool:
+    """Whether a file that is to be written has the name of a picture, or is one."""
+    from robustsim.images import read_image
+
+    if suffix_of(path.name) in picture_suffixes():
+        return True
+    try:
+        return os.path.isfile(path) and bool(read_image(path))
+    except ImageError:
+        return False
+
+
+def _is_index(folder: Path) -> bool:
+    """Whether a folder is an index: it has a seal and rows. Photos may have a file of the first name."""
+    from robustsim.search.storage.seal import NAME
+    from robustsim.search.storage.store import ROWS
+
+    return all(os.path.exists(folder / name) for name in (NAME, ROWS))  # no error, however long the name
+
+
+@contextmanager
+def _cached(place: Path | None) -> Iterator[None]:
+    """Say of a damaged index what may be done, where it is one that is kept in the cache."""
+    try:
+        yield
+    except SearchError as error:
+        if place is None:
+            raise
+        raise SearchError(
+            f"{error}. It is one that dedup keeps in the cache: delete the folder {printable(place)!r}, and it is made "
+            "anew"
+        ) from error
+
+
+def _opened(place: Path, models: Sequence[str], device: str | None) -> "Index":
+    """The index, made if it is not there and models for it are given."""
     from robustsim.errors import OutputError
     from robustsim.search import Index
     from robustsim.search.storage.seal import NAME
 
-    if not is_folder:
-        if index is not None or model is not None:
-            raise typer.BadParameter("--index and --model go with a folder of images: this is an index")
-        return Index.open(source, device=device)
-    models = _models(model, named)
-    place = index or _cache(source, models)
-    if not (place / NAME).exists():
+    if models and not os.path.exists(place / NAME):
         try:
             return Index.create(place, models[0], also=models[1:], device=device)
         except OutputError:
-            if not (place / NAME).exists():
+            if not os.path.exists(place / NAME):
                 raise  # else another process was the first to make it
     return Index.open(place, device=device)
 
@@ -220,9 +259,10 @@ def _models(model: str | None, named: Sequence[str]) -> list[str]:
 
 def _cache(source: Path, models: Sequence[str]) -> Path:
     """Where the index of a folder is kept: one for each folder and what it is compared by."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    from robustsim.search.duplicates.moving import cache_folder
+
     named = "\0".join((os.path.abspath(source), *models))
-    return base / "robustsim" / "dedup" / hashlib.sha256(os.fsencode(named)).hexdigest()[:32]
+    return cache_folder() / hashlib.sha256(os.fsencode(named)).hexdigest()[:32]
 
 
 def _act(report: "DuplicatesReport", move: Path | None, delete: bool, root: Path | None) -> "list[Done]":
@@ -301,7 +341,7 @@ def _print_json(
 
     output.print_json(
         {
-            "source": str(source),
+            "source": printable(source),
             "index": index.path,
             "version": report.version,
             "compared": report.compared,

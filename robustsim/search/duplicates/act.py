@@ -1,25 +1,26 @@
 """Move or delete all but the kept ones, and never the last copy.
 
-Before each removal the kept file is read and compared with the index, and so is the file that is to go: if either is
-not what was looked at, nothing happens to the latter, and it is told. Whatever is interrupted can be done again.
+Before each removal the kept file is read and compared with the index, and so is the file that is to go; right before
+it, both are looked at once more. If either is not what it was, nothing happens to the latter, and it is told. Whatever
+is interrupted can be done again.
 """
 
-import json
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from robustsim.encoders.weights import sha256
-from robustsim.errors import InputError, OutputError
+from robustsim.errors import InputError
 from robustsim.images.files import from_printable, printable
+from robustsim.search.duplicates.moving import LeftAloneError, Target, alone, identity
 from robustsim.search.duplicates.report import Group, Member
 
-#: What `move` writes into its folder: a line of JSON for each file, before it is moved.
-JOURNAL = "moved.jsonl"
+#: Raises if the kept file, or the one that is to go, is not what it was; told whether the latter has another name.
+_Look: TypeAlias = Callable[[bool], None]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,6 @@ class Done:
     size: int
 
 
-class _LeftAloneError(Exception):
-    """Why a file is not touched."""
-
-
 def delete(
     groups: Sequence[Group],
     *,
@@ -58,8 +55,17 @@ def delete(
 
     Returns:
         How many were left alone.
+
+    Raises:
+        OutputError: another run moves or deletes.
     """
-    return _act(groups, lambda path, member: path.unlink(), _absolute(root), tell)
+
+    def away(path: Path, member: Member, look: _Look) -> None:
+        look(False)
+        os.unlink(path)
+
+    with alone():
+        return _act(groups, away, _absolute(root), tell)
 
 
 def move(
@@ -71,7 +77,8 @@ def move(
 ) -> int:
     """Move all files of groups but the kept ones into a folder. Nothing there is overwritten.
 
-    A file keeps its place relative to the root. Each is named in `moved.jsonl` before it is moved.
+    A file keeps its place relative to the root. Each is named in `moved.jsonl` before it is moved, and once more, with
+    why, if it was not.
 
     Args:
         groups: of a report.
@@ -84,27 +91,21 @@ def move(
         How many were left alone.
 
     Raises:
-        InputError: the folder is among the pictures.
-        OutputError: it cannot be written.
+        InputError: the folder is inside one that is compared.
+        OutputError: it cannot be written, or another run moves or deletes.
     """
     target = Path(os.path.abspath(os.path.expanduser(folder)))
     files = [_path(one) for group in groups for one in group.members if one.path]
-    below = _absolute(root)
-    base = _common(files) if below is None else below
-    real = Path(os.path.realpath(target))
-    if any(path.is_relative_to(target) for path in files) or (below and real.is_relative_to(os.path.realpath(below))):
-        raise InputError(
-            f"{os.fspath(target)!r} is among the pictures that are compared, and what is moved there would be found "
-            "again: choose a folder outside"
-        )
     if not files:
         return 0
-    with _Journal(target) as journal:
+    below = _absolute(root)
+    base = _common(files) if below is None else below
+    _check_outside(target, files, base, below)
+    with alone(), Target(target) as taken:
 
-        def away(path: Path, member: Member) -> str:
+        def away(path: Path, member: Member, look: _Look) -> str:
             goes = target / path.relative_to(base)
-            journal.add({"from": printable(path), "to": printable(goes), "id": member.id})
-            _move(path, goes, member.id)
+            taken.take(path, goes, member.id, look)
             return printable(goes)
 
         return _act(groups, away, below, tell)
@@ -112,21 +113,18 @@ def move(
 
 def _act(
     groups: Sequence[Group],
-    away: Callable[[Path, Member], str | None],
+    away: Callable[[Path, Member, _Look], str | None],
     below: Path | None,
     tell: Callable[[Done], object],
 ) -> int:
-    kept = set(_identities(group.keep for group in groups))
     left = 0
+    stay = set(_identities(_staying(groups, below)))
     for group in groups:
         for member in group.others:
             goes, why = None, None
             try:
-                path = _checked(member, group.keep, kept)
-                if below is not None and not path.is_relative_to(below):
-                    raise _LeftAloneError(f"it lies outside of {printable(below)!r}")
-                goes = away(path, member)
-            except _LeftAloneError as error:
+                goes = away(_path(member), member, _checked(member, group.keep, below, stay))
+            except LeftAloneError as error:
                 why = str(error)
             except (OSError, ValueError) as error:
                 why = f"it could not be removed: {getattr(error, 'strerror', None) or error}"
@@ -135,60 +133,86 @@ def _act(
     return left
 
 
-def _checked(member: Member, keep: Member, kept: "set[tuple[int, int]]") -> Path:
-    """The file of a member that may go: it is what was indexed, and so is another one that stays."""
+def _staying(groups: Sequence[Group], below: Path | None) -> Iterable[Member]:
+    """The kept ones, and those that will be left alone: what they lead to, by whatever link, stays."""
+    for group in groups:
+        yield group.keep
+        for member in group.others:
+            try:
+                _seen(member, group.keep, below)
+            except LeftAloneError:
+                yield member
+
+
+def _seen(member: Member, keep: Member, below: Path | None) -> tuple[os.stat_result, os.stat_result]:
+    """The kept file and one that may go, as far as can be told without reading them."""
     if not member.path:
-        raise _LeftAloneError("it was added without a file")
+        raise LeftAloneError("it was added without a file")
     if not keep.path:
-        raise _LeftAloneError("the one that is kept has no file")
+        raise LeftAloneError("the one that is kept has no file")
     if not set(member.tenants) <= set(keep.tenants):
-        raise _LeftAloneError("it belongs to a tenant who does not have the one that is kept")
-    stays, goes = _path(keep), _path(member)
-    found = _look(stays, "the one that is kept", os.stat)
-    is_there = _look(goes, "it", os.lstat)
-    if not stat.S_ISREG(is_there.st_mode):
-        raise _LeftAloneError("it is no regular file, but a link or the like")
-    if _identity(is_there) in kept or _identity(is_there) == _identity(found):
-        raise _LeftAloneError("it is the same file as one that is kept, by a link")
-    if (is_there.st_size, is_there.st_mtime_ns) != (member.size, member.mtime):
-        raise _LeftAloneError("it has changed since it was indexed")
-    if not stat.S_ISREG(found.st_mode) or _content(stays, "the one that is kept") != keep.id:
-        raise _LeftAloneError(f"the one that is kept, {keep.path!r}, has changed since it was indexed")
-    if _content(goes, "it") != member.id:
-        raise _LeftAloneError("it has changed since it was indexed")
-    after = _look(goes, "it", os.lstat)
-    if (*_identity(after), after.st_mtime_ns) != (*_identity(is_there), is_there.st_mtime_ns):
-        raise _LeftAloneError("it has changed while it was read")
-    return goes
+        raise LeftAloneError("it belongs to a tenant who does not have the one that is kept")
+    if below is not None and not _path(member).is_relative_to(below):
+        raise LeftAloneError(f"it lies outside of {printable(below)!r}")
+    kept = _look(keep, "the one that is kept", os.stat)
+    goes = _look(member, "it", os.lstat)
+    if not stat.S_ISREG(kept.st_mode):
+        raise LeftAloneError(f"the one that is kept, {keep.path!r}, is no regular file")
+    if not stat.S_ISREG(goes.st_mode):
+        raise LeftAloneError("it is no regular file, but a link or the like")
+    if (goes.st_size, goes.st_mtime_ns) != (member.size, member.mtime):
+        raise LeftAloneError("it has changed since it was indexed")
+    return kept, goes
+
+
+def _checked(member: Member, keep: Member, below: Path | None, stay: "set[tuple[int, int]]") -> _Look:
+    """Refuse a file unless it is what was indexed, and so is another one that stays; what looks at both once more."""
+    kept, goes = _seen(member, keep, below)
+    if identity(goes) in stay or identity(goes) == identity(kept):
+        raise LeftAloneError("it is the same file as one that stays, by a link")
+    if _content(keep, "the one that is kept") != keep.id:
+        raise LeftAloneError(f"the one that is kept, {keep.path!r}, has changed since it was indexed")
+    if _content(member, "it") != member.id:
+        raise LeftAloneError("it has changed since it was indexed")
+
+    def look(has_another_name: bool) -> None:
+        if _state(_look(keep, "the one that is kept", os.stat)) != _state(kept):
+            raise LeftAloneError(f"the one that is kept, {keep.path!r}, has changed while they were compared")
+        until = -1 if has_another_name else None  # a new name is a change by itself
+        if _state(_look(member, "it", os.lstat))[:until] != _state(goes)[:until]:
+            raise LeftAloneError("it has changed while it was read")
+
+    return look
 
 
 def _path(member: Member) -> Path:
     return Path(from_printable(member.path))
 
 
-def _look(path: Path, what: str, look: Callable[[Path], os.stat_result]) -> os.stat_result:
+def _look(member: Member, what: str, look: Callable[[Path], os.stat_result]) -> os.stat_result:
     try:
-        return look(path)
+        return look(_path(member))
     except (OSError, ValueError) as error:
-        raise _LeftAloneError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise LeftAloneError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _content(path: Path, what: str) -> str:
+def _content(member: Member, what: str) -> str:
     try:
-        return sha256(path)
+        return sha256(_path(member))
     except OSError as error:
-        raise _LeftAloneError(f"{what} cannot be read: {error.strerror or error}") from None
+        raise LeftAloneError(f"{what} cannot be read: {error.strerror or error}") from None
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    """What changes whenever a file does."""
+    return *identity(found), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _identities(members: Iterable[Member]) -> "Iterable[tuple[int, int]]":
     for member in members:
         if member.path:
             with suppress(OSError, ValueError):  # told when it is looked at
-                yield _identity(os.stat(_path(member)))
+                yield identity(os.stat(_path(member)))
 
 
 def _absolute(folder: "str | os.PathLike[str] | None") -> Path | None:
@@ -199,82 +223,23 @@ def _common(files: Sequence[Path]) -> Path:
     try:
         return Path(os.path.commonpath([path.parent for path in files]))
     except ValueError:
-        if files:
-            raise InputError("the files are on several drives: name the folder that they are to be moved of") from None
-        return Path()  # no files
+        raise InputError("the files are on several drives: name the folder that they are to be moved of") from None
 
 
-def _move(path: Path, goes: Path, content: str) -> None:
-    """Move a file to where none is; one that is there with its content was moved by a run that was interrupted."""
-    goes.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, goes, follow_symlinks=False)
-    except FileExistsError:
-        if not stat.S_ISREG(os.lstat(goes).st_mode) or sha256(goes) != content:
-            raise _LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
-    except OSError:  # another file system, or one without links
-        _copy(path, goes, content)
-    _flush(goes.parent)
-    path.unlink()
+def _check_outside(target: Path, files: Sequence[Path], base: Path, root: Path | None) -> None:
+    """Refuse a folder in which what is moved would be found again: below the root, or a folder that holds files.
 
-
-def _copy(path: Path, goes: Path, content: str) -> None:
-    if os.path.lexists(goes):
-        if not stat.S_ISREG(os.lstat(goes).st_mode) or sha256(goes) != content:
-            raise _LeftAloneError(f"another file is there already: {printable(goes)!r}")
-        return
-    part = goes.with_name(".moved.part")  # one name: what an interrupted run has left is written over
-    try:
-        shutil.copyfile(path, part)
-        with suppress(OSError):  # its time, which not every file system keeps
-            shutil.copystat(path, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        if sha256(part) != content:
-            raise _LeftAloneError("its copy is not what it is: the disk is damaged")
-        try:
-            os.link(part, goes)  # which never overwrites
-        except FileExistsError:
-            raise _LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
-        except OSError:
-            os.rename(part, goes)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    """The folder's names are on the disk: a file that is gone from one place is in the other, whatever happens."""
-    with suppress(OSError):  # not everywhere can folders be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-class _Journal:
-    """The list of what was moved from where."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / JOURNAL
-
-    def __enter__(self) -> "_Journal":
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab+")
-            if self._file.tell():
-                self._file.seek(-1, os.SEEK_END)
-                if self._file.read() != b"\n":  # of a run that was interrupted
-                    self._file.write(b"\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {os.fspath(self._path)!r}: {error.strerror or error}") from error
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._file.close()
-
-    def add(self, entry: dict[str, str]) -> None:
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    Where there is no root, these are the folders of files, and those which they have right below what all of them have
+    in common.
+    """
+    parents = {path.parent for path in files}
+    tops = {base.joinpath(*path.relative_to(base).parts[:1]) for path in parents if path.is_relative_to(base)}
+    real = Path(os.path.realpath(target))
+    for folder in {*parents, *tops, *([root] if root else [])}:
+        if real.is_relative_to(os.path.realpath(folder)):
+            raise InputError(
+                f"{os.fspath(target)!r} is inside {os.fspath(folder)!r}, whose pictures are compared, and what is "
+                "moved there would be found again: choose a folder outside"
+            )
+    if real == Path(os.path.realpath(base)):
+        raise InputError(f"{os.fspath(target)!r} is where the pictures are: choose a folder outside")

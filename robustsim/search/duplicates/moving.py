@@ -1,0 +1,228 @@
+"""Move a file, so that one of its two places has it at every moment, and list what was moved from where."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from robustsim.encoders.weights import sha256
+from robustsim.errors import OutputError
+from robustsim.images.files import printable
+
+#: What is written into the folder that files are moved to: a line of JSON for each, before it is moved.
+JOURNAL = "moved.jsonl"
+
+_PATIENCE = 60  # seconds to wait for another run that moves or deletes
+_COPY = re.compile(r"\.moved-[0-9a-f]{16}\.part")  # a copy that is not finished
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # no link, and bytes as they are
+
+
+class LeftAloneError(Exception):
+    """Why a file is not touched."""
+
+
+def cache_folder() -> Path:
+    """Where the indexes of folders are kept, and the lock of whoever moves or deletes."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustsim" / "dedup"
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """No other run of this user, with this cache, moves or deletes meanwhile: two could take each other's kept ones.
+
+    Raises:
+        OutputError: another one does, or the lock cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    place = cache_folder() / "acting.lock"
+    lock = FileLock(place, timeout=_PATIENCE)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"another run moves or deletes duplicates (it holds {os.fspath(place)!r}): wait until it is done"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"cannot lock {os.fspath(place)!r}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def identity(found: os.stat_result) -> tuple[int, int]:
+    """What two names of one file have in common."""
+    return found.st_dev, found.st_ino
+
+
+class Target:
+    """A folder that files are moved to, and the list in it; for a `with` block.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = folder / JOURNAL
+        self._begun: set[tuple[str, str, str]] = set()
+        self._cleared: set[Path] = set()
+
+    def __enter__(self) -> "Target":
+        try:
+            _make(self._journal.parent)
+            handle = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | _PLAIN, 0o666)
+            self._file = os.fdopen(handle, "ab+")
+            _flush(self._journal.parent)
+            self._file.seek(0)
+            line = b"\n"
+            for line in self._file:
+                self._read(line)
+            if not line.endswith(b"\n"):  # of a run that was interrupted
+                self._file.write(b"\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {os.fspath(self._journal)!r}: {error.strerror or error}") from error
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._file.close()
+
+    def take(self, path: Path, goes: Path, content: str, look: Callable[[bool], object]) -> None:
+        """Move a file to where none is.
+
+        One that is there already was moved by a run that was interrupted, if the list says so and it is a file of its
+        own with that content.
+
+        Args:
+            path: of the file.
+            goes: where it is to be.
+            content: its SHA-256.
+            look: called right before the file is removed, with whether the new place is a second name of it: raises
+                if anything has changed.
+
+        Raises:
+            LeftAloneError: it is where it was.
+            OSError: likewise.
+        """
+        entry = {"from": printable(path), "to": printable(goes), "id": content}
+        if os.path.lexists(goes):
+            there = os.lstat(goes)
+            if tuple(entry.values()) not in self._begun or not _is_moved(path, goes, there, content):
+                raise LeftAloneError(f"another file is there already: {printable(goes)!r}")
+            _remove(path, goes, identity(there), look)
+            return
+        self._write(entry)
+        try:
+            _make(goes.parent)
+            there = self._put(path, goes, content)
+            try:
+                _remove(path, goes, identity(there), look)
+            except (OSError, LeftAloneError):
+                if os.path.lexists(path) and identity(os.lstat(goes)) == identity(there):
+                    goes.unlink()  # there would be two of it
+                raise
+        except (OSError, LeftAloneError) as error:
+            self._write({**entry, "left": str(error)})
+            raise
+
+    def _put(self, path: Path, goes: Path, content: str) -> os.stat_result:
+        """Give a file a second name, or copy it, and never overwrite; what there is now."""
+        try:
+            os.link(path, goes, follow_symlinks=False)
+            return os.lstat(goes)
+        except FileExistsError:
+            raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
+        except OSError:  # another file system, or one without links
+            return self._copy(path, goes, content)
+
+    def _copy(self, path: Path, goes: Path, content: str) -> os.stat_result:
+        self._clear(goes.parent)
+        part = goes.with_name(f".moved-{secrets.token_hex(8)}.part")
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
+        try:
+            with os.fdopen(handle, "wb") as copy, path.open("rb") as file:
+                shutil.copyfileobj(file, copy, 1 << 20)
+                copy.flush()
+                with suppress(OSError):  # its time, which not every file system keeps
+                    shutil.copystat(path, part)
+                os.fsync(copy.fileno())
+                made = os.fstat(copy.fileno())
+            if sha256(part) != content:
+                raise LeftAloneError("its copy is not what it is: it has changed, or the disk is damaged")
+            try:
+                os.link(part, goes)  # which never overwrites
+            except FileExistsError:
+                raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
+            except OSError:
+                if os.path.lexists(goes):
+                    raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
+                os.rename(part, goes)
+            return made
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def _clear(self, folder: Path) -> None:
+        """Remove copies that runs have left which were killed: names, which may be links, and nothing is opened."""
+        if folder in self._cleared:
+            return
+        self._cleared.add(folder)
+        for name in os.listdir(folder):
+            if _COPY.fullmatch(name):
+                with suppress(OSError):
+                    os.unlink(folder / name)
+
+    def _read(self, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            key = entry["from"], entry["to"], entry["id"]
+            (self._begun.discard if "left" in entry else self._begun.add)(key)
+        except (ValueError, KeyError, TypeError):  # cut off, or not ours
+            return
+
+    def _write(self, entry: dict[str, str]) -> None:
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _is_moved(path: Path, goes: Path, there: os.stat_result, content: str) -> bool:
+    """Whether what is there is a file of its own, by which the content stays when the other name goes."""
+    if not stat.S_ISREG(there.st_mode) or os.path.samefile(goes.parent, path.parent):
+        return False
+    if os.path.samestat(there, os.lstat(path)) and there.st_nlink < 2:
+        return False
+    return sha256(goes) == content
+
+
+def _remove(path: Path, goes: Path, there: tuple[int, int], look: Callable[[bool], object]) -> None:
+    """Remove a file that is in its new place, after a last look at all there is."""
+    _flush(goes.parent)
+    if identity(os.lstat(goes)) != there:
+        raise LeftAloneError(f"another file is there by now: {printable(goes)!r}")
+    look(there == identity(os.lstat(path)))
+    os.unlink(path)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it; their names are on the disk then."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
+
+
+def _flush(folder: Path) -> None:
+    """The folder's names are on the disk: a file that is gone from one place is in the other, whatever happens."""
+    with suppress(OSError):  # not everywhere can folders be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
