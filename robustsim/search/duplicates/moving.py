@@ -111,6 +111,7 @@ class Target:
             OSError: likewise.
         """
         entry = {"from": printable(path), "to": printable(goes), "id": content}
+        self._clear(goes.parent)
         if os.path.lexists(goes):
             there = os.lstat(goes)
             if tuple(entry.values()) not in self._begun or not _is_moved(path, goes, there, content):
@@ -142,7 +143,6 @@ class Target:
             return self._copy(path, goes, content)
 
     def _copy(self, path: Path, goes: Path, content: str) -> os.stat_result:
-        self._clear(goes.parent)
         part = goes.with_name(f".moved-{secrets.token_hex(8)}.part")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
         try:
@@ -173,7 +173,7 @@ class Target:
         if folder in self._cleared:
             return
         self._cleared.add(folder)
-        for name in os.listdir(folder):
+        for name in os.listdir(folder) if folder.is_dir() else ():
             if _COPY.fullmatch(name):
                 with suppress(OSError):
                     os.unlink(folder / name)
