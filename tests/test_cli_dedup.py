@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageFilter
@@ -15,8 +17,9 @@ from robustsim import RobustSim
 from robustsim.errors import InputError
 from robustsim.images.files import from_printable, printable
 from robustsim.search import Index
-from robustsim.search.duplicates import act, moving
+from robustsim.search.duplicates import act, moving, page
 from robustsim.search.duplicates.page import write_page
+from robustsim.search.duplicates.report import DuplicatesReport, Group, Member
 from tests import trainings
 from tests.conftest import EXAMPLES
 
@@ -154,6 +157,9 @@ def test_views_are_those_of_a_picture(folder, small, tmp_path):
         ("--distance", "1", "--by", "all"),
         ("--distance", "1", "--label", "mine"),
         ("--distance", "1", "--false-positives", "1e-5"),
+        ("--distance", "small=0.2", "--distance", "small=0.9"),
+        ("--distance", "1", "-o", "groups.PNG"),
+        ("--distance", "1", "--html", "page.webp"),
     ],
 )
 def test_wrong_usage(run, folder, words):
@@ -170,6 +176,37 @@ def test_what_cannot_be_done(run, dedup, folder, tmp_path):
     assert code == 1
     assert "whose pictures are compared" in err
     assert names(folder) == ALL
+
+
+def test_pictures_are_not_written_over(dedup, folder, tmp_path):
+    """By whatever name they have."""
+    (folder / "coffee.png").rename(tmp_path / "coffee")
+    shutil.copy(tmp_path / "coffee", tmp_path / "before")
+    for option in ("-o", "--html"):
+        code, _, err = dedup(folder, option, tmp_path / "coffee")
+        assert code == 2
+        assert "picture" in err
+    assert (tmp_path / "coffee").read_bytes() == (tmp_path / "before").read_bytes()
+
+
+def test_what_is_an_index(dedup, folder, tmp_path):
+    """Not every folder with a seal; a name that no file can have is no error of the output; what can be made anew."""
+    (folder / "seal.json").write_text('{"animal": "seal"}')
+    code, _, err = dedup(folder)
+    assert (code, "3 files beside those that are kept" in err) == (0, True)
+    code, _, err = dedup("x" * 300)
+    assert (code, "xxx' is not a folder" in err) == (1, True)
+    (kept,) = (path for path in (tmp_path / "cache/robustsim/dedup").iterdir() if path.is_dir())
+    (kept / "seal.json").write_text("{}")
+    code, _, err = dedup(folder)
+    assert code == 1
+    assert "is damaged: its seal.json cannot be understood. It is one that dedup keeps in the cache" in err
+    assert f"delete the folder '{kept}'" in err
+    code, _, err = dedup(folder, "--index", kept)
+    assert code == 1
+    assert "delete" not in err
+    shutil.rmtree(kept)
+    assert dedup(folder)[0] == 0
 
 
 def test_delete(dedup, folder):
@@ -354,6 +391,10 @@ def test_odd_names(dedup, tmp_path):
     small.save(root / "0.png")
     for name in odd:
         shutil.copy(root / "0.png", root / name)
+    odd_root = tmp_path / os.fsdecode(b"odd \xff")
+    if len(odd) > len(ODD):
+        root.rename(odd_root)
+        root = odd_root
     code, _, _ = dedup(root, "--move", away, "--html", tmp_path / "page.html")
     assert code == 0
     assert os.listdir(root) == ["-rf.png"]  # the first by its name, as all are the same
@@ -444,6 +485,48 @@ def test_the_page(dedup, folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_page(report, tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_large_group_is_not_held(tmp_path, monkeypatch):
+    """As many thumbnails are made as are read ahead, and not those of a whole group."""
+    made, written = [], []
+    monkeypatch.setattr("robustsim.search.duplicates.page._thumbnail", lambda one: made.append(one) or "none")
+
+    def member(*words):
+        written.append(words)
+        assert len(made) <= len(written) + 64
+        return ""
+
+    monkeypatch.setattr("robustsim.search.duplicates.page._member", member)
+    members = tuple(Member(f"/{number}.png", f"{number}") for number in range(500))
+    kept = SimpleNamespace(also_like=lambda group: [])
+    groups = (Group(members[0], members[1:], members[0]),)
+    write_page(DuplicatesReport(groups, {}, "largest", 500, 1, None, kept), tmp_path / "page.html")
+    assert [words[2] for words in written] == list(members)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is nothing here that runs scripts")
+def test_the_list_of_the_page():
+    """Names that would not be one line, or not the name, are JSON, as the other file has them."""
+    script = (Path(page.__file__).with_name("page.js")).read_text()
+    names = ["/plain.png", "/a\nb.png", "/\\xff.png", "", "/back\\slash.png", "/\u2028.png"]
+    stubs = f"""
+    const elements = {{}};
+    const made = () => ({{
+      listeners: {{}}, addEventListener(kind, call) {{ this.listeners[kind] = call; }}, focus() {{}},
+    }});
+    globalThis.document = {{
+      getElementById: (name) => (elements[name] ??= made()),
+      querySelectorAll: () => {json.dumps(names)}.map((path) => ({{ dataset: {{ path }} }})),
+      addEventListener() {{}},
+    }};
+    """
+    told = "elements.show.listeners.click();"
+    told += "console.log(JSON.stringify([elements.list.value, elements.status.textContent]))"
+    result = subprocess.run(["node", "-e", f"{{{stubs}{script};{told}}}"], capture_output=True, text=True, check=True)
+    shown, status = json.loads(result.stdout)
+    assert shown.split("\n") == ["/plain.png", '"/a\\nb.png"', '"/\\\\xff.png"', "/back\\slash.png", "/\u2028.png"]
+    assert status.startswith("5 files are not marked to be kept. 2 of them")
 
 
 def test_a_page_of_no_groups(tmp_path, small):

@@ -404,7 +404,8 @@ def test_a_file_that_cannot_be_removed(place, monkeypatch, other_disk):
 def test_another_one_removes_it_first(place, monkeypatch):
     """What is in its new place is the only one then, and stays."""
     before(monkeypatch, moving, "_remove", lambda: place.small.unlink())
-    assert place.move() == 1
+    assert place.move() == 0
+    assert place.told[0].to == str(place.goes)
     assert place.goes.read_bytes() == SMALL
 
 

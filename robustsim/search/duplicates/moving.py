@@ -125,9 +125,12 @@ class Target:
             try:
                 _remove(path, goes, identity(there), look)
             except (OSError, LeftAloneError):
-                if os.path.lexists(path) and identity(os.lstat(goes)) == identity(there):
+                if identity(os.lstat(goes)) != identity(there):
+                    raise
+                if os.path.lexists(path):
                     goes.unlink()  # there would be two of it
-                raise
+                    raise
+                # Else somebody else has removed it, and what is in the new place is all there is.
         except (OSError, LeftAloneError) as error:
             self._write({**entry, "left": str(error)})
             raise
