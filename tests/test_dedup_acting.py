@@ -167,6 +167,8 @@ def test_a_target_that_is_where_the_files_are(place, through):
         entry = {"from": printable(place.small), "to": printable(place.goes), "id": place.groups[0].others[0].id}
         (place.away / "moved.jsonl").write_text(json.dumps(entry) + "\n")
         assert place.move() == 1
+        os.link(place.small, place.photos.parent / "a second name.png")
+        assert place.move() == 1
     else:  # files that are compared by a link, and moved to where they are
         (place.photos.parent / "disk" / "sub").mkdir(parents=True)
         shutil.move(place.small, place.photos.parent / "disk" / "sub")
@@ -231,6 +233,16 @@ def test_targets_beside_folders_of_an_index(place):
         else:
             assert place.move(groups, root=False) == 0
     assert names(place.photos) == ["dups/moved.jsonl", "dups/sub/small.png", "other/deep/large.png"]
+    with pytest.raises(InputError, match="choose a folder outside"):
+        place.move(groups)
+
+
+def test_a_folder_that_is_named_by_a_link(place):
+    link = place.photos.parent / "link"
+    link.symlink_to(place.photos)
+    groups = [group(link / "large.png", link / "sub" / "small.png")]
+    with pytest.raises(InputError, match="choose a folder outside"):
+        act.move(groups, place.photos / "dups", root=link)
 
 
 def test_a_target_above(place):
@@ -303,7 +315,7 @@ def test_a_file_that_changes_meanwhile(place, monkeypatch, when, how, other_disk
         assert left == 1
         assert place.small.exists()
     if left and when != "delete":
-        assert "has changed" in place.left
+        assert "changed" in place.left
         assert "left" in place.journal[-1]
         assert names(place.away) == ["moved.jsonl"]
 
@@ -445,7 +457,7 @@ def test_a_disk_that_writes_something_else(place, monkeypatch):
     across(monkeypatch, place.photos)
     monkeypatch.setattr(shutil, "copyfileobj", lambda file, copy, length: copy.write(b"smell"))
     assert place.move() == 1
-    assert "its copy is not what it is" in place.left
+    assert "what came there is not what it was" in place.left
     assert names(place.away) == ["moved.jsonl"]
     assert place.small.read_bytes() == SMALL
 

@@ -121,11 +121,14 @@ class Target:
         self._write(entry)
         try:
             _make(goes.parent)
-            there = self._put(path, goes, content)
+            made = self._put(path, goes)
             try:
+                there = os.lstat(goes)
+                if not _is_moved(path, goes, there, content):
+                    raise LeftAloneError("what came there is not what it was: it has changed, or the disk is damaged")
                 _remove(path, goes, identity(there), look)
             except (OSError, LeftAloneError):
-                if identity(os.lstat(goes)) != identity(there):
+                if identity(os.lstat(goes)) != made:
                     raise
                 if os.path.lexists(path):
                     goes.unlink()  # there would be two of it
@@ -135,17 +138,17 @@ class Target:
             self._write({**entry, "left": str(error)})
             raise
 
-    def _put(self, path: Path, goes: Path, content: str) -> os.stat_result:
-        """Give a file a second name, or copy it, and never overwrite; what there is now."""
+    def _put(self, path: Path, goes: Path) -> tuple[int, int]:
+        """Give a file a second name, or copy it, and never overwrite; what tells the one that was put there."""
         try:
             os.link(path, goes, follow_symlinks=False)
-            return os.lstat(goes)
+            return identity(os.lstat(path))
         except FileExistsError:
             raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
         except OSError:  # another file system, or one without links
-            return self._copy(path, goes, content)
+            return self._copy(path, goes)
 
-    def _copy(self, path: Path, goes: Path, content: str) -> os.stat_result:
+    def _copy(self, path: Path, goes: Path) -> tuple[int, int]:
         part = goes.with_name(f".moved-{secrets.token_hex(8)}.part")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
         try:
@@ -155,9 +158,7 @@ class Target:
                 with suppress(OSError):  # its time, which not every file system keeps
                     shutil.copystat(path, part)
                 os.fsync(copy.fileno())
-                made = os.fstat(copy.fileno())
-            if sha256(part) != content:
-                raise LeftAloneError("its copy is not what it is: it has changed, or the disk is damaged")
+                made = identity(os.fstat(copy.fileno()))
             try:
                 os.link(part, goes)  # which never overwrites
             except FileExistsError:
