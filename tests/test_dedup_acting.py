@@ -201,6 +201,14 @@ def test_what_is_there_with_the_same_content_was_not_moved(place):
     assert place.move() == 1
     assert place.small.exists()
     journal.write_text(json.dumps(entry))
+    place.goes.unlink()
+    place.goes.symlink_to(place.small)
+    assert place.move() == 1
+    place.goes.unlink()
+    place.goes.write_bytes(NEW)
+    assert place.move() == 1
+    assert place.small.read_bytes() == SMALL
+    place.goes.write_bytes(SMALL)
     assert place.move() == 0
     assert not place.small.exists()
 
