@@ -461,6 +461,19 @@ def test_what_is_on_the_disk_when(place, monkeypatch, other_disk):
     assert ("flush", inode[place.goes.parent]) in events[linked:removed]
 
 
+def test_the_list_is_on_the_disk_where_all_folders_are_there(place, monkeypatch):
+    place.goes.parent.mkdir(parents=True)
+    flushed, fsync = [], os.fsync
+
+    def fsyncs(handle):
+        flushed.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsyncs)
+    assert place.move() == 0
+    assert place.away.stat().st_ino in flushed
+
+
 def test_a_disk_that_writes_something_else(place, monkeypatch):
     across(monkeypatch, place.photos)
     monkeypatch.setattr(shutil, "copyfileobj", lambda file, copy, length: copy.write(b"smell"))
