@@ -33,7 +33,18 @@ ALLOWED: dict[str, set[str]] = {
     "integrations": {"images", "encoders", "metric"},
     "evaluation": {"images", "encoders", "distances", "metric", "attacks", "data", "baselines"},
     "training": {"images", "encoders", "metric", "attacks", "data"},
-    "cli": {"images", "encoders", "metric", "search", "attacks", "data", "baselines", "evaluation", "training"},
+    "cli": {
+        "images",
+        "encoders",
+        "metric",
+        "search",
+        "attacks",
+        "data",
+        "baselines",
+        "evaluation",
+        "training",
+        "explain",
+    },
     "__main__": {"cli"},
 }
 # The rooms inside the wide ones, from the ground up: each imports those below it and none beside it.

@@ -1,6 +1,5 @@
 """`robustsim attack`: change an image a little, so that a model sees another one."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output, pictures
+from robustsim.cli.drawing import check_png, three_panels, write_png
 from robustsim.cli.rounding import Norm, change_size, to_8_bits, whole_levels
-from robustsim.errors import ImageError, InputError, OutputError
+from robustsim.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,9 +66,9 @@ def attack(
 ) -> None:
     """Change an image a little, so that a model sees another one."""
     targets = target or []
-    _check_output(out, "--output", [image, *targets])
+    check_png(out, "--output", [image, *targets])
     if plot is not None:
-        _check_output(plot, "--plot", [image, *targets, str(out)])
+        check_png(plot, "--plot", [image, *targets, str(out)])
     radius = _radius(eps, norm)
 
     import numpy as np
@@ -85,16 +85,14 @@ def attack(
     origin = None if start is whole else metric.embed([opened[image]])
     result, reached = _attacked(metric, original, anchors, origin=origin, norm=norm, eps=radius, steps=steps, seed=seed)
     pixels = result.images[0].permute(1, 2, 0).double().cpu().numpy()
-    _write(to_8_bits(original, pixels, norm, radius), out)
+    write_png(to_8_bits(original, pixels, norm, radius), out)
 
     # From here on all is measured on the file.
     written = np.array(read_image(str(out)))
     size = change_size(original, written, norm)
     rows = _rows(metric, opened[image] if start is whole else start, str(out), opened, [image, *targets], reached)
     if plot is not None:
-        from robustsim.cli.drawing import three_panels
-
-        _write(three_panels(original, written, f"distance {rows[0]['after']:.4f} from the original"), plot)
+        write_png(three_panels(original, written, f"distance {rows[0]['after']:.4f} from the original"), plot)
     parts = output.unseen(metric.card, dict.fromkeys([image, *targets]), opened)
     if as_json:
         facts = {"model": metric.card.name, "image": image, "output": str(out), "norm": norm, "eps": radius}
@@ -138,24 +136,6 @@ def _radius(text: str | None, norm: Norm) -> float:
             f"{text} is less than 1/255, the smallest change that an 8-bit file can hold", param_hint="--eps"
         )
     return radius
-
-
-def _check_output(path: Path, option: str, others: list[str]) -> None:
-    """Say now what could not be written later, and replace no file that is read."""
-    if path.suffix.lower() != ".png":
-        raise typer.BadParameter(f"{path.name!r} does not end in .png, which keeps every pixel", param_hint=option)
-    folder = path.parent
-    for wrong, why in (
-        (not folder.is_dir(), f"there is no folder {str(folder)!r}"),
-        (not os.access(folder, os.W_OK), f"nothing may be written into {str(folder)!r}"),
-        (path.is_dir(), "it is a folder"),
-    ):
-        if wrong:
-            raise OutputError(f"cannot write {str(path)!r}: {why}")
-    for other in others:
-        both = path.exists() and os.path.exists(other)
-        if path.samefile(other) if both else path.resolve() == Path(other).resolve():
-            raise typer.BadParameter(f"{str(path)!r} is {other!r} and would be overwritten", param_hint=option)
 
 
 def _embed(metric: "RobustSim", targets: "list[Picture]") -> "Tensor":
@@ -291,13 +271,3 @@ def _rows(
         {"to": name, "before": distance(start, name), "after": distance(out, name), "before_rounding": value}
         for name, value in zip(names, reached, strict=True)
     ]
-
-
-def _write(picture: "NDArray[Any] | Image.Image", path: Path) -> None:
-    from PIL import Image
-
-    from robustsim.encoders.weights import whole_file
-
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    with whole_file(path) as temporary:
-        image.save(temporary, format="PNG")

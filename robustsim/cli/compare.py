@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output, pictures
+from robustsim.cli.drawing import check_png, write_png
 from robustsim.errors import ImageError
+from robustsim.explain.methods import MapMethod
 
 if TYPE_CHECKING:
     from robustsim.cli.pictures import Picture
@@ -53,10 +55,21 @@ def compare(
     as_json: output.JsonOption = False,
     as_csv: output.CsvOption = False,
     strict: output.StrictOption = False,
+    map_file: Annotated[
+        Path | None,
+        typer.Option("--map", metavar="FILE", help="Draw both pictures and where they differ into this PNG."),
+    ] = None,
+    map_method: Annotated[
+        MapMethod, typer.Option(help="What is drawn: features place by place, or what adds up to the distance.")
+    ] = "places",
 ) -> None:
     """How different do images look? 0 is identical."""
     output.check_format(as_json, as_csv)
+    if map_file is not None:
+        check_png(map_file, "--map", images)
     job = _job(images, follow_links)
+    if map_file is not None:
+        _check_map(map_file, job)
     output.tell_passed_over(job.passed_over)
     _tell_alone(job.alone)
     metric = output.load_metric(model, device)
@@ -73,9 +86,12 @@ def compare(
                 output.report_bad(error)
             bad += len(broken)
             rows += _distances(metric, [pair for pair in chunk if not broken.keys() & set(pair)], job, squared)
+    if map_file is not None and rows:
+        _draw_map(metric, job, map_file, map_method)
     parts = output.unseen(metric.card, dict.fromkeys(path for a, b, *_ in rows for path in (a, b)), job.opened)
     if as_json:
-        output.print_json(_document(metric, rows, parts, job, squared))
+        drawn = {"file": str(map_file), "method": map_method} if map_file is not None and rows else None
+        output.print_json({**_document(metric, rows, parts, job, squared), "map": drawn})
     elif as_csv:
         known = metric.card.calibration
         meant = ([*row, known.describe(row[2], squared=squared) if known else ""] for row in rows)
@@ -84,10 +100,26 @@ def compare(
         cells = [(a, b, f"{distance:.4f}", f"{similarity:.4f}") for a, b, distance, similarity in rows]
         output.print_table(("a", "b", "distance", "similarity"), cells, numbers=(2, 3))
         _tell_meaning(metric, rows, squared)
+        if map_file is not None and rows:
+            typer.echo(f"{map_file}: where they differ, by the method {map_method!r}.")
         typer.echo(output.explain(metric.card, squared))
     if not as_json:
         output.tell_unseen(parts, aside=as_csv)
     output.finish(bad, len(rows), strict)
+
+
+def _check_map(path: Path, job: _Job) -> None:
+    if len(job.pairs) > 1:
+        raise typer.BadParameter(f"it draws one pair, and here are {len(job.pairs):,}", param_hint="--map")
+    check_png(path, "--map", job.pairs[0])  # files of folders were not among the words
+
+
+def _draw_map(metric: "RobustSim", job: _Job, path: Path, method: MapMethod) -> None:
+    from robustsim.explain import draw_difference
+
+    a, b = job.pairs[0]
+    pictures = (job.opened.get(name, name) for name in (a, b))
+    write_png(draw_difference(metric, *pictures, method=method, names=(a, b)), path)
 
 
 def _tell_meaning(metric: "RobustSim", rows: list[Any], squared: bool) -> None:

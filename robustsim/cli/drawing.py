@@ -1,17 +1,17 @@
 """Pictures that commands draw, with Pillow alone."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
+
+from robustsim.errors import OutputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
-
-# Larger panels are reduced to this width and height; smaller ones enlarged by a whole factor, up to _SMALL.
-_LARGEST = (768, 512)
-_SMALL = 256
-_MARGIN, _TEXT = 12, 16
-_INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
 def magnified(original: "NDArray[Any]", attacked: "NDArray[Any]") -> "tuple[NDArray[Any], float]":
@@ -42,36 +42,52 @@ def three_panels(original: "NDArray[Any]", attacked: "NDArray[Any]", caption: st
     """
     from PIL import Image
 
+    from robustsim.explain.panels import row, sized
+
     change, factor = magnified(original, attacked)
     text = f"change x {factor:g}" if (original != attacked).any() else "no change"
     smooth, exact = Image.Resampling.LANCZOS, Image.Resampling.NEAREST  # a mean of changes would be smaller than they
     panels = [(original, "original", smooth), (change, text, exact), (attacked, caption, smooth)]
-    return _row([(_sized(Image.fromarray(pixels), how), words) for pixels, words, how in panels])
+    return row([(sized(Image.fromarray(pixels), how), words) for pixels, words, how in panels])
 
 
-def _sized(image: "Image.Image", reduce_by: "Image.Resampling") -> "Image.Image":
+def check_png(path: Path, option: str, others: Sequence[str]) -> None:
+    """Say now what could not be written later, and replace no file that is read.
+
+    Args:
+        path: of the picture to write.
+        option: that named it.
+        others: files that must stay.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    if path.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{path.name!r} does not end in .png, which keeps every pixel", param_hint=option)
+    folder = path.parent
+    for wrong, why in (
+        (not folder.is_dir(), f"there is no folder {str(folder)!r}"),
+        (not os.access(folder, os.W_OK), f"nothing may be written into {str(folder)!r}"),
+        (path.is_dir(), "it is a folder"),
+    ):
+        if wrong:
+            raise OutputError(f"cannot write {str(path)!r}: {why}")
+    for other in others:
+        both = path.exists() and os.path.exists(other)
+        if path.samefile(other) if both else path.resolve() == Path(other).resolve():
+            raise typer.BadParameter(f"{str(path)!r} is {other!r} and would be overwritten", param_hint=option)
+
+
+def write_png(picture: "NDArray[Any] | Image.Image", path: Path) -> None:
+    """The whole file or none.
+
+    Raises:
+        OutputError: it cannot be written; what was there before stays.
+    """
     from PIL import Image
 
-    width, height = image.size
-    ratio = max(width / _LARGEST[0], height / _LARGEST[1])
-    if ratio > 1:
-        return image.resize((max(1, round(width / ratio)), max(1, round(height / ratio))), reduce_by)
-    times = max(1, _SMALL // max(width, height))
-    return image.resize((times * width, times * height), Image.Resampling.NEAREST)
+    from robustsim.encoders.weights import whole_file
 
-
-def _row(panels: "Sequence[tuple[Image.Image, str]]") -> "Image.Image":
-    """Pictures of one size in a row on white, each with its caption centred below."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.load_default(_TEXT)
-    cell = max(max(image.width, round(font.getlength(words))) for image, words in panels)
-    height = panels[0][0].height
-    size = (len(panels) * (cell + _MARGIN) + _MARGIN, height + 2 * _TEXT + 2 * _MARGIN)
-    canvas = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for index, (image, words) in enumerate(panels):
-        left = _MARGIN + index * (cell + _MARGIN)
-        canvas.paste(image, (left + (cell - image.width) // 2, _MARGIN))
-        draw.text((left + cell / 2, height + _MARGIN + _TEXT), words, fill=_INK, font=font, anchor="mm")
-    return canvas
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG")

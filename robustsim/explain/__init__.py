@@ -1,5 +1,23 @@
-"""Where two pictures differ, in the eyes of a metric."""
+"""Where two pictures differ in the eyes of a metric, and which places look like a text."""
 
-from robustsim.explain.differences import difference_map
+from typing import TYPE_CHECKING
 
-__all__ = ["difference_map"]
+from robustsim.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from robustsim.explain.attention import attention_map, soft_iou
+    from robustsim.explain.differences import difference_map
+    from robustsim.explain.drawing import draw_difference
+
+__all__ = ["attention_map", "difference_map", "draw_difference", "soft_iou"]
+
+# Loaded at first use: the terminal's help needs no torch.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "attention_map": "attention",
+        "difference_map": "differences",
+        "draw_difference": "drawing",
+        "soft_iou": "attention",
+    },
+)

@@ -1,0 +1,20 @@
+"""The ways to make a map of where two pictures differ."""
+
+from typing import Literal, get_args
+
+from robustsim.errors import InputError
+
+#: Features place by place, or integrated gradients of the distance.
+MapMethod = Literal["places", "gradient"]
+#: Steps of `gradient`: with their backward passes, about as much as a dozen forward passes of both pictures.
+STEPS = 12
+
+
+def check_method(method: str) -> None:
+    """Refuse what is no way to make a map.
+
+    Raises:
+        InputError: it is none.
+    """
+    if method not in get_args(MapMethod):
+        raise InputError(f"method={method!r} is none of {', '.join(get_args(MapMethod))}")
