@@ -68,9 +68,12 @@ def methods(model, lpips):
     """Name and function of each map: two PIL images -> (H, W)."""
     metric = RobustSim.from_pretrained(model)
     made = {"pixels": lambda a, b: (pixels_of(a) - pixels_of(b)).abs().sum(1)[0]}
-    for method in ("places", "gradient"):
+    for method in ("places", "features", "gradient"):
         made[f"{model} {method}"] = lambda a, b, m=method: difference_map(metric, a, b, method=m)[0]
-    made[f"{model} places squared"] = lambda a, b: difference_map(metric, a, b, squared=True)[0]
+    for method in ("places", "features"):
+        made[f"{model} {method}, squared"] = lambda a, b, m=method: difference_map(
+            metric, a, b, method=m, squared=True
+        )[0]
     if lpips:
         library = load_baseline("lpips-alex", weights=lpips).library
         library.spatial = True

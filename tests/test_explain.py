@@ -115,6 +115,39 @@ def test_the_formula_place_by_place():
     torch.testing.assert_close(difference_map(known, a, b), (1 - cosine).sqrt(), rtol=1e-3, atol=1e-4)
 
 
+def test_features_keep_their_lengths():
+    """The formula, and the mean over the places: 1 - cosine of all features together."""
+    known = seeing(Preprocessing(size=8, mode="squash"), side=8)
+    a, b = images(2, 8, 8), images(2, 8, 8, seed=1) ** 3
+    u, v = (x / x.square().sum(1).mean((1, 2)).sqrt()[:, None, None, None] for x in (a, b))
+    wanted = (u - v).square().sum(1) / 2
+    squared = difference_map(known, a, b, method="features", squared=True)
+    torch.testing.assert_close(squared, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(difference_map(known, a, b, method="features"), wanted.sqrt(), rtol=1e-4, atol=1e-5)
+    whole = 1 - nn.functional.cosine_similarity(a.flatten(1), b.flatten(1))
+    torch.testing.assert_close(squared.mean((1, 2)), whole, rtol=1e-4, atol=1e-5)
+    # What is dark in both counts little, whatever its colours.
+    dark, other = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), 0.5)
+    dark[..., 0, 0], other[..., 0, 0] = torch.tensor([0.01, 0, 0]), torch.tensor([0, 0.01, 0])
+    assert difference_map(known, dark, other)[0, 0, 0] == pytest.approx(1, abs=1e-4)
+    assert difference_map(known, dark, other, method="features")[0, 0, 0] < 0.02
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_of_every_architecture(models, name):
+    model, a, b = models[name], images(2), images(2, seed=1)
+    x = a.clone().requires_grad_()
+    d = difference_map(model, x, b, method="features")
+    assert d.shape == (2, 64, 64)
+    assert d.min() >= 0
+    assert d.amax((1, 2)).min() > 0
+    d.sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert difference_map(model, a, a, method="features").abs().max() == 0
+    black = torch.zeros(1, 3, 64, 64)
+    assert torch.isfinite(difference_map(model, black, b[:1], method="features")).all()
+
+
 def test_the_interpolation_is_torchs():
     known = seeing(Preprocessing(size=16, mode="squash"), side=4)
     a, b = images(1, 16, 16), images(1, 16, 16, seed=1)

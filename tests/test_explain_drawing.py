@@ -109,7 +109,7 @@ def test_pictures_of_any_size(model, first, second, method):
 
 def test_equal_pictures_have_the_colour_of_0(model):
     a = Image.new("RGB", (64, 64), (128, 128, 128))
-    for method in ("places", "gradient"):
+    for method in ("places", "features", "gradient"):
         found = overlay(model, a, a, method=method, steps=1)
         assert found.values.abs().max() == 0
         assert found.end == 1
@@ -130,7 +130,7 @@ def test_what_may_be_drawn(model):
     assert draw_difference(model, tensor, EXAMPLES / "chelsea.png").mode == "RGB"
     with pytest.raises(InputError, match="2 pictures on one side: a drawing shows one pair"):
         draw_difference(model, [tensor, tensor], tensor)
-    with pytest.raises(InputError, match="none of places, gradient"):
+    with pytest.raises(InputError, match="none of places, features, gradient"):
         draw_difference(model, tensor, tensor, method="no")
 
 
@@ -143,7 +143,7 @@ def test_long_names():
     assert short.endswith("g.png")
 
 
-@pytest.mark.parametrize("method", ["places", "gradient"])
+@pytest.mark.parametrize("method", ["places", "features", "gradient"])
 def test_compare_draws(run, small, tmp_path, cropping, method):
     out = tmp_path / "map.png"
     words = ("compare", small / "chelsea.png", small / "coffee.png", "-m", cropping, "--map", out)

@@ -237,7 +237,7 @@ def test_no_gradient_no_map():
 
 def test_refused(metric):
     a, b = images(1), images(1, seed=1)
-    with pytest.raises(InputError, match="method='grad' is none of places, gradient"):
+    with pytest.raises(InputError, match="method='grad' is none of places, features, gradient"):
         difference_map(metric, a, b, method="grad")
     with pytest.raises(InputError, match="steps must be at least 1, not 0"):
         gradient_map(metric, a, b, steps=0)

@@ -60,7 +60,11 @@ def compare(
         typer.Option("--map", metavar="FILE", help="Draw both pictures and where they differ into this PNG."),
     ] = None,
     map_method: Annotated[
-        MapMethod, typer.Option(help="What is drawn: features place by place, or what adds up to the distance.")
+        MapMethod,
+        typer.Option(
+            help="What is drawn: features by their directions, features with their lengths, or what adds up to the "
+            "distance."
+        ),
     ] = "places",
 ) -> None:
     """How different do images look? 0 is identical."""

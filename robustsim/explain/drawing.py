@@ -31,6 +31,7 @@ _BAR = 18
 _TICKS = 5
 _TITLES = {
     "places": "how far apart the model finds each place (0: alike, 1.41: nothing in common)",
+    "features": "how far apart the model finds each place, by what it found there (0: alike)",
     "gradient": "what each place adds to the distance, as a multiple of its share of the area (negative: takes away)",
 }
 
@@ -106,8 +107,8 @@ def overlay(
     """
     check_method(method)
     x, y = metric.preprocess(a), metric.preprocess(b)
-    if method == "places":
-        values = place_distances(metric, x, y, squared=False).detach().cpu()
+    if method != "gradient":
+        values = place_distances(metric, x, y, squared=False, together=method == "features").detach().cpu()
     else:
         amounts = integrated_gradients(metric, x, y, steps=steps, squared=False).cpu()
         total, side = float(amounts.sum()), amounts.shape[1]

@@ -4,8 +4,8 @@ from typing import Literal, get_args
 
 from robustsim.errors import InputError
 
-#: Features place by place, or integrated gradients of the distance.
-MapMethod = Literal["places", "gradient"]
+#: Directions of features place by place; features with their lengths; or integrated gradients of the distance.
+MapMethod = Literal["places", "features", "gradient"]
 #: Steps of `gradient`: with their backward passes, about as much as a dozen forward passes of both pictures.
 STEPS = 12
 
