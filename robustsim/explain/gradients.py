@@ -19,14 +19,17 @@ from robustsim.metric import RobustSim
 _HELD = 4
 
 
-def integrated_gradients(metric: RobustSim, a: Tensor, b: Tensor, *, steps: int, squared: bool) -> Tensor:
+def integrated_gradients(
+    metric: RobustSim, a: Tensor, b: Tensor, *, steps: int, squared: bool, closed: bool = True
+) -> Tensor:
     """What each pixel of the encoder's square adds to the distance: (N, S, S) float32, whose sum is the distance.
 
     The second picture is the baseline: the distance is 0 there, and grows from 0 along the line. As the length of a
     difference, `|u - v| / sqrt(2)`, it has a slope at 0, unlike the root of a difference of similarities, and the
     points of Gauss and Legendre do not touch the ends of the line.
 
-    What so few points leave of the distance, or add to it, is shared out in proportion to the sizes of the values.
+    What so few points leave of the distance, or add to it, is shared out in proportion to the sizes of the values: how
+    much that is, scripts/gradient_steps.py measures.
 
     Args:
         metric: whose distance.
@@ -34,6 +37,7 @@ def integrated_gradients(metric: RobustSim, a: Tensor, b: Tensor, *, steps: int,
         b: pixels, likewise.
         steps: points of the line, each a forward and a backward pass of a picture.
         squared: of the squared distance.
+        closed: whether what the points leave is shared out.
 
     Raises:
         InputError: counts that differ, no steps, or an encoder without gradients.
@@ -56,7 +60,8 @@ def integrated_gradients(metric: RobustSim, a: Tensor, b: Tensor, *, steps: int,
                 fresh = iter(encode_together(metric.embed_pixels, new))
                 u, v = (next(fresh) if z is None else z for z in one)
                 d = pair_distance(u, v, same_pictures(x, y), squared=squared)
-            maps.append(_closed(_line(metric, x, y, v, steps, squared), x, y, d))
+            values = _line(metric, x, y, v, steps, squared)
+            maps.append(_closed(values, x, y, d) if closed else values)
     return finite(joined(maps))
 
 
