@@ -6,12 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from torch.nn import functional as F
 
 from robustsim import RobustSim
 from robustsim.encoders.attention import complementary_attention, text_guided_attention
-from robustsim.errors import InputError
-from robustsim.explain import attention_map, soft_iou
+from robustsim.errors import ImageError, InputError
+from robustsim.explain import attention_map, mask_scores, soft_iou
 from tests.conftest import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,3 +154,62 @@ def test_soft_iou_refuses():
         soft_iou(-torch.ones(1, 2, 2), torch.zeros(1, 2, 2))
     with pytest.raises(InputError, match="maps with values from nan"):
         soft_iou(torch.full((1, 2, 2), float("nan")), torch.zeros(1, 2, 2))
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Folders of images and masks, a picture and a mask of each kind."""
+    random = np.random.default_rng(0)
+    for place, (label, name) in enumerate([("a_cat", "one.png"), ("a_cat", "two.jpg"), ("rocket", "one.png")]):
+        size = (64 + place, 70)
+        mask = np.zeros(size[::-1], np.uint8)
+        mask[20:50, 10:40] = place + 1
+        image = Image.fromarray(random.integers(0, 256, (*size[::-1], 3), np.uint8))
+        drawn = Image.fromarray(mask)
+        if place == 1:  # numbers of a palette whose first colour is white
+            drawn.putpalette([255, 255, 255, 0, 0, 0, 9, 9, 9])
+        elif place == 2:
+            drawn = Image.merge("RGBA", [Image.new("L", size), drawn, drawn, Image.new("L", size, 255)])
+        for root, picture, file in (("images", image, name), ("masks", drawn, f"{name[:3]}.png")):
+            (tmp_path / root / label).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / root / label / file)
+    return tmp_path
+
+
+def test_folders_of_images_and_masks(vit, masked):
+    told = []
+    found = mask_scores(vit, masked / "images", masked / "masks", tell=told.append)
+    assert found.skipped == []
+    assert told == [row.image for row in found.rows] == ["a_cat/one.png", "a_cat/two.jpg", "rocket/one.png"]
+    assert [row.label for row in found.rows] == ["a cat", "a cat", "rocket"]
+    for row in found.rows:
+        path = masked / "images" / row.image
+        with Image.open(path) as image:
+            mask = torch.zeros(1, image.height, image.width, dtype=torch.bool)
+        mask[:, 20:50, 10:40] = True
+        texts = [f"This is {word}a photo of a {row.label}" for word in ("", "not ")]
+        assert row.tga == pytest.approx(soft_iou(attention_map(vit, path, texts[0]), mask).item(), abs=1e-5)
+        both = attention_map(vit, path, texts[0], against=texts[1])
+        assert row.comp_tga == pytest.approx(soft_iou(both, mask).item(), abs=1e-5)
+
+
+def test_bad_files_are_skipped_and_bad_sizes_are_not(vit, masked):
+    images, masks = masked / "images", masked / "masks"
+    (images / "a_cat" / "two.jpg").write_bytes(b"nothing")
+    (masks / "rocket" / "one.png").unlink()
+    found = mask_scores(vit, images, masks)
+    assert [row.image for row in found.rows] == ["a_cat/one.png"]
+    assert len(found.skipped) == 2
+    assert "two.jpg" in found.skipped[0]
+    Image.new("L", (64, 70)).save(masks / "a_cat" / "one.png")
+    with pytest.raises(InputError, match=r"has a mask in .* \(the mask .* is empty\)"):
+        mask_scores(vit, images, masks)
+    Image.new("L", (70, 64), 1).save(masks / "a_cat" / "one.png")
+    with pytest.raises(InputError, match=r"one\.png' has 70 x 64 pixels, its picture 64 x 70: bring masks to the size"):
+        mask_scores(vit, images, masks)
+    with pytest.raises(ImageError, match="is not a folder"):
+        mask_scores(vit, images, masked / "nowhere")
+    with pytest.raises(InputError, match=r"'a photo' must hold \{\} once"):
+        mask_scores(vit, images, masks, prompt="a photo")
+    with pytest.raises(InputError, match="lies in no folder of a class"):
+        mask_scores(vit, images / "a_cat", masks)

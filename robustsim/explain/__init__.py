@@ -8,16 +8,28 @@ if TYPE_CHECKING:
     from robustsim.explain.attention import attention_map, soft_iou
     from robustsim.explain.differences import difference_map
     from robustsim.explain.drawing import draw_difference
+    from robustsim.explain.masks import MaskScore, MaskScores, mask_scores
 
-__all__ = ["attention_map", "difference_map", "draw_difference", "soft_iou"]
+__all__ = [
+    "MaskScore",
+    "MaskScores",
+    "attention_map",
+    "difference_map",
+    "draw_difference",
+    "mask_scores",
+    "soft_iou",
+]
 
 # Loaded at first use: the terminal's help needs no torch.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "MaskScore": "masks",
+        "MaskScores": "masks",
         "attention_map": "attention",
         "difference_map": "differences",
         "draw_difference": "drawing",
+        "mask_scores": "masks",
         "soft_iou": "attention",
     },
 )

@@ -51,6 +51,25 @@ def attention_map(
         ImageError: a file that cannot be read.
     """
     texts = [metric.embed_text(one) for one in (text, against) if one is not None]
+    whole = attention_of(metric, images, texts, form=form, input_range=input_range)
+    return finite(complementary_attention(*whole) if len(whole) == 2 else whole[0])
+
+
+def attention_of(
+    metric: RobustSim, images: ImageInput, texts: list[Tensor], *, form: AttentionForm, input_range: Range = (0, 1)
+) -> list[Tensor]:
+    """The attention to several texts, (N, H, W) each; every picture is encoded once.
+
+    Args:
+        metric: as for `attention_map`.
+        images: likewise.
+        texts: embeddings, (N, D) or (1, D) each.
+        form: likewise.
+        input_range: likewise.
+
+    Raises:
+        ImageError, InputError: likewise.
+    """
     parts, size = of_one_size(images)
     pixels = metric.preprocess(parts, input_range=input_range)
     for one in texts:
@@ -65,8 +84,7 @@ def attention_map(
         for found, z in zip(maps, texts, strict=True):
             rows = z[batch] if len(z) > 1 else z[0]
             found.append(text_guided_attention(features.tokens, rows, features.grid, form=form, class_token=token))
-    whole = [interpolated(joined(found), size, metric.card.preprocessing).clamp(0, 1) for found in maps]
-    return finite(complementary_attention(*whole) if len(whole) == 2 else whole[0])
+    return [interpolated(joined(found), size, metric.card.preprocessing).clamp(0, 1) for found in maps]
 
 
 def soft_iou(maps: Tensor, masks: Tensor) -> Tensor:

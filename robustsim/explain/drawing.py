@@ -30,7 +30,7 @@ _CELL = 8
 _BAR = 18
 _TICKS = 5
 _TITLES = {
-    "places": "how far apart the model finds each place (0: alike, 1.41: nothing in common)",
+    "places": "how far apart the model finds each place (0: alike, 1: nothing in common)",
     "features": "how far apart the model finds each place, by what it found there (0: alike)",
     "gradient": "what each place adds to the distance, as a multiple of its share of the area (negative: takes away)",
 }
