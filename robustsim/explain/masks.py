@@ -125,9 +125,7 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:
             f"the mask {what} has {seen[0]} x {seen[1]} pixels, its picture {size[0]} x {size[1]}: bring masks to the "
             "size of their pictures first, without interpolating"
         )
-    mask = values.astype(bool)
-    if mask.ndim == 3:
-        mask = mask.any(2)
+    mask = values.reshape(*values.shape[:2], -1).astype(bool).any(axis=2)
     if not mask.any():
         raise ImageError(f"the mask {what} is empty")
     return torch.from_numpy(mask)[None]
