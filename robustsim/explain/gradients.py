@@ -29,7 +29,7 @@ def integrated_gradients(
     points of Gauss and Legendre do not touch the ends of the line.
 
     What so few points leave of the distance, or add to it, is shared out in proportion to the sizes of the values: how
-    much that is, scripts/gradient_steps.py measures.
+    much that is, scripts/map_costs.py measures.
 
     Args:
         metric: whose distance.
