@@ -117,6 +117,12 @@ def test_equal_pictures_have_the_colour_of_0(model):
         assert (drawn == drawn[0, 0]).all()
 
 
+def test_the_title_tells_of_a_crop(model, metric):
+    a = picture(64, 64)
+    assert overlay(model, a, a).title.endswith("; without colour: not looked at")
+    assert "not looked at" not in overlay(metric, a, a).title
+
+
 def test_cells_of_a_gradient_are_multiples_of_the_mean(model):
     a, b = picture(64, 64), picture(64, 64, seed=1)
     found = overlay(model, a, b, method="gradient", steps=3)

@@ -116,7 +116,10 @@ def overlay(
         values = cells * (side**2 / total if total > 0 else 0.0)
     most = float(values.abs().max())
     end = most if most > 0 else 1.0
-    return Overlay(values, end, method == "gradient", _TITLES[method], metric.card.preprocessing)
+    pre = metric.card.preprocessing
+    crops = pre.seen(3, 2) != (0, 0, 3, 2)
+    title = _TITLES[method] + ("; without colour: not looked at" if crops else "")
+    return Overlay(values, end, method == "gradient", title, pre)
 
 
 def draw_difference(
