@@ -209,6 +209,9 @@ def check_callback(make, norm):
         steps.append(step.step)
         assert step.loss.shape == step.indices.shape
         assert set(step.indices.tolist()) <= {0, 1, 2, 3}
+        assert step.images.shape == (len(step.indices), *images.shape[1:])
+        assert_inside(step.images, images[step.indices], norm, EPS[norm])
+        step.images.zero_()  # a copy: nothing that the attack needs
         return len(steps) == 2
 
     result = make(norm=norm, eps=EPS[norm], generator=generator(), callback=stop)(objective, images)

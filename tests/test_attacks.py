@@ -181,6 +181,21 @@ def test_restarts_and_steps_help(robust):
     assert [(step.attack, step.step, step.steps) for step in told] == [("APGD", n, 18) for n in range(1, 19)]
     # A point that succeeds is better than any that does not, whatever its loss.
     assert all(bool(((b.loss >= a.loss) | (b.success & ~a.success)).all()) for a, b in pairwise(told))
+    for step in told[::5]:
+        torch.testing.assert_close(objective.select(step.indices)(step.images), step.loss)
+
+
+def test_a_callback_changes_nothing_of_points_that_are_not_judged(plain):
+    objective, images = right(plain, 4)
+    told = []
+    options = {"norm": "linf", "eps": 8 / 255, "steps": 3, "random_start": False, "keep": "last"}
+    quiet = PGD(**options)(objective, images)
+    watched = PGD(**options, callback=lambda step: told.append(step))(objective, images)
+    assert torch.equal(quiet.images, watched.images)
+    assert not torch.equal(quiet.images, images)
+    # At each step the points are those of as many gradients.
+    shorter = PGD(**{**options, "steps": 2}, step_size=2.5 * 8 / 255 / 3)(objective, images)
+    torch.testing.assert_close(told[2].images, shorter.images)
 
 
 def test_what_a_restart_has_broken_stays_broken(plain):

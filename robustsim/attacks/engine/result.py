@@ -40,6 +40,7 @@ class AttackStep:
         loss: (M,) the loss of their best points within the budget so far, -inf before there are any. It is the loss
             that the attack works with: in Square, FAB and targeted APGD not that of the objective.
         success: (M,) bool, None if the objective has no notion of it.
+        images: (M, ...) these points, the images as they were before there are any; a copy, to be kept or changed.
     """
 
     attack: str
@@ -48,3 +49,4 @@ class AttackStep:
     indices: Tensor
     loss: Tensor
     success: Tensor | None
+    images: Tensor

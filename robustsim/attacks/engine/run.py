@@ -203,7 +203,7 @@ class Run:
             self._merge()
             best, places = select(self._whole, self.indices), self._places[self.indices]
             won = best.won if self._judged and not self._blind else None
-            if self._callback(AttackStep(self._name, self._step, steps, places, best.loss, won)):
+            if self._callback(AttackStep(self._name, self._step, steps, places, best.loss, won, best.images)):
                 raise Over
         # To ask a GPU for a number is to wait for it: rarely, and early on, when most images break, oftener.
         if self.indices.device.type != "cpu" and self._step % 8 and self._step not in (1, 2, 4):
@@ -321,6 +321,8 @@ class Run:
             return
         won, rank = whole.won[rows], whole.rank[rows]
         better = (best.won & ~won) | ((best.won == won) & (best.rank > rank))
+        if self._blind:  # of points that are not judged, the last one counts
+            better = torch.ones_like(better)
         taken = rows[better]
         for name in ("images", "loss", "rank", "won"):
             getattr(whole, name)[taken] = getattr(best, name)[better]
