@@ -19,6 +19,7 @@ from robustsim.cli import (
     forget,
     index,
     info,
+    invert,
     matrix,
     models,
     output,
@@ -48,6 +49,7 @@ app.command("rates")(rates.rates)
 app.command("forget")(forget.forget)
 app.command("check")(check.check)
 app.command("attack")(attack.attack)
+app.command("invert")(invert.invert)
 app.command("models")(models.models)
 app.command("info")(info.info)
 app.command("calibrate")(calibrate.calibrate)

@@ -83,11 +83,11 @@ def check_format(as_json: bool, as_csv: bool) -> None:
         raise typer.BadParameter("--json and --csv exclude each other")
 
 
-def load_metric(model: str, device: str | None) -> "RobustSim":
-    """The metric a command works with."""
+def load_metric(model: str, device: str | None, *, text: bool = False) -> "RobustSim":
+    """The metric a command works with; `text` for its text tower too."""
     from robustsim.metric import RobustSim
 
-    metric = RobustSim.from_pretrained(model, device=device)
+    metric = RobustSim.from_pretrained(model, device=device, text=text)
     settle(metric.card)
     return metric
 

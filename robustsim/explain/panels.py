@@ -59,3 +59,25 @@ def shortened(words: str, width: float) -> str:
         if measure(short) <= width:
             return short
     return words[:1]
+
+
+def rows(panels: "Sequence[Sequence[tuple[Image.Image, str]]]", title: str = "") -> "Image.Image":
+    """Rows of pictures, those of a row of one size, below a title if there is one.
+
+    Args:
+        panels: pictures with their captions.
+        title: text of any length; of what does not fit, its ends.
+    """
+    from PIL import Image, ImageDraw
+
+    drawn = [row(one) for one in panels]
+    head = 2 * TEXT if title else 0
+    canvas = Image.new("RGB", (max(one.width for one in drawn), head + sum(one.height for one in drawn)), PAPER)
+    if title:
+        words, place = shortened(title, canvas.width - 2 * MARGIN), (canvas.width / 2, MARGIN + TEXT / 2)
+        ImageDraw.Draw(canvas).text(place, words, fill=INK, font=font(), anchor="mm")
+    top = head
+    for one in drawn:
+        canvas.paste(one, (0, top))
+        top += one.height
+    return canvas
