@@ -60,7 +60,7 @@ def fill_level(a: Tensor, b: Tensor, total: Tensor, over: tuple[int, ...], toler
     for index in range(_ROUNDS if on_host(a) else _BLIND_ROUNDS):
         filled = torch.minimum(t * a, b)
         missing = total - filled.sum(over, keepdim=True)
-        free = torch.where(filled < b, a, 0).sum(over, keepdim=True)
+        free = filled.lt_(b).mul_(a).sum(over, keepdim=True)  # 0 and 1 as numbers: a mask costs many times as much
         if on_host(a) and index and not bool(((missing > tolerance * total) & (free > tiny)).any()):
             break
         # Where nothing is free, all is filled already.
@@ -162,6 +162,11 @@ class Region:
         low, high = self._limits
         return low - self.originals, high - self.originals
 
+    @cached_property
+    def _room_squares(self) -> tuple[Tensor, Tensor]:
+        low, high = self._room
+        return low.square(), high.square()
+
     def distance(self, points: Tensor) -> Tensor:
         """How far points are from their originals, (N,)."""
         return measure(points - self.originals, self.norm)
@@ -203,8 +208,9 @@ class Region:
         short = (used < (1 - tolerance) * self.radius) & (length > self.radius)
         if on_host(delta) and not bool(short.any()):
             return points
-        low, high = self._room
-        room = torch.where(delta > 0, high, low).square_()
+        low, high = self._room_squares
+        up = torch.gt(delta, 0, out=torch.empty_like(delta))  # 1 or 0
+        room = (up * high).addcmul_(up.neg().add_(1), low)
         square = fill_level(delta.square(), room, self.radius.square(), self._over, tolerance)
         return torch.addcmul(self.originals, delta, square.sqrt().clamp_max(1)).clamp_(*self._limits)
 
