@@ -246,3 +246,23 @@ def test_texts_need_a_text_tower(small, models):
         invert(small)
     with pytest.raises(InputError, match="at least one"):
         invert(small, text=[])
+
+
+@pytest.mark.slow
+def test_what_a_robust_model_holds_looks_like_the_picture(metric, shared):
+    """Judged by two who are neither of the models: LPIPS-Alex and SSIM."""
+    piq = pytest.importorskip("piq")
+    pytest.importorskip("lpips")
+    from robustsim.baselines import LPIPS
+
+    lpips = LPIPS("alex", weights=shared / "weights" / "lpips-alex.safetensors", complete=True)
+    clean = RobustSim.from_pretrained("lite-clean", device="cpu")
+    names = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
+    files = [EXAMPLES / name for name in names]
+    originals = metric.preprocess(files)
+    held, noise = (invert(model, files, steps=60).images[:, 0] for model in (metric, clean))
+    assert bool((lpips.distance(held, originals) < lpips.distance(noise, originals) - 0.1).all())
+    nearer = [piq.ssim(made, originals, data_range=1.0, reduction="none") for made in (held, noise)]
+    assert bool((nearer[0] > nearer[1]).all())
+    # And more like its own original than like another one.
+    assert float(lpips.distance(held, originals).mean()) < float(lpips.distance(held.roll(1, 0), originals).mean())
