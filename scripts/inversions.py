@@ -5,7 +5,7 @@ that are neither of them, LPIPS-Alex and SSIM, how near what was made is to the 
 random; with --lpips, the file of LPIPS's weights. Beside it are what any grey picture gets, and what another
 photograph's picture gets, made from the same model's embedding: only what is nearer than these was held.
 
-python scripts/inversions.py --picture docs/assets/inversions.png
+python scripts/inversions.py --picture docs/assets/inversions.jpg
 python scripts/inversions.py --data DIR --lpips FILE --docs docs/explain.md
 
 Each picture is kept in the folder of --work, and the same command goes on from there; --only MODEL makes those of one
@@ -95,7 +95,7 @@ def draw(options: argparse.Namespace) -> None:
             pen.text((left + side / 2, top + side + LABEL / 2), text, fill="black", font=small, anchor="mm")
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(options.picture) as temporary:
-        canvas.save(temporary, format="PNG", optimize=True)
+        canvas.save(temporary, format="JPEG", quality=80, subsampling=0)  # noise as PNG takes megabytes
     print(options.picture)
 
 
