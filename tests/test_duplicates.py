@@ -57,7 +57,7 @@ def _small_tiles():
 
 
 @given(cases, st.sampled_from(KERNELS), st.booleans(), st.booleans())
-@settings(max_examples=120)
+@settings(max_examples=50)
 @example(("halves", 0, 60, 1100), "numkong", False, False)
 @example(("duplicates", 3, 60, 16), "torch", True, True)
 def test_pairs_are_those_of_a_scan_over_everything(case, kernel, filtered, views):

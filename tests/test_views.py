@@ -377,7 +377,7 @@ COLOUR = st.tuples(*[st.integers(0, 255)] * 3)
 WIDTH = st.integers(0, 40)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.integers(16, 60), st.integers(16, 60), st.lists(st.tuples(WIDTH, WIDTH, COLOUR, COLOUR), min_size=1, max_size=3)
 )
