@@ -166,6 +166,33 @@ def test_compare_draws(run, small, tmp_path, cropping, method):
     assert json.loads(run(*words[:5], "--json")[1])["map"] is None
 
 
+def test_what_goes_wrong_with_a_drawing_takes_no_number_with_it(run, small, tmp_path, cropping, monkeypatch):
+    def fails(*words, **options):
+        raise InputError("no map of this")
+
+    monkeypatch.setattr("robustsim.explain.drawing.draw_difference", fails)
+    monkeypatch.setattr("robustsim.explain.draw_difference", fails, raising=False)
+    words = ("compare", small / "chelsea.png", small / "coffee.png", "-m", cropping)
+    code, text, err = run(*words, "--map", tmp_path / "map.png")
+    assert code == 1
+    assert "coffee.png" in text
+    assert "no map of this" in err
+    code, _, err = run(*words, "--map-method", "gradient")
+    assert code == 2
+    assert "--map-method goes with --map" in err
+
+
+def test_the_map_of_tensors_is_theirs(model):
+    """Not that of what 8 bits keep of them."""
+    pixels = torch.full((3, 40, 40), 0.5)
+    near = pixels.clone()
+    near[:, :20] += 0.0009
+    assert (
+        np.asarray(draw_difference(model, pixels, near)).tobytes()
+        != np.asarray(draw_difference(model, pixels, pixels)).tobytes()
+    )
+
+
 def test_compare_draws_no_more_than_a_pair(run, small, tmp_path, cropping):
     out = tmp_path / "map.png"
     three = [small / name for name in NAMES]

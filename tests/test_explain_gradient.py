@@ -181,14 +181,13 @@ def test_one_against_many_and_batches(models):
 
 
 def test_costs(models):
-    """With a backward pass at each step, which is one or two forward passes: at most 20 of both pictures."""
+    """How often pictures are encoded: once each, and once for each step."""
     seen = []
     model = models["vit"]
     hook = model.encoder.trunk.visual.conv1.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     try:
         gradient_map(model, images(1), images(1, seed=1))
         assert sum(seen) == 2 + 12
-        assert 2 + 3 * 12 <= 20 * 2
         seen.clear()
         gradient_map(model, images(1), images(3, seed=1), steps=5)
         assert sum(seen) == 1 + 3 + 3 * 5

@@ -60,15 +60,18 @@ def compare(
         typer.Option("--map", metavar="FILE", help="Draw both pictures and where they differ into this PNG."),
     ] = None,
     map_method: Annotated[
-        MapMethod,
+        MapMethod | None,
         typer.Option(
-            help="What is drawn: features by their directions, features with their lengths, or what adds up to the "
-            "distance."
+            help="What --map draws: features by their directions (places, if nothing is said), features with their "
+            "lengths, or what adds up to the distance."
         ),
-    ] = "places",
+    ] = None,
 ) -> None:
     """How different do images look? 0 is identical."""
     output.check_format(as_json, as_csv)
+    if map_file is None and map_method is not None:
+        raise typer.BadParameter("--map-method goes with --map")
+    method: MapMethod = map_method or "places"
     if map_file is not None:
         check_png(map_file, "--map", images)
     job = _job(images, follow_links)
@@ -90,11 +93,9 @@ def compare(
                 output.report_bad(error)
             bad += len(broken)
             rows += _distances(metric, [pair for pair in chunk if not broken.keys() & set(pair)], job, squared)
-    if map_file is not None and rows:
-        _draw_map(metric, job, map_file, map_method)
     parts = output.unseen(metric.card, dict.fromkeys(path for a, b, *_ in rows for path in (a, b)), job.opened)
     if as_json:
-        drawn = {"file": str(map_file), "method": map_method} if map_file is not None and rows else None
+        drawn = {"file": str(map_file), "method": method} if map_file is not None and rows else None
         output.print_json({**_document(metric, rows, parts, job, squared), "map": drawn})
     elif as_csv:
         known = metric.card.calibration
@@ -104,11 +105,13 @@ def compare(
         cells = [(a, b, f"{distance:.4f}", f"{similarity:.4f}") for a, b, distance, similarity in rows]
         output.print_table(("a", "b", "distance", "similarity"), cells, numbers=(2, 3))
         _tell_meaning(metric, rows, squared)
-        if map_file is not None and rows:
-            typer.echo(f"{map_file}: where they differ, by the method {map_method!r}.")
         typer.echo(output.explain(metric.card, squared))
     if not as_json:
         output.tell_unseen(parts, aside=as_csv)
+    if map_file is not None and rows:  # last: what goes wrong with it takes no number with it
+        _draw_map(metric, job, map_file, method)
+        if not (as_json or as_csv):
+            typer.echo(f"{map_file}: where they differ, by the method {method!r}.")
     output.finish(bad, len(rows), strict)
 
 

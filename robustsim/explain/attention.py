@@ -26,12 +26,13 @@ def attention_map(
     """Which places of pictures look like a text, at the pictures' resolution: (N, H, W) float32 in [0, 1].
 
     Without `against`, TGA's text-guided attention (CTGA paper, Eq. 6): the similarity of each place to the text, with
-    the least similar place of the picture at 0 and the most similar at 1. So there is a 1 in every picture, whatever is
-    in it: a map says where a text fits best, and not whether it fits. With `against`, Comp-TGA's complementary
-    attention (Eq. 8), `A(text) * (1 - A(against))`, for which the paper takes "This is a photo of a cat" and "This is
-    not a photo of a cat".
+    the least similar place of the picture at 0 and the most similar at 1, whatever is in the picture: a map says where
+    a text fits best, and not whether it fits. Where all places are alike it is 0. With `against`, Comp-TGA's
+    complementary attention (Eq. 8), `A(text) * (1 - A(against))`, for which the paper takes "This is a photo of a cat"
+    and "This is not a photo of a cat".
 
-    Places are interpolated bilinearly, and what the encoder does not look at is 0.
+    Places are interpolated bilinearly, so that pixels stay below the greatest of places; what the encoder does not look
+    at is 0.
 
     Args:
         metric: of a CLIP model loaded with `text=True`.

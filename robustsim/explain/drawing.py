@@ -153,8 +153,9 @@ def draw_difference(
     """
     from PIL import Image
 
-    pictures = [_picture(side) for side in (a, b)]
-    found = overlay(metric, *pictures, method=method, steps=steps)
+    sides = [_one(side) for side in (a, b)]
+    found = overlay(metric, *sides, method=method, steps=steps)
+    pictures = [_shown(side) for side in sides]
     panels = [sized(picture, Image.Resampling.LANCZOS) for picture in pictures]
     widest = max(max(panel.width for panel in panels), 200)
     captions = [shortened(name, widest) for name in names]
@@ -166,16 +167,21 @@ def draw_difference(
     return canvas
 
 
-def _picture(images: ImageInput) -> "Image.Image":
-    """The one picture that was passed, as a PIL image."""
-    from PIL import Image
-
+def _one(images: ImageInput) -> Any:
+    """The one picture that was passed: a tensor as it is, anything else decoded."""
     parts = split_images(images)
     if count_images(parts) != 1:
         raise InputError(f"{count_images(parts)} pictures on one side: a drawing shows one pair")
-    if not isinstance(parts[0], Tensor):
-        return read_image(parts[0])
-    pixels = unit_range(parts[0], (0, 1))[0].permute(1, 2, 0).detach()
+    return parts[0] if isinstance(parts[0], Tensor) else read_image(parts[0])
+
+
+def _shown(side: Any) -> "Image.Image":
+    """As a PIL image, which rounds a tensor to 8 bits."""
+    from PIL import Image
+
+    if not isinstance(side, Tensor):
+        return side  # type: ignore[no-any-return]
+    pixels = unit_range(side, (0, 1))[0].permute(1, 2, 0).detach()
     return Image.fromarray(pixels.mul(255).round().to(torch.uint8).cpu().numpy())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
 
 from robustsim.encoders.attention import AttentionForm, complementary_attention
@@ -116,10 +117,11 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:
     """
     with opened(path) as (image, what):
         image.load()
-        values = np.asarray(image)
+        upright = ImageOps.exif_transpose(image)  # as its picture is
+        values = np.asarray(upright)
         if image.mode in ("LA", "PA", "RGBA"):
             values = values[..., :-1]
-        seen = image.size
+        seen = upright.size
     if seen != size:
         raise InputError(
             f"the mask {what} has {seen[0]} x {seen[1]} pixels, its picture {size[0]} x {size[1]}: bring masks to the "
