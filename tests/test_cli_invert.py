@@ -8,8 +8,9 @@ import signal
 import pytest
 from PIL import Image
 
-from robustsim import RobustSim
+from robustsim import RobustSim, explain
 from robustsim.cli import output
+from robustsim.errors import ModelNotFoundError
 from tests import trainings
 from tests.conftest import EXAMPLES
 
@@ -42,7 +43,7 @@ def cats(tmp_path):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".invert.lock")
 
 
 def test_pictures_sheets_and_json(run, small, cats, tmp_path):
@@ -95,14 +96,70 @@ def test_more_seeds_models_and_pictures_are_added(run, small, cats, tmp_path):
     assert (out / "cat.one.0.png").stat().st_mtime_ns == times[0]
     assert (out / "cat.sheet.png").stat().st_mtime_ns != times[1]
     assert len([name for name in files(out) if name.endswith("png")]) == 2 * (2 * 2 + 1)
-    # A GIF that is wanted now is made, by the same search.
-    pixels = (out / "cat.one.0.png").read_bytes()
-    assert run("invert", cats[0], "-m", "one", "--gif", *common)[0] == 0
-    assert (out / "cat.one.0.gif").exists()
-    assert (out / "cat.one.0.png").read_bytes() == pixels
+    # A GIF cannot be added: the picture would be made once more.
+    before = files(out)
+    code, _, said = run("invert", cats[0], "-m", "one", "--gif", *common)
+    assert code == 1
+    assert "without its GIF: choose another folder" in said
+    assert files(out) == before
 
 
-def test_other_parameters_are_refused_or_made_anew(run, small, cats, tmp_path, monkeypatch):
+def test_a_picture_does_not_depend_on_what_is_made_beside_it(run, small, cats, tmp_path):
+    words = ("invert", "-m", "one", "--steps", 8, "-o")
+    assert run(*words, tmp_path / "alone", cats[0])[0] == 0
+    assert run(*words, tmp_path / "alone", cats[0], "--seeds", 3)[0] == 0
+    assert run(*words, tmp_path / "beside", *cats, "-m", "three", "--seeds", 3, "--gif")[0] == 0
+    for seed in range(3):
+        name = f"cat.one.{seed}.png"
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "beside" / name).read_bytes()
+
+
+def test_the_sheet_shows_all_that_is_there(run, small, cats, tmp_path):
+    out = tmp_path / "out"
+    words = ("invert", cats[0], "--steps", 2, "-o", out)
+    assert run(*words, "-m", "one", "-m", "three", "--seeds", 2)[0] == 0
+    sheet = (out / "cat.sheet.png").read_bytes()
+    assert run(*words, "-m", "one")[0] == 0
+    assert (out / "cat.sheet.png").read_bytes() == sheet
+    with Image.open(out / "cat.sheet.png") as image:
+        before = image.size
+    assert run(*words, "-m", "fourteen")[0] == 0
+    with Image.open(out / "cat.sheet.png") as image:
+        assert image.width >= before[0]
+        assert image.height == before[1] * 3 // 2
+
+
+def test_a_run_that_made_nothing_claims_nothing(run, cats, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def some(name, device, *, text=False):
+        if name == "typo":
+            raise ModelNotFoundError("no such model")
+        return loader(name, device)
+
+    monkeypatch.setattr(output, "load_metric", some)
+    code, _, said = run("invert", cats[0], "-m", "one", "-m", "typo", "--steps", 3, "-o", out)
+    assert code == 1
+    assert "no such model" in said
+    assert not out.exists()
+    # Nor does one that ended in its first search.
+    monkeypatch.setattr(explain, "invert", None)
+    with pytest.raises(TypeError):
+        run("invert", cats[0], "-m", "one", "--steps", 3, "-o", out)
+    assert files(out) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(output, "load_metric", loader)
+    assert run("invert", cats[0], "-m", "one", "--steps", 4, "-o", out)[0] == 0
+    # A record without pictures is as none.
+    record = json.loads((out / "cat.json").read_text())
+    for path in out.glob("cat.*"):
+        path.unlink()
+    (out / "cat.json").write_text(json.dumps({**record, "inversions": []}, indent=2))
+    assert run("invert", cats[0], "-m", "one", "--steps", 5, "-o", out)[0] == 0
+    assert json.loads((out / "cat.json").read_text())["steps"] == 5
+
+
+def test_other_parameters_are_refused(run, small, cats, tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = ("invert", cats[0], "-m", "one", "-o", out)
     assert run(*words, "--steps", 3, "--seeds", 2)[0] == 0
@@ -114,7 +171,7 @@ def test_other_parameters_are_refused_or_made_anew(run, small, cats, tmp_path, m
         code, _, said = run(*words, *changed)
         assert code == 1
         assert told in said
-        assert "--restart" in said
+        assert "hoose another folder with -o" in said
     monkeypatch.setattr(output, "load_metric", lambda name, device, text=False: loader(name + "xx", device))
     # Another model is another file; another one of the same name is refused.
     assert run(*words, "--steps", 3)[0] == 0
@@ -130,9 +187,7 @@ def test_other_parameters_are_refused_or_made_anew(run, small, cats, tmp_path, m
     assert code == 1
     assert "its file was another one" in said
     assert (out / "cat.one.0.png").read_bytes() == kept
-    assert run(*words, "--steps", 4, "--restart")[0] == 0
-    assert (out / "cat.one.0.png").read_bytes() != kept
-    assert not (out / "cat.one.1.png").exists()  # of the earlier ones none is left
+    assert run(*words, "--steps", 4, "--restart")[0] == 2  # there is no such option: nothing is deleted
 
 
 def test_other_peoples_files_stay(run, small, cats, tmp_path):
@@ -151,6 +206,88 @@ def test_other_peoples_files_stay(run, small, cats, tmp_path):
     assert code == 1
     assert "would be overwritten" in said
     assert source.read_bytes() == before
+
+
+def test_pictures_in_the_way_stay(run, small, cats, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "cat.one.0.png").write_bytes(b"mine")
+    words = ("invert", cats[0], "--steps", 2, "-o", out)
+    assert run(*words, "-m", "one")[0] == 0
+    assert (out / "cat.one.0.png").read_bytes() == b"mine"
+    (out / "cat.one.0.png").unlink()
+    assert run(*words, "-m", "one")[0] == 0
+    assert files(out) == ["cat-2.json", "cat-2.one.0.png", "cat-2.sheet.png"]  # the name is kept
+    for name in ("cat-2.one.1.gif", "cat-2.three.0.png"):
+        (out / name).write_bytes(b"mine")
+        before = files(out)
+        code, _, said = run(*words, *(("-m", "one", "--seeds", 2) if "gif" in name else ("-m", "three")))
+        assert code == 1
+        assert name in said
+        assert "not made by this command" in said
+        assert files(out) == before
+        assert (out / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["cat.one.0.png", "cat.one.0.gif", "cat.sheet.png", "cat.json"])
+@pytest.mark.parametrize("way", ["other name", "linked folder", "link"])
+def test_what_is_read_is_never_written_over(run, small, cats, tmp_path, name, way):
+    """Under whatever name it is read."""
+    out = tmp_path / "out"
+    assert run("invert", cats[0], "-m", "one", "--steps", 2, "--gif", "-o", out)[0] == 0
+    shutil.copy(cats[1], out / name)
+    if name != "cat.json":
+        (out / "cat.json").unlink()
+    (tmp_path / "linked").symlink_to(out)
+    (tmp_path / "link.png").symlink_to(out / name)
+    source = {
+        "other name": tmp_path / "a" / ".." / "out" / name,
+        "linked folder": tmp_path / "linked" / name,
+        "link": tmp_path / "link.png",
+    }[way]
+    assert run("invert", cats[0], source, "-m", "one", "--seeds", 2, "--steps", 2, "--gif", "-o", out)[0] in (0, 1)
+    assert (out / name).read_bytes() == cats[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["cat.one.0.png", "cat.one.0.gif", "cat.sheet.png"])
+def test_what_is_ours_and_read_is_refused(run, small, cats, tmp_path, name):
+    out = tmp_path / "out"
+    assert run("invert", cats[0], "-m", "one", "--steps", 2, "--gif", "-o", out)[0] == 0
+    (tmp_path / "linked").symlink_to(out)
+    before = {one: (out / one).read_bytes() for one in files(out)}
+    source = tmp_path / "linked" / name
+    code, _, said = run("invert", cats[0], source, "-m", "one", "--seeds", 2, "--steps", 2, "--gif", "-o", out)
+    assert code == 1
+    assert "would be overwritten" in said
+    assert {one: (out / one).read_bytes() for one in files(out)} == before
+
+
+def test_what_is_damaged_is_named(run, small, cats, tmp_path):
+    out = tmp_path / "out"
+    words = ("invert", cats[0], "-m", "one", "--steps", 2, "-o", out)
+    assert run(*words)[0] == 0
+    whole = (out / "cat.one.0.png").read_bytes()
+    (out / "cat.one.0.png").write_bytes(whole[:100])
+    code, _, said = run(*words)
+    assert code == 1
+    assert "cat.one.0.png' cannot be read" in said
+    (out / "cat.one.0.png").unlink()
+    assert run(*words)[0] == 0
+    assert (out / "cat.one.0.png").read_bytes() == whole
+    text = (out / "cat.json").read_text()
+    record = json.loads(text)
+    elsewhere = [{**record["inversions"][0], "file": "../a/cat.png"}]
+    for damaged in (
+        text[:100],
+        json.dumps({key: value for key, value in record.items() if key != "inversions"}),
+        json.dumps({**record, "inversions": [{"model": "one"}]}),
+        json.dumps({**record, "inversions": elsewhere}),
+    ):
+        (out / "cat.json").write_text(damaged)
+        code, _, said = run(*words)
+        assert code == 1
+        assert "cat.json' is damaged" in said
+        assert (out / "cat.json").read_text() == damaged
 
 
 _JOB = """
@@ -184,6 +321,7 @@ def test_what_was_killed_continues(run, small, cats, tmp_path, server, moment):
         name: (out / name).stat().st_mtime_ns
         for record in out.glob("*.json")
         for entry in json.loads(record.read_text())["inversions"]
+        if (out / entry["file"]).exists()
         for name in (entry["file"], entry["gif"])
     }
     assert run(*words, out)[0] == 0
@@ -217,20 +355,18 @@ def test_what_cannot_be_done_is_said_at_once(run, cats, tmp_path, published, mon
     assert "has no text tower" in said
     assert run("invert", "-o", out)[0] == 2
     assert run("invert", "--text", " ", "-m", "x", "-o", out)[0] == 2
-    monkeypatch.setattr(output, "load_metric", None)  # no model is loaded for these
+    monkeypatch.setattr(output, "load_metric", loader)
     file = tmp_path / "file"
     file.touch()
     for where in (file, file / "below"):
         code, _, said = run("invert", cats[0], "-o", where)
         assert code == 1
         assert "cannot write" in said
-    monkeypatch.setattr(output, "load_metric", loader)
     assert run("invert", tmp_path / "none.png", "-m", "one", "-o", out)[0] == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written(run, cats, tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "load_metric", None)
+def test_a_folder_that_may_not_be_written(run, small, cats, tmp_path):
     (tmp_path / "out").mkdir(mode=0o500)
     code, _, said = run("invert", cats[0], "-o", tmp_path / "out")
     assert code == 1

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from robustsim import RobustSim
 from robustsim.attacks import APGD
-from robustsim.errors import InputError
+from robustsim.errors import InputError, ObjectiveError
 from robustsim.explain import invert
 from robustsim.explain.augmentations import draw_views, view
 from tests import trainings
@@ -246,6 +246,23 @@ def test_texts_need_a_text_tower(small, models):
         invert(small)
     with pytest.raises(InputError, match="at least one"):
         invert(small, text=[])
+
+
+@pytest.mark.parametrize("method", ["apgd", "multiview"])
+@pytest.mark.parametrize("calls", [0, 3])
+def test_nan_is_told(small, monkeypatch, method, calls):
+    """At the beginning and later on."""
+    metric, told = RobustSim(trainings.encoder()), []
+    z = small.embed(pictures(1))
+    embed = metric.embed_pixels
+
+    def damaged(x):
+        told.append(x)
+        return embed(x) * (float("nan") if len(told) > calls else 1)
+
+    monkeypatch.setattr(metric, "embed_pixels", damaged)
+    with pytest.raises(ObjectiveError, match=r"NaN|not finite"):
+        invert(metric, z, method=method, steps=5, views=2)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """`robustsim invert`: pictures made from nothing but embeddings, of images or of texts."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output, pictures
-from robustsim.errors import ImageError, InputError, OutputError, RobustSimError
+from robustsim.errors import ImageError, InputError, OutputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
     from robustsim.metric import RobustSim
 
 _FRAMES = 40  # of a GIF
-# Sources at a time, with all of their seeds: on a CPU, more at once gain nothing and are lost together.
-_TOGETHER = {"cpu": 1}
-_TOGETHER_ELSEWHERE = 8
+_LOCK = ".invert.lock"
 
 
 class Method(str, Enum):
@@ -58,7 +58,6 @@ def invert(
     ] = Method.apgd,
     gif: Annotated[bool, typer.Option("--gif", help="Write the way there as well, as moving pictures.")] = False,
     device: output.DeviceOption = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Make anew what is there already.")] = False,
     strict: output.StrictOption = False,
     as_json: output.JsonOption = False,
 ) -> None:
@@ -69,36 +68,84 @@ def invert(
     if text:
         _check_text(names, text)
 
-    from filelock import FileLock, Timeout
-
     from robustsim.explain.inversion import STEPS
     from robustsim.explain.kept import open_kept
 
     count = STEPS[method.value] if steps is None else steps
     opened = pictures.open_pictures(images or [], encoded=True)
     sources, bad = _sources(opened, text or [])
-    lock = out / ".invert.lock"
+    models = _models(names, device, text=bool(text))
+    wanted = [(label, seed) for label in models for seed in range(seeds)]
+    _refuse_to_replace([out / _LOCK], sources)
+    with _held(out):
+        kept = open_kept(out, sources, {"method": method.value, "steps": count}, wanted)
+        _refuse_to_replace([path for one in kept for path in one.outputs(wanted)], sources)
+        job = _Job(kept, sources, models, wanted, count, method.value, gif)
+        job.run()
+        job.draw_sheets()
+    if as_json:
+        output.print_json(job.document(bad))
+    else:
+        job.show()
+    output.finish(len(bad), len(kept), strict)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The folder for this run alone."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / _LOCK, timeout=0)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=0):
-            kept = open_kept(out, sources, {"method": method.value, "steps": count}, restart=restart)
-            job = _Job(kept, sources, seeds, count, method.value, gif)
-            labels: list[str] = []
-            for name in names:
-                labels.append(job.run(output.load_metric(name, device, text=bool(text)), labels))
-            job.draw_sheets(labels)
-            lock.unlink(missing_ok=True)
+        lock.acquire()
     except Timeout:
         raise OutputError(f"another run is writing into {str(out)!r} at this moment") from None
     except OSError as error:
-        if isinstance(error, RobustSimError):
-            raise
         raise OutputError(f"cannot write into {str(out)!r}: {error.strerror or error}") from error
-    if as_json:
-        output.print_json(job.document(labels, bad))
-    else:
-        job.show(labels)
-    output.finish(len(bad), len(kept), strict)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _models(names: list[str], device: str | None, *, text: bool) -> "dict[str, RobustSim]":
+    """All models, by what they are called in the names of files."""
+    from robustsim.explain.kept import safe_name
+
+    found: dict[str, RobustSim] = {}
+    for name in names:
+        metric = output.load_metric(name, device, text=text)
+        label = safe_name(metric.card.name)
+        if label.casefold() in map(str.casefold, found):  # some systems do not tell A from a
+            raise InputError(f"two of the models are called {label!r} in file names: invert them into two folders")
+        found[label] = metric
+    return found
+
+
+def _refuse_to_replace(paths: "Sequence[Path]", sources: "dict[Source, Picture | None]") -> None:
+    """Nothing is written over what is read, nor over another file of this run."""
+    read = {
+        _identity(source.name)
+        for source, picture in sources.items()
+        if source.kind == "image" and not isinstance(picture, bytes)
+    }
+    seen = set()
+    for path in paths:
+        if _identity(path) in read:
+            raise OutputError(f"{str(path)!r} is read and would be overwritten: choose another folder with -o")
+        if str(path).casefold() in seen:
+            raise OutputError(f"{str(path)!r} would be written for two pictures: invert them into two folders")
+        seen.add(str(path).casefold())
+
+
+def _identity(path: "str | Path") -> object:
+    """The same for all names of a file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
 
 
 def _check_text(names: list[str], texts: list[str]) -> None:
@@ -117,8 +164,6 @@ def _check_text(names: list[str], texts: list[str]) -> None:
 
 def _sources(opened: "dict[str, Picture]", texts: list[str]) -> "tuple[dict[Source, Picture | None], list[Any]]":
     """What is to be inverted, each once, and the files that cannot be read, which are told."""
-    import os
-
     from robustsim.encoders.weights import sha256
     from robustsim.explain.kept import Source
     from robustsim.images import read_image
@@ -151,80 +196,58 @@ class _Job:
         self,
         kept: "list[Kept]",
         sources: "dict[Source, Picture | None]",
-        seeds: int,
+        models: "dict[str, RobustSim]",
+        wanted: list[tuple[str, int]],
         steps: int,
         method: str,
         gif: bool,
     ) -> None:
-        self.kept, self.sources, self.seeds, self.steps = kept, sources, seeds, steps
-        self.method, self.gif = method, gif
-        self._squares: dict[tuple[str, str], Image.Image] = {}
-        self._preprocessing: dict[str, Any] = {}
+        self.kept, self.sources, self.models, self.wanted = kept, sources, models, wanted
+        self.steps, self.method, self.gif = steps, method, gif
 
-    def run(self, metric: "RobustSim", before: list[str]) -> str:
-        """Make what is missing of a model's pictures; what the model is called in their names."""
+    def run(self) -> None:
+        """Make the pictures that are missing, one at a time: none depends on what is made beside it."""
         from tqdm import tqdm
 
         from robustsim.encoders.load import image_sha256
-        from robustsim.explain.kept import safe_name
 
-        label = safe_name(metric.card.name)
-        if label in before:
-            raise InputError(f"two of the models are called {label!r} in file names: invert them into two folders")
-        self._preprocessing[label] = metric.card.preprocessing
-        weights = image_sha256(metric.encoder)
+        weights = {label: image_sha256(metric.encoder) for label, metric in self.models.items()}
+        # All is looked at before the first search.
         missing = [
-            (one, tuple(s for s in range(self.seeds) if one.done(label, weights, s, gif=self.gif) is None))
+            (label, one, seed)
+            for label, seed in self.wanted
             for one in self.kept
+            if not one.done(label, weights[label], seed, gif=self.gif)
         ]
-        self._refuse_to_replace(label)
-        together = _TOGETHER.get(metric.device.type, _TOGETHER_ELSEWHERE)
-        total = sum(len(seeds) for _, seeds in missing) * (self.steps + 1)
-        with tqdm(total=total, desc=label, unit=" steps", disable=None if total else True) as bar:
-            for seeds, group in groupby(missing, lambda pair: pair[1]):
-                rows = [one for one, _ in group]
-                for first in range(0, len(rows) if seeds else 0, together):
-                    self._make(metric, label, weights, rows[first : first + together], seeds, bar)
-        return label
+        for label, group in groupby(missing, lambda row: row[0]):
+            rows = list(group)
+            with tqdm(total=len(rows) * (self.steps + 1), desc=label, unit=" steps", disable=None) as bar:
+                for _, one, seed in rows:
+                    self._make(label, weights[label], one, seed, bar)
 
-    def _refuse_to_replace(self, label: str) -> None:
-        """No picture is written over one that is read."""
-        read = {source.name for source in self.sources if source.kind == "image"}
-        for one in self.kept:
-            for seed in range(self.seeds):
-                if str(one.path(label, seed).absolute()) in read:
-                    raise OutputError(
-                        f"{str(one.path(label, seed))!r} is read and would be overwritten: choose another DIR"
-                    )
-
-    def _make(
-        self, metric: "RobustSim", label: str, weights: str, group: "list[Kept]", seeds: tuple[int, ...], bar: Any
-    ) -> None:
+    def _make(self, label: str, weights: str, one: "Kept", seed: int, bar: Any) -> None:
         from robustsim.explain import invert as make
 
-        frames: dict[tuple[int, int], list[Image.Image]] = {}
+        frames: list[Image.Image] = []
 
         def tell(step: "InversionStep") -> bool:
-            bar.update(len(step.targets))
+            bar.update()
             if self.gif and _is_frame(step.step, step.steps):
-                for target, seed, image in zip(step.targets.tolist(), step.seeds.tolist(), step.images, strict=True):
-                    frames.setdefault((target, seed), []).append(_to_image(image))
+                frames.append(_to_image(step.images[0]))
             return False
 
-        metric.batch_size = max(metric.batch_size, len(group) * len(seeds))
-        options: dict[str, Any] = {"method": self.method, "steps": self.steps, "seeds": seeds, "callback": tell}
-        for kind, rows in groupby(group, lambda one: one.source.kind):
-            members = list(rows)
-            frames.clear()
-            if kind == "text":
-                found = make(metric, text=[one.source.name for one in members], **options)
-            else:
-                found = make(metric, [self._picture(one) for one in members], **options)
-            for row, one in enumerate(members):
-                for column, seed in enumerate(seeds):
-                    similarity = float(found.similarity[row, column])
-                    image = _to_image(found.images[row, column])
-                    one.add(label, weights, seed, similarity, image, frames.get((row, seed), ()))
+        target: dict[str, Any] = (
+            {"text": one.source.name} if one.source.kind == "text" else {"target": [self._picture(one)]}
+        )
+        found = make(
+            self.models[label],
+            method=self.method,  # type: ignore[arg-type]
+            steps=self.steps,
+            seeds=[seed],
+            callback=tell,
+            **target,
+        )
+        one.add(label, weights, seed, float(found.similarity[0, 0]), _to_image(found.images[0, 0]), frames)
 
     def _picture(self, one: "Kept") -> "Picture":
         picture = self.sources[one.source]
@@ -232,47 +255,44 @@ class _Job:
             raise RuntimeError("a text is no picture")
         return picture
 
-    def entries(self, labels: list[str]) -> "Iterator[tuple[Kept, dict[str, Any]]]":
-        """What there is of these models and of the seeds of this run."""
+    def entries(self) -> "Iterator[tuple[Kept, dict[str, Any]]]":
+        """What there is of the models and seeds of this run."""
+        wanted = set(self.wanted)
         for one in self.kept:
-            for label in labels:
-                for entry in one.entries:
-                    if entry["model"] == label and entry["seed"] < self.seeds:
-                        yield one, entry
+            for entry in one.entries:
+                if (entry["model"], entry["seed"]) in wanted:
+                    yield one, entry
 
-    def draw_sheets(self, labels: list[str]) -> None:
-        """A contact sheet for each source: a row for each model, the original first."""
-        import torch
-        from PIL import Image
+    def draw_sheets(self) -> None:
+        """A contact sheet of all that there is of each source: a row for each model, the original first."""
+        from PIL import ImageOps
 
         from robustsim.explain.panels import rows as rows_of_panels
-        from robustsim.images.inputs import load_square, stack_squares
+        from robustsim.images import read_image
 
         for one in self.kept:
-            entries = [entry for _, entry in self.entries(labels) if _ is one]
+            entries = [entry for entry in one.entries if (one.folder / entry["file"]).is_file()]
             shown = [[entry["model"], entry["seed"], entry["similarity"]] for entry in entries]
             if one.has_sheet(shown):
                 continue
+            original = read_image(self._picture(one)) if one.source.kind == "image" else None
             rows = []
             for label, group in groupby(entries, lambda entry: entry["model"]):
-                panels = []
-                if one.source.kind == "image":
-                    square = load_square(self._picture(one), self._preprocessing[label])
-                    panels.append((_to_image(stack_squares([square], torch.device("cpu"))[0]), "original"))
-                for entry in group:
-                    with Image.open(one.folder / entry["file"]) as image:
-                        words = f"{label}, seed {entry['seed']}: {entry['similarity']:.3f}"
-                        panels.append((image.convert("RGB"), words))
+                panels = [
+                    (one.picture(entry), f"{label}, seed {entry['seed']}: {entry['similarity']:.3f}") for entry in group
+                ]
+                if original is not None:
+                    panels.insert(0, (ImageOps.contain(original, panels[0][0].size), "original"))
                 rows.append(panels)
             title = one.source.name if one.source.kind == "text" else ""
             one.add_sheet(shown, rows_of_panels(rows, title))
 
-    def document(self, labels: list[str], bad: list[Any]) -> dict[str, Any]:
+    def document(self, bad: list[Any]) -> dict[str, Any]:
         """All there is to know, for JSON."""
         return {
             "method": self.method,
             "steps": self.steps,
-            "models": labels,
+            "models": list(self.models),
             "inversions": [
                 {
                     one.source.kind: one.source.name,
@@ -282,16 +302,16 @@ class _Job:
                     "file": str(one.folder / entry["file"]),
                     "gif": str(one.folder / entry["gif"]) if entry["gif"] else None,
                 }
-                for one, entry in self.entries(labels)
+                for one, entry in self.entries()
             ],
             "sheets": [{one.source.kind: one.source.name, "file": str(one.sheet)} for one in self.kept],
             "failed": bad,
         }
 
-    def show(self, labels: list[str]) -> None:
+    def show(self) -> None:
         """The same for people."""
         cells = []
-        for (sheet, label), group in groupby(self.entries(labels), lambda row: (row[0].sheet, row[1]["model"])):
+        for (sheet, label), group in groupby(self.entries(), lambda row: (row[0].sheet, row[1]["model"])):
             reached = ", ".join(f"{entry['similarity']:.3f}" for _, entry in group)
             cells.append((str(sheet), label, reached))
         if cells:

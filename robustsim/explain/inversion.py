@@ -20,7 +20,7 @@ from robustsim.attacks import APGD, AttackStep, Targeted, attack_in_batches
 from robustsim.attacks.engine.base import alone
 from robustsim.attacks.engine.options import length, number, whole
 from robustsim.attacks.engine.region import uniform
-from robustsim.errors import InputError
+from robustsim.errors import InputError, ObjectiveError
 from robustsim.explain.augmentations import draw_views, view
 from robustsim.metric import ImagesOrEmbeddings, Range, RobustSim
 
@@ -121,6 +121,7 @@ def invert(
     Raises:
         InputError: neither images nor texts or both, a text for a model without a text tower, options that do not fit.
         ImageError: a file that cannot be read.
+        ObjectiveError: a similarity that is NaN, or a gradient that is not finite.
     """
     if method not in get_args(Method):
         raise InputError(f"method={method!r} is none of {', '.join(get_args(Method))}")
@@ -233,6 +234,7 @@ def _by_views(
             optimiser = torch.optim.Adam([x], lr=rate)
             for step in range(steps + 1):
                 now = (metric.embed_pixels(x) * goal).sum(1)
+                _refuse(torch.isnan(now), "similarity is NaN", step)
                 better = now > reached
                 best[better], reached = x[better], torch.maximum(now, reached)
                 bar.update()
@@ -244,6 +246,7 @@ def _by_views(
                 if step < steps:
                     drawn = torch.stack([draw_views(views, one) for one in generators])
                     x.grad = _uphill(metric, x, goal, drawn).neg_()
+                    _refuse(~torch.isfinite(x.grad.flatten(1).sum(1)), "gradient is not finite", step)
                     optimiser.step()
                     x.clamp_(0, 1)
             yield best, reached.clamp(-1, 1)
@@ -252,6 +255,11 @@ def _by_views(
                 if len(rest):
                     yield start[rest], (metric.embed_pixels(start[rest]) * goals[rest]).sum(1)
                 return
+
+
+def _refuse(bad: Tensor, what: str, step: int) -> None:
+    if bool(bad.any()):
+        raise ObjectiveError(f"multiview: the {what} at step {step}: the encoder gives it, as damaged weights do")
 
 
 def _uphill(metric: RobustSim, x: Tensor, goals: Tensor, drawn: Tensor) -> Tensor:
