@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output
-from robustsim.cli.index import LabelOption, TenantOption
+from robustsim.cli.index import ByOption, LabelOption, TenantOption
 from robustsim.errors import ImageError, SearchError
 from robustsim.images.files import picture_suffixes, printable, suffix_of
 
@@ -40,10 +40,7 @@ def dedup(
             help="Or the share of pairs of different pictures that may be taken for alike; 1e-5 if nothing is given.",
         ),
     ] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", metavar="LINE", help="What compares: models, phash; repeatable, any of them finds."),
-    ] = None,
+    by: ByOption = None,
     keep: Annotated[
         str, typer.Option("--keep", help="Which one of a group: largest, smallest, oldest, newest or medoid.")
     ] = "largest",

@@ -19,6 +19,14 @@ ViewsOption = Annotated[
         help="Beside the whole: mirror, trim, frames, alpha, thumbnail, tiles, or all; each costs embeddings.",
     ),
 ]
+ByOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--by",
+        metavar="LINE",
+        help="What compares: a model of the index, phash, or all; repeatable, any of them finds.",
+    ),
+]
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="Only pictures with this label.")]
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only pictures of this tenant.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output
-from robustsim.cli.index import IndexArgument, LabelOption, TenantOption, ViewsOption, kinds, open_index
+from robustsim.cli.index import ByOption, IndexArgument, LabelOption, TenantOption, ViewsOption, kinds, open_index
 from robustsim.errors import RobustSimError
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ def search(
             help="All that match where such a share of pairs of different pictures may, as 1e-5; and an exit code.",
         ),
     ] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", metavar="LINE", help="What compares: a model of the index, phash, or all; repeatable."),
-    ] = None,
+    by: ByOption = None,
     views: ViewsOption = None,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Look at a part of the pictures; says what share it finds.")
