@@ -16,7 +16,7 @@ from robustsim.search.storage import approximate as cache
 from robustsim.search.storage import caches
 from robustsim.search.storage import store as stores
 from robustsim.search.storage.approximate import Approximate
-from robustsim.search.storage.caches import FOLDER, clear, cleared
+from robustsim.search.storage.caches import FOLDER, cleared
 from robustsim.search.storage.forget import forget
 from robustsim.search.storage.loaded import Loaded
 from robustsim.search.storage.rows import Entry, make_table
@@ -25,6 +25,11 @@ from robustsim.search.storage.store import Store
 pytest.importorskip("lance")
 
 DIMS, COUNT = (32, 12), 1500
+
+
+def clear(folder):
+    with cleared(folder):
+        pass
 
 
 def vectors(dim, count=COUNT, seed=0):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustsim.encoders.tail import Tail
-from robustsim.errors import EncodingError, InputError
+from robustsim.errors import EncodingError, InputError, RobustSimError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,10 +75,10 @@ def near_pairs(
     starts = range(0, len(own), block)
     for above in starts:
         left = np.arange(above, min(above + block, len(own)))
-        first = _unit(read(left))
+        first = unit_rows(read(left))
         for beside in starts[above // block :]:
             right = np.arange(beside, min(beside + block, len(own)))
-            second = first if beside == above else _unit(read(right))
+            second = first if beside == above else unit_rows(read(right))
             different = own[left][:, None] != own[right]
             if beside == above:
                 different &= left[:, None] < right
@@ -191,10 +191,16 @@ def effect(found: NearPairs, count: int) -> float:
     return max(1.0, ceil(100 * variance / count) / 100)
 
 
-def _unit(rows: "NDArray[Any]") -> "NDArray[np.float64]":
+def unit_rows(rows: "NDArray[Any]", error: type[RobustSimError] = EncodingError) -> "NDArray[np.float64]":
+    """Rows (N, D) of any floating type in float64, divided by their lengths.
+
+    Args:
+        rows: embeddings.
+        error: what is raised where a row is not finite, or nothing but zeros.
+    """
     wide = np.asarray(rows, dtype=np.float64)
     lengths = np.sqrt(np.square(wide).sum(1, keepdims=True))
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        raise EncodingError("an embedding is not finite, or nothing but zeros: no distance to it means anything")
+        raise error("an embedding is not finite, or nothing but zeros: no distance to it means anything")
     divided: NDArray[np.float64] = wide / lengths
     return divided

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robustsim.encoders.pairs import unit_rows
 from robustsim.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,12 +67,7 @@ def unit(rows: "NDArray[Any]") -> "NDArray[np.float64]":
     Raises:
         InputError: a row is not finite, or nothing but zeros.
     """
-    wide = np.asarray(rows, dtype=np.float64)
-    lengths = np.sqrt(np.square(wide).sum(1, keepdims=True))
-    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        raise InputError("an embedding is not finite, or nothing but zeros: no distance to it means anything")
-    divided: NDArray[np.float64] = wide / lengths
-    return divided
+    return unit_rows(rows, InputError)
 
 
 def encode(rows: "NDArray[Any]") -> Codes:

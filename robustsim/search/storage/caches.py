@@ -30,12 +30,6 @@ def cleared(folder: Path) -> Iterator[None]:
         yield
 
 
-def clear(folder: Path) -> None:
-    """Remove all that was made for an index; see `cleared`."""
-    with cleared(folder):
-        pass
-
-
 @contextmanager
 def making(folder: Path, patience: float = -1) -> Iterator[None]:
     """Nobody else makes one until the block ends.
