@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robustsim import RobustSim
 from robustsim.attacks import APGD, Objective
-from robustsim.cli.rounding import to_8_bits
+from robustsim.attacks.rounding import to_8_bits
 from robustsim.images import LoadedView, Preprocessing, hash_rows, load_views, perceptual_hash
 
 HASH = "phash"

@@ -18,9 +18,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from robustsim import RobustSim
-from robustsim.cli.drawing import magnified, three_panels
-from robustsim.cli.rounding import change_size, to_8_bits
+from robustsim.attacks.rounding import change_size, to_8_bits
+from robustsim.cli.drawing import three_panels
 from robustsim.errors import InputError
+from robustsim.explain.report.tampering import magnified
 from robustsim.images import Preprocessing, read_image
 from tests.conftest import EXAMPLES
 from tests.test_structure import modules_after
@@ -371,7 +372,7 @@ def test_how_long_a_large_picture_takes_is_said_after_two_steps(run, tmp_path, q
 
 
 def test_rounding_in_parts_is_rounding(monkeypatch):
-    from robustsim.cli import rounding
+    from robustsim.attacks import rounding
 
     random = np.random.default_rng(0)
     original = random.integers(0, 256, (30, 40, 3), dtype=np.uint8)

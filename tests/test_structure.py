@@ -19,13 +19,14 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "lazy": set(),
     "jsonl": set(),
+    "pages": set(),
     "images": set(),
     "encoders": {"images"},
     "distances": {"images"},
     "metric": {"images", "encoders", "distances"},
     "default": {"images", "encoders", "metric"},
-    "search": {"images", "encoders", "metric", "attacks"},
-    "explain": {"images", "encoders", "distances", "metric", "attacks"},
+    "search": {"pages", "images", "encoders", "metric", "attacks"},
+    "explain": {"pages", "images", "encoders", "distances", "metric", "attacks"},
     "compat": {"images", "encoders", "distances", "metric", "explain"},
     "attacks": set(),
     "data": {"images"},
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # The rooms inside the wide ones, from the ground up: each imports those below it and none beside it.
 FLOORS = {
-    "attacks": [{"engine"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
+    "attacks": [{"engine", "rounding"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
     "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"tails"}, {"run", "calibration"}],
     "search": [{"formats", "scan"}, {"duplicates", "embedding", "storage"}, {"rates"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],

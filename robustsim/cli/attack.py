@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robustsim.attacks.rounding import Norm, change_size, to_8_bits, whole_levels
 from robustsim.cli import output, pictures
 from robustsim.cli.drawing import check_png, three_panels, write_png
-from robustsim.cli.rounding import Norm, change_size, to_8_bits, whole_levels
 from robustsim.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from PIL import Image
     from torch import Tensor
 
     from robustsim.attacks import AttackResult, AttackStep
@@ -69,15 +68,16 @@ def attack(
     check_png(out, "--output", [image, *targets])
     if plot is not None:
         check_png(plot, "--plot", [image, *targets, str(out)])
-    radius = _radius(eps, norm)
+    radius = radius_of(eps, norm)
 
     import numpy as np
 
+    from robustsim.explain.report.tampering import downsized
     from robustsim.images import read_image
 
     opened = pictures.open_pictures([image, *targets])
     whole = read_image(opened[image])
-    start = _downsized(whole, max_side)
+    start = downsized(whole, max_side)
     original = np.array(start)
     _tell_memory(image, start.size, norm)
     metric = output.load_metric(model, device)
@@ -122,7 +122,12 @@ def _text(size: float, norm: Norm) -> str:
     return f"{255 * size:.6g}/255" if norm == "linf" else f"{size:.6g}"
 
 
-def _radius(text: str | None, norm: Norm) -> float:
+def radius_of(text: str | None, norm: Norm) -> float:
+    """The number that `--eps` says; the usual one of the norm if it is not given.
+
+    Raises:
+        BadParameter: it is none, or less than 8 bits can hold.
+    """
     from robustsim.attacks import parse_eps
 
     if text is None and norm not in _USUAL:
@@ -151,17 +156,6 @@ def _embed(metric: "RobustSim", targets: "list[Picture]") -> "Tensor":
     if bad:
         raise ImageError("\nrobustsim: ".join(bad))
     return metric.embed(targets)
-
-
-def _downsized(image: "Image.Image", most: int | None) -> "Image.Image":
-    """The picture, or a copy whose longer side has `most` pixels."""
-    from PIL import Image
-
-    longer = max(image.size)
-    if most is None or longer <= most:
-        return image
-    width, height = (max(1, round(side * most / longer)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -224,29 +218,16 @@ def _attacked(
         steps: of the attack.
         seed: of its start.
     """
-    from dataclasses import replace
-
     import torch
 
-    from robustsim.attacks import APGD, Targeted, Untargeted
+    from robustsim.attacks import Targeted, Untargeted
+    from robustsim.explain.report.tampering import embedder, tamper, to_pixels
 
-    preprocessing = metric.card.preprocessing
-
-    def embed(images: "Tensor") -> "Tensor":
-        return metric.embed_pixels(preprocessing.apply_tensor(images))
-
-    images = torch.from_numpy(original).permute(2, 0, 1)[None].to(metric.device).float().div(255)
+    embed, images = embedder(metric), to_pixels(metric, original)
     objective = Untargeted(embed, images) if anchors is None else Targeted(embed, anchors)
-    reachable = min(eps, whole_levels(eps) / 255) if norm == "linf" else eps
-    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"norm": norm, "eps": eps, "steps": steps, "seed": seed}
     clock = _Clock(steps) if images[0, 0].numel() >= _LARGE else None
-    options: dict[str, Any] = {"progress": sys.stderr.isatty(), "callback": clock}
-    apgd = APGD(norm=norm, eps=reachable, steps=steps, generator=generator, **options)
-    result = apgd(objective, images)
-    # The random start has changed what the model does not look at, too. A grey picture tells: nothing is clipped there.
-    grey = torch.full_like(images, 0.5, requires_grad=True)
-    slope = torch.autograd.grad(preprocessing.apply_tensor(grey).sum(), grey)[0]
-    result = replace(result, images=torch.where(slope != 0, result.images, images))
+    result = tamper(metric, objective, images, **options, progress=sys.stderr.isatty(), callback=clock)
     with torch.no_grad():
         known = embed(images) if origin is None else origin
         known = known if anchors is None else torch.cat((known, anchors))

@@ -14,24 +14,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def magnified(original: "NDArray[Any]", attacked: "NDArray[Any]") -> "tuple[NDArray[Any], float]":
-    """`0.5 + factor * change` as 8-bit pixels, and the factor: the largest by which no change leaves the range.
-
-    Args:
-        original: (H, W, 3) uint8.
-        attacked: likewise.
-
-    Returns:
-        (H, W, 3) uint8, and a whole number; one of two digits where that would be 0.
-    """
-    import numpy as np
-
-    change = attacked.astype(np.int16) - original.astype(np.int16)
-    fits = 127.5 / max(1, int(np.abs(change).max()))
-    factor = float(int(fits)) if fits >= 1 else int(100 * fits) / 100
-    return np.rint(127.5 + factor * change).clip(0, 255).astype(np.uint8), factor
-
-
 def three_panels(original: "NDArray[Any]", attacked: "NDArray[Any]", caption: str) -> "Image.Image":
     """The original, what was changed and the attacked picture, side by side.
 
@@ -43,6 +25,7 @@ def three_panels(original: "NDArray[Any]", attacked: "NDArray[Any]", caption: st
     from PIL import Image
 
     from robustsim.explain.panels import row, sized
+    from robustsim.explain.report.tampering import magnified
 
     change, factor = magnified(original, attacked)
     text = f"change x {factor:g}" if (original != attacked).any() else "no change"
@@ -52,26 +35,33 @@ def three_panels(original: "NDArray[Any]", attacked: "NDArray[Any]", caption: st
 
 
 def check_png(path: Path, option: str, others: Sequence[str]) -> None:
+    """As `check_file`, of a PNG."""
+    check_file(path, option, others, suffixes=(".png",), why="which keeps every pixel")
+
+
+def check_file(path: Path, option: str, others: Sequence[str], *, suffixes: Sequence[str], why: str) -> None:
     """Say now what could not be written later, and replace no file that is read.
 
     Args:
-        path: of the picture to write.
+        path: of the file to write.
         option: that named it.
         others: files that must stay.
+        suffixes: of which its name has one.
+        why: it has to.
 
     Raises:
         OutputError: nothing can be written there.
     """
-    if path.suffix.lower() != ".png":
-        raise typer.BadParameter(f"{path.name!r} does not end in .png, which keeps every pixel", param_hint=option)
+    if path.suffix.lower() not in suffixes:
+        raise typer.BadParameter(f"{path.name!r} does not end in {suffixes[0]}, {why}", param_hint=option)
     folder = path.parent
-    for wrong, why in (
+    for wrong, told in (
         (not folder.is_dir(), f"there is no folder {str(folder)!r}"),
         (not os.access(folder, os.W_OK), f"nothing may be written into {str(folder)!r}"),
         (path.is_dir(), "it is a folder"),
     ):
         if wrong:
-            raise OutputError(f"cannot write {str(path)!r}: {why}")
+            raise OutputError(f"cannot write {str(path)!r}: {told}")
     for other in others:
         both = path.exists() and os.path.exists(other)
         if path.samefile(other) if both else path.resolve() == Path(other).resolve():

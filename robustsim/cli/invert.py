@@ -66,7 +66,7 @@ def invert(
         raise typer.BadParameter("give an image, or a text with --text")
     names = list(dict.fromkeys(model or [output.DEFAULT_MODEL]))
     if text:
-        _check_text(names, text)
+        check_text(names, text)
 
     from robustsim.explain.inversion import STEPS
     from robustsim.explain.kept import open_kept
@@ -148,7 +148,7 @@ def _identity(path: "str | Path") -> object:
     return found.st_dev, found.st_ino
 
 
-def _check_text(names: list[str], texts: list[str]) -> None:
+def check_text(names: list[str], texts: list[str]) -> None:
     """Refuse texts for models of the catalogue that know none, before anything is loaded."""
     from robustsim.encoders.card import list_models, load_card
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
+from robustsim.encoders.meaning import explain, without_calibration
 from robustsim.errors import ImageError, OutputError
 
 if TYPE_CHECKING:
@@ -152,31 +153,6 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def explain(card: EncoderCard, squared: bool) -> str:
-    """What a distance of this model means, in words."""
-    formula, most = ("1 - similarity", "2") if squared else ("sqrt(1 - similarity)", "1.414")
-    lines = [
-        f"distance = {formula} by {card.name!r}: 0 is identical to it, {most} as different as can be. It ranks "
-        "pairs seen by one model; numbers of two models do not compare."
-    ]
-    if card.method is None:
-        lines.append(
-            f"The card of {card.name!r} names no training against tampering: pixels changed on purpose can move this "
-            "number."
-        )
-    else:
-        lines.append(f"{card.name!r} was trained to hold against tampering ({card.method}, {card.threat}).")
-    return "\n".join(lines)
-
-
-def without_calibration(card: EncoderCard) -> str:
-    """What to do about a model whose card does not say what its distances mean."""
-    return (
-        f"What distances of {card.name!r} mean was not measured: `robustsim calibrate MODEL --data DIR -o FOLDER` "
-        "does, on a folder of photographs."
-    )
-
-
 def unseen(
     card: EncoderCard, paths: Iterable["str | Path"], opened: "Mapping[str, Picture] | None" = None
 ) -> list[dict[str, Any]]:
@@ -197,8 +173,8 @@ def unseen(
         held = io.BytesIO(picture) if isinstance(picture, bytes) else picture
         width, height = held.size if hasattr(held, "size") else image_size(held)
         left, top, right, bottom = card.preprocessing.seen(width, height)
-        share = 1 - (right - left) * (bottom - top) / (width * height)
-        if share > 1e-9:
+        share = card.preprocessing.share_unseen(width, height)
+        if share > 0:
             parts.append(
                 {
                     "file": str(path),

@@ -18,6 +18,8 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 #: How far outside [0, 1] a value may lie by rounding.
 RANGE_TOLERANCE = 1e-3
+# What is no share of a picture.
+_ROUNDING = 1e-9
 
 # A line of 1 x 10,000 pixels would be blown up to 224 x 2,240,000 before the crop.
 _MOST_PIXELS = 2**27
@@ -82,6 +84,12 @@ class Preprocessing:
         """What the encoder looks at of a `width` x `height` picture: (left, top, right, bottom), in its pixels."""
         left, top, right, bottom = self.square(width, height)
         return max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+
+    def share_unseen(self, width: int, height: int) -> float:
+        """Which share of a `width` x `height` picture the encoder does not look at, in [0, 1)."""
+        left, top, right, bottom = self.seen(width, height)
+        share = 1 - (right - left) * (bottom - top) / (width * height)
+        return share if share > _ROUNDING else 0.0
 
     def square(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Where the encoder's square lies on a `width` x `height` picture: (left, top, right, bottom), in its pixels.

@@ -4,9 +4,7 @@ It is written picture by picture, so that memory does not grow with it, and load
 forbids that. What it shows can be read without its script, which lists the files that are not marked to be kept.
 """
 
-import base64
 import html
-import io
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import ImageError
 from robustsim.images.files import from_printable, prefetch
+from robustsim.pages import data_uri, in_bytes, named, text
 from robustsim.search.duplicates.report import IDENTICAL, DuplicatesReport, Group, Like, Member
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 _SIDE, _QUALITY = 320, 70  # of a thumbnail: pixels, which are shown at half the size on most screens, and JPEG's
 _MOST_LIKES = 20  # pictures outside of a group that are named; the others are counted
-# What would not be seen, or would turn what is around it: control characters, and marks of direction.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 #: One picture: its thumbnail as a data URI with (width, height), or why there is none.
@@ -78,24 +75,22 @@ def _thumbnail(member: Member) -> _Thumbnail:
 
 def _encoded(image: "Image.Image") -> _Thumbnail:
     image.thumbnail((_SIDE, _SIDE))
-    held = io.BytesIO()
-    image.save(held, "JPEG", quality=_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}", image.width, image.height
+    return data_uri(image, "JPEG", quality=_QUALITY, optimize=True), image.width, image.height
 
 
 def _head(report: DuplicatesReport, what: str, promises: Sequence[str]) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{_text(line)}</th><td>{distance:.4f}</td><td>{_meaning(line, promises)}</td></tr>"
+        f"<tr><th scope=row>{text(line)}</th><td>{distance:.4f}</td><td>{_meaning(line, promises)}</td></tr>"
         for line, distance in report.thresholds.items()
     )
     count = len(report.groups)
     others = sum(len(group.others) for group in report.groups)
     summary = (
-        f"{report.compared:,} pictures were compared{f' ({_text(what)})' if what else ''}. "
+        f"{report.compared:,} pictures were compared{f' ({text(what)})' if what else ''}. "
         f"{_counted(count, 'group')} of pictures that are alike; {_counted(others, 'file')} beside those that are "
-        f"kept, {_bytes(report.freed)}. The {report.keep} of each group is marked to be kept, and distances are from "
-        "it. Each two pictures of a group are alike by one of these lines at least, or have the same content. This "
-        "page moves and deletes nothing."
+        f"kept, {in_bytes(report.freed)}. The {report.keep} of each group is marked to be kept, and distances are "
+        "from it. Each two pictures of a group are alike by one of these lines at least, or have the same content. "
+        "This page moves and deletes nothing."
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -143,7 +138,7 @@ def _tail(report: DuplicatesReport) -> str:
 
 def _group_head(number: int, group: Group) -> str:
     return f"""<section class="group" aria-labelledby="g{number}">
-<h2 id="g{number}">Group {number} <small>{len(group)} pictures, {_bytes(group.freed)} beside the kept one</small></h2>
+<h2 id="g{number}">Group {number} <small>{len(group)} pictures, {in_bytes(group.freed)} beside the kept one</small></h2>
 <fieldset>
 <legend class="hidden">Which of group {number} to keep</legend>
 <ul class="members">
@@ -161,23 +156,23 @@ def _member(number: int, group: Group, member: Member, thumbnail: _Thumbnail) ->
     name = member.path.rpartition("/")[2] or f"picture {member.id[:12]}"
     checked = " checked" if member is group.keep else ""
     if isinstance(thumbnail, str):
-        picture = _text(thumbnail)
+        picture = text(thumbnail)
     else:
         source, width, height = thumbnail
-        picture = f'<img src="{source}" width="{width}" height="{height}" loading="lazy" alt="{_text(name)}">'
+        picture = f'<img src="{source}" width="{width}" height="{height}" loading="lazy" alt="{text(name)}">'
     facts = {
-        "folder": _named(member.path.rpartition("/")[0] or "/") if member.path else "",
+        "folder": named(member.path.rpartition("/")[0] or "/") if member.path else "",
         "found by": _found_by(member),
         "pixels": f"{member.width} × {member.height}" if member.width and member.height else "",
-        "size": _bytes(member.size) if member.size is not None else "",
+        "size": in_bytes(member.size) if member.size is not None else "",
         "changed": _date(member.mtime),
-        "label": f"<bdi>{_text(member.label)}</bdi>" if member.label else "",
+        "label": f"<bdi>{text(member.label)}</bdi>" if member.label else "",
     }
     told = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items() if value)
     return (
         f'<li class="member"><label><span class="picture">{picture}</span>'
-        f'<span class="choice"><input type="radio" name="g{number}" aria-label="keep {_text(name)}" '
-        f'data-path="{_value(member.path)}"{checked}><span class="name"><bdi>{_text(name)}</bdi></span></span></label>'
+        f'<span class="choice"><input type="radio" name="g{number}" aria-label="keep {text(name)}" '
+        f'data-path="{_value(member.path)}"{checked}><span class="name"><bdi>{text(name)}</bdi></span></span></label>'
         f"<dl>{told}</dl></li>\n"
     )
 
@@ -185,15 +180,15 @@ def _member(number: int, group: Group, member: Member, thumbnail: _Thumbnail) ->
 def _found_by(member: Member) -> str:
     if IDENTICAL in member.found_by:
         return "identical content"
-    return ", ".join(f"{_text(line)} ({away:.4f})" for line, away in member.distances.items())
+    return ", ".join(f"{text(line)} ({away:.4f})" for line, away in member.distances.items())
 
 
 def _also_like(likes: list[Like]) -> str:
     if not likes:
         return ""
     items = [
-        f"<li>{_named(like.path or like.id)}, near {_named(like.near)} ("
-        f"{', '.join(f'{_text(line)} {away:.4f}' for line, away in like.distances.items())})</li>"
+        f"<li>{named(like.path or like.id)}, near {named(like.near)} ("
+        f"{', '.join(f'{text(line)} {away:.4f}' for line, away in like.distances.items())})</li>"
         for like in likes[:_MOST_LIKES]
     ]
     if rest := len(likes) - len(items):
@@ -206,16 +201,6 @@ def _meaning(line: str, promises: Sequence[str]) -> str:
     return "made to hold" if line in promises else "no promise"
 
 
-def _text(text: str) -> str:
-    """Text as it stands in HTML, in attributes too; what would not be seen is written as Python has it."""
-    return html.escape(_UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
-
-
-def _named(path: str) -> str:
-    """A path, which may be broken where folders end, and whose direction is its own affair."""
-    return f"<bdi>{_text(path).replace('/', '/<wbr>')}</bdi>"
-
-
 def _value(text: str) -> str:
     """Text in an attribute that a script reads: as it is."""
     return re.sub("[\x00-\x1f]", lambda found: f"&#{ord(found[0])};", html.escape(text))
@@ -223,15 +208,6 @@ def _value(text: str) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _bytes(count: int) -> str:
-    value, unit = float(count), "bytes"
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
 
 
 def _date(mtime: int | None) -> str:
