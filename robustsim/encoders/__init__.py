@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from robustsim.encoders.card import Architecture, EncoderCard, Head, Source, list_models, load_card
     from robustsim.encoders.conversion import convert
     from robustsim.encoders.encoder import Encoder, Features
+    from robustsim.encoders.fast.execution import Execution
     from robustsim.encoders.load import load_encoder, save_encoder
     from robustsim.encoders.tail import Tail
 
@@ -18,6 +19,7 @@ __all__ = [
     "Change",
     "Encoder",
     "EncoderCard",
+    "Execution",
     "Features",
     "Head",
     "Share",
@@ -39,6 +41,7 @@ __getattr__, __dir__ = lazy_names(
         "Change": "calibration",
         "Encoder": "encoder",
         "EncoderCard": "card",
+        "Execution": "fast.execution",
         "Features": "encoder",
         "Head": "card",
         "Share": "calibration",

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from robustsim.encoders.card import CLIP_MEAN, CLIP_STD, Architecture, EncoderCard, did_you_mean
+from robustsim.encoders.fast import vit
 from robustsim.encoders.text import TextTower
 from robustsim.errors import CardError, InputError, WeightsError
 from robustsim.images.preprocessing import Preprocessing
@@ -25,15 +26,20 @@ class ClipTrunk(nn.Module):
         self.visual = visual
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.visual(x)
+        features: Tensor = vit.forward(self.visual, x)
         return features
+
+    def path(self) -> tuple[Literal["fast", "open_clip"], str]:
+        """By what code it is run, and what there is to say of it (see `Execution`)."""
+        reason = vit.why_not(self.visual)
+        return ("fast", vit.exceptions(self.visual)) if reason is None else ("open_clip", reason)
 
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """The embedding, and the last layer's places after the final norm, (N, C, h, w)."""
         visual: Any = self.visual
         if getattr(visual, "attn_pool", None) is not None:
             raise InputError("this image tower pools by attention (CoCa): its tokens are not in reach")
-        out = visual.forward_intermediates(x, indices=1, normalize_intermediates=True, output_fmt="NCHW")
+        out = vit.forward_intermediates(visual, x, indices=1, normalize_intermediates=True, output_fmt="NCHW")
         last = out["image_intermediates"][-1]
         return out["image_features"], self._project(last) if project else last
 

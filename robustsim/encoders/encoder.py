@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robustsim.encoders.card import EncoderCard
+from robustsim.encoders.fast.execution import Execution, memory_format
 from robustsim.encoders.heads import ResidualMLP
 from robustsim.errors import InputError
 
@@ -20,6 +21,9 @@ class Trunk(Protocol):
 
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """Normalised (N, 3, S, S) -> ((N, D), (N, C, h, w))."""
+
+    def path(self) -> tuple[str, str]:
+        """By what code it is run, and why, as `Execution` has it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,14 @@ class Encoder(nn.Module):
             embedding = self.head(embedding)
         height, width = last.shape[-2:]
         return Features(embedding, last.flatten(2).transpose(1, 2), (height, width))
+
+    def describe(self) -> Execution:
+        """By what code its images are computed, on which device and in which type."""
+        trunk: Any = self.trunk
+        path, reason = trunk.path()
+        return Execution(
+            self.card.architecture.name, path, reason, self.mean.dtype, self.mean.device, memory_format(self.trunk)
+        )
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """(N, D) features of texts, not normalised.

@@ -4,6 +4,8 @@ Tan and Le, EfficientNet (ICML 2019), in the Lite variant: no squeeze-and-excita
 norms are folded into the convolutions before them, so every convolution has a bias.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,6 +108,10 @@ class LiteTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._means(self.feature_map(x))
+
+    def path(self) -> tuple[Literal["fast"], str]:
+        """By what code it is run: this library's own."""
+        return "fast", ""
 
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """The embedding and the last feature map; there is no projection to apply."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from math import floor
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -23,6 +23,10 @@ class TimmTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.model(x)
         return features
+
+    def path(self) -> tuple[Literal["timm"], str]:
+        """By what code it is run: timm's own."""
+        return "timm", "its attention is torch's fused one already"
 
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """The embedding, and the last layer's places, (N, C, h, w), after the norm where there is one.

@@ -1,0 +1,1 @@
+"""Faster ways through the encoders' modules: functions of the same parameters, which stay where they are."""

@@ -1,0 +1,90 @@
+"""What transformers spend their time with: products with weights, and attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustsim.encoders.fast.plain import is_plain, is_plain_tensor
+from robustsim.images.tracing import is_transformed
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias`, as `torch.nn.functional.linear`."""
+    return F.linear(x, weight, bias)
+
+
+def call(module: nn.Module, x: Tensor) -> Tensor:
+    """A module's result; where it is a plain linear one, by `linear`."""
+    if is_plain(module, nn.Linear) and is_plain_tensor(module.weight):
+        return linear(x, module.weight, module.bias)  # type: ignore[arg-type]
+    result: Tensor = module(x)
+    return result
+
+
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    """Softmax attention of tokens to each other.
+
+    Args:
+        qkv: (N, L, 3 * heads * D): queries, keys and values, each of all heads.
+        heads: how many.
+
+    Returns:
+        (N, L, heads * D).
+    """
+    count, length, width = qkv.shape
+    q, k, v = qkv.view(count, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return _attend(q, k, v).transpose(1, 2).reshape(count, length, width // 3)
+
+
+def attention_of_first(q: Tensor, kv: Tensor, heads: int) -> Tensor:
+    """As `attention`, of the first token alone: (N, 1, heads * D) from (N, 1, heads * D) and (N, L, 2 * heads * D)."""
+    count, length, width = kv.shape
+    size = width // (2 * heads)
+    k, v = kv.view(count, length, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+    q = q.view(count, 1, heads, size).transpose(1, 2)
+    return _attend(q, k, v).transpose(1, 2).reshape(count, 1, heads * size)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by heads, (N, heads, L, D)."""
+    if any(map(is_transformed, (q, k, v))):  # the fused kernel has no rules for torch.func
+        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+        return weights @ v
+    differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if differentiated and _slow_backward(q):
+        out: Tensor = _Attention.apply(q, k, v)
+        return out
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _slow_backward(q: Tensor) -> bool:
+    """Whether torch's fused kernel has a backward that loses against products: in 16 bits, where these are fast."""
+    if q.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return q.dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+class _Attention(torch.autograd.Function):
+    """torch's fused forward, the same numbers with and without gradients; and a backward made of whole products.
+
+    With P the attention and O the result (FlashAttention, Dao et al. 2022, appendix B.4):
+    dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dO O)), dQ = scale dS K, dK = scale dS^T Q.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Contiguous heads: products of strided ones copy them each time.
+        q, k, v, out, grad = (one.contiguous() for one in (*ctx.saved_tensors, *gradients))
+        scale = q.shape[-1] ** -0.5
+        p = ((q * scale) @ k.transpose(-1, -2)).softmax(-1)
+        change = grad @ v.transpose(-1, -2) - (grad * out).sum(-1, keepdim=True)
+        ds = p * change * scale
+        return ds @ k, ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ grad

@@ -1,0 +1,293 @@
+"""The faster ways through encoders against their libraries' own: the same numbers, and nothing else changes."""
+
+import copy
+import io
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from robustsim import EncoderCard
+from robustsim.encoders import Architecture, Execution, load_encoder, save_encoder
+from robustsim.encoders.clip import ClipTrunk
+from robustsim.encoders.encoder import Encoder
+from robustsim.encoders.fast import products, vit
+from robustsim.images import Preprocessing
+from tests import layouts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# The kinds of vision transformer that open_clip's configurations ask for.
+VARIANTS = {
+    "as CLIP has it": {},
+    "QuickGELU": {"quick_gelu": True},
+    "LayerScale": {"ls_init_value": 0.5},
+    "no norm before": {"no_ln_pre": True},
+    "means of places": {"pool_type": "avg", "final_ln_after_pool": True},
+    "the norm after pooling": {"final_ln_after_pool": True},
+    "fixed positions": {"pos_embed_type": "sin_cos_2d"},
+    "pooled by attention": {"attentional_pool": True, "attn_pooler_heads": 2},
+}
+
+
+def tower(quick_gelu=False, layers=3, **vision):
+    config = copy.deepcopy(layouts.VIT_B_32)
+    config["vision_cfg"].update(image_size=48, patch_size=16, layers=layers, **vision)
+    return layouts.open_clip_model({**config, "quick_gelu": quick_gelu}).visual.requires_grad_(False)
+
+
+def encoder_of(visual):
+    card = EncoderCard(
+        name="small",
+        architecture=Architecture(library="open_clip", name="ViT-B-32"),
+        embedding_dim=24,
+        preprocessing=Preprocessing(size=48),
+    )
+    return Encoder(card, ClipTrunk(visual)).eval()
+
+
+def pixels(count=2, size=48, dtype=torch.float32):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(5)).sub(0.5).mul(4).to(dtype)
+
+
+def far(x, y):
+    """How far apart two tensors are, as a share of their length."""
+    x, y = x.detach().double(), y.detach().double()
+    return float((x - y).norm() / y.norm())
+
+
+@pytest.fixture
+def no_multihead(monkeypatch):
+    """Whoever calls the module that the fast path is there to go around fails."""
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("nn.MultiheadAttention was called")
+
+    monkeypatch.setattr(nn.MultiheadAttention, "forward", refuse)
+
+
+def with_gradient(function, x):
+    x = x.clone().requires_grad_()
+    out = function(x)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(6))
+    return out.detach(), torch.autograd.grad((out.float() * weights).sum(), x)[0]
+
+
+# --- open_clip's transformers
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_embeddings_and_gradients_are_open_clips(variant):
+    visual = tower(**VARIANTS[variant])
+    trunk = ClipTrunk(visual)
+    for count in (1, 3, 5):
+        x = pixels(count)
+        out, gradient = with_gradient(trunk, x)
+        expected, expected_gradient = with_gradient(visual, x)
+        assert out.shape == expected.shape
+        assert far(out, expected) < 1e-5
+        assert far(gradient, expected_gradient) < 1e-5
+        with torch.no_grad():
+            assert far(trunk(x), expected) < 1e-5
+
+
+def test_the_slow_module_is_not_called(no_multihead):
+    visual = tower()
+    assert vit.why_not(visual) is None
+    with_gradient(ClipTrunk(visual), pixels())
+    ClipTrunk(visual).tokens(pixels())
+    with pytest.raises(AssertionError, match="was called"):
+        visual(pixels())
+
+
+@pytest.mark.parametrize("variant", ["as CLIP has it", "means of places"])
+def test_tokens_are_open_clips_and_agree_with_the_embedding(variant):
+    visual = tower(**VARIANTS[variant])
+    x = pixels(3)
+    options = {"indices": [0, 2], "normalize_intermediates": True, "output_extra_tokens": True}
+    with torch.no_grad():
+        found = vit.forward_intermediates(visual, x, **options)
+        expected = visual.forward_intermediates(x, **options)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ClipTrunk(visual).tokens(x)[0], ClipTrunk(visual)(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_as_near_to_float32_as_open_clips(dtype):
+    visual = tower()
+    x = pixels(4)
+    exact, exact_gradient = with_gradient(visual, x)
+    small = ClipTrunk(copy.deepcopy(visual)).to(dtype)
+    out, gradient = with_gradient(small, x.to(dtype))
+    with torch.no_grad():  # gradients or none: the forward has the same numbers
+        torch.testing.assert_close(small(x.to(dtype)), out, rtol=0, atol=0)
+    theirs, their_gradient = with_gradient(small.visual, x.to(dtype))
+    assert out.dtype == dtype
+    assert far(out, exact) < 1.5 * far(theirs, exact)
+    assert far(gradient, exact_gradient) < 1.5 * far(their_gradient, exact_gradient)
+
+
+def test_the_backward_made_of_products_is_that_of_attention():
+    parts = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    q, k, v = (one.clone().requires_grad_() for one in parts)
+    out = products._Attention.apply(q, k, v)
+    weights = torch.randn(out.shape, dtype=torch.float64)
+    found = torch.autograd.grad((out * weights).sum(), (q, k, v))
+    expected = torch.autograd.grad((F.scaled_dot_product_attention(q, k, v) * weights).sum(), (q, k, v))
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_autocast_region_is_followed():
+    visual = tower()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out, expected = ClipTrunk(visual)(pixels()), visual(pixels())
+    assert out.dtype == expected.dtype
+    assert far(out, expected) < 2e-2
+
+
+# --- what is not as open_clip built it
+
+
+def test_parameters_train_as_open_clips_do():
+    visual = tower().requires_grad_(True)
+    x = pixels(3)
+    gradients = []
+    for function in (ClipTrunk(visual), visual):
+        visual.zero_grad(set_to_none=True)
+        function(x).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in visual.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert far(gradient, gradients[1][name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("targets", [["c_fc", "c_proj"], ["attn"], ["conv1", "c_fc"]])
+def test_adapters_count_and_train(targets):
+    peft = pytest.importorskip("peft")
+    visual = tower()
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False), visual)
+    visual.eval()
+    out, expected = ClipTrunk(visual)(pixels()), visual(pixels())
+    assert far(out, expected) < 1e-5
+    assert far(out, ClipTrunk(tower())(pixels())) > 1e-3
+    trained = [parameter for parameter in visual.parameters() if parameter.requires_grad]
+    assert len(trained) > 1
+    found = torch.autograd.grad(out.square().sum(), trained)
+    for gradient, wanted in zip(found, torch.autograd.grad(expected.square().sum(), trained), strict=True):
+        assert far(gradient, wanted) < 1e-4
+
+
+def test_hooks_fire_wherever_they_are():
+    inside = ("1", "2.attn", "0.mlp", "0.mlp.c_fc", "2.ln_1", "2.ln_2")
+    for name in ("", "transformer", "ln_post", "conv1", *(f"transformer.resblocks.{part}" for part in inside)):
+        visual = tower()
+        seen = []
+        visual.get_submodule(name).register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
+        out = ClipTrunk(visual)(pixels())
+        assert far(out, visual(pixels())) < 1e-5
+        found, expected = (one[0] if isinstance(one, tuple) else one for one in seen)
+        # Of the last layer, what follows its attention sees the class token alone.
+        assert far(found, expected[:, : found.shape[1]]) < 1e-5, name
+
+
+def test_replaced_modules_are_called():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    visual = tower()
+    visual.transformer.resblocks[1].mlp.c_fc.__class__ = Doubled
+    assert far(ClipTrunk(visual)(pixels()), visual(pixels())) < 1e-5
+    described = encoder_of(visual).describe()
+    assert described.path == "fast"
+    assert described.reason.startswith("1 of 3 layers hold replaced or hooked modules")
+
+
+# --- the surroundings
+
+
+def test_describe_says_which_path_and_why():
+    encoder = encoder_of(tower())
+    assert encoder.describe() == Execution("ViT-B-32", "fast", "", torch.float32, torch.device("cpu"), "contiguous")
+    assert encoder.to(torch.bfloat16).describe().dtype == torch.bfloat16
+    custom = encoder_of(tower(qk_norm=True)).describe()
+    assert (custom.path, custom.reason) == ("open_clip", "none of its layers is open_clip's ResidualAttentionBlock")
+    encoder.trunk.visual.set_grad_checkpointing()
+    assert encoder.describe().path == "open_clip"
+    assert "checkpointing" in encoder.describe().reason
+    assert encoder_of(tower()).to("meta").describe().path == "open_clip"
+
+
+def test_weights_keep_their_names_and_encoders_their_copies(published, tmp_path):
+    folder, model = published["vit"]
+    encoder = load_encoder(folder)
+    names = [name.removeprefix("trunk.") for name in encoder.state_dict()]
+    assert names == [name for name in model.state_dict() if name.startswith("visual.")]
+    x = pixels(2, 64)
+    with torch.no_grad():
+        before = encoder(x)
+        buffer = io.BytesIO()
+        torch.save(encoder, buffer)
+        buffer.seek(0)
+        save_encoder(encoder, tmp_path / "saved")
+        for again in (copy.deepcopy(encoder), torch.load(buffer, weights_only=False), load_encoder(tmp_path / "saved")):
+            assert torch.equal(again(x), before)
+            assert again.describe() == encoder.describe()
+
+
+def test_compiled_exported_and_vectorised_it_is_the_same():
+    encoder = encoder_of(tower())
+    x = pixels(2) / 4 + 0.5
+    with torch.no_grad():
+        expected = encoder(x)
+        compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)(x)
+        exported = torch.export.export(encoder, (x,)).module()(x)
+        vectorised = torch.vmap(lambda one: encoder(one[None])[0])(x)
+        jacobian = torch.func.jacrev(encoder)(x[:1])
+    for found in (compiled, exported, vectorised):
+        assert far(found, expected) < 1e-5
+    _, gradient = with_gradient(encoder, x[:1])
+    weights = torch.randn(1, 24, generator=torch.Generator().manual_seed(6))
+    assert far(torch.einsum("nd,ndmchw->mchw", weights, jacobian), gradient) < 1e-5
+    torch.compiler.reset()
+
+
+def surroundings():
+    flags = [getattr(torch.backends.mkldnn, name).fp32_precision for name in ("matmul", "conv", "rnn")]
+    return (
+        flags, torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision(), torch.get_num_threads(),
+        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+        torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled(), torch.get_rng_state().tolist(),
+    )  # fmt: skip
+
+
+def test_no_global_state_differs_afterwards_nor_in_other_threads():
+    trunk = ClipTrunk(tower())
+    fail, during = ClipTrunk(tower()), []
+    before = surroundings()
+
+    def stop(module, args):
+        during.append(surroundings())
+        raise KeyError("stop")
+
+    fail.visual.transformer.resblocks[1].mlp.c_fc.register_forward_pre_hook(stop)
+    found = {}
+
+    def work(number):
+        for _ in range(5):
+            with pytest.raises(KeyError):
+                fail(pixels())
+            found[number] = with_gradient(trunk, pixels(3))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert surroundings() == before
+    assert len(during) == 20
+    assert all(state == before for state in during)
+    for number in range(4):
+        torch.testing.assert_close(found[number], found[0], rtol=0, atol=0)
