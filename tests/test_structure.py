@@ -179,7 +179,16 @@ def test_the_bundled_model_needs_torch_alone():
 
 @pytest.mark.parametrize(
     "words",
-    [("compare",), ("evaluate", "2afc"), ("data", "check"), ("train",), ("finetune",), ("index",), ("search",)],
+    [
+        ("compare",),
+        ("explain",),
+        ("evaluate", "2afc"),
+        ("data", "check"),
+        ("train",),
+        ("finetune",),
+        ("index",),
+        ("search",),
+    ],
     ids=" ".join,
 )
 def test_help_needs_no_torch(words):

@@ -16,6 +16,7 @@ from robustsim.cli import (
     dedup,
     embed,
     evaluate,
+    explain,
     forget,
     index,
     info,
@@ -49,6 +50,7 @@ app.command("rates")(rates.rates)
 app.command("forget")(forget.forget)
 app.command("check")(check.check)
 app.command("attack")(attack.attack)
+app.command("explain")(explain.explain)
 app.command("invert")(invert.invert)
 app.command("models")(models.models)
 app.command("info")(info.info)
