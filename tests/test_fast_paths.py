@@ -13,7 +13,7 @@ from robustsim import EncoderCard
 from robustsim.encoders import Architecture, Execution, load_encoder, save_encoder
 from robustsim.encoders.clip import ClipTrunk
 from robustsim.encoders.encoder import Encoder
-from robustsim.encoders.fast import products, vit
+from robustsim.encoders.fast import onednn, products, vit
 from robustsim.images import Preprocessing
 from tests import layouts
 
@@ -205,6 +205,72 @@ def test_replaced_modules_are_called():
     assert described.reason.startswith("1 of 3 layers hold replaced or hooked modules")
 
 
+# --- linear layers by oneDNN, as on processors where that is faster
+
+
+@pytest.fixture
+def onednn_linear(monkeypatch):
+    """As on a processor where oneDNN is faster; counts its products."""
+    if onednn._LINEAR is None:
+        pytest.skip("this torch has no oneDNN")
+    calls, product = [], onednn._product
+    monkeypatch.setattr(onednn, "is_better_here", lambda: True)
+    monkeypatch.setattr(onednn, "_product", lambda *args: calls.append(args) or product(*args))
+    return calls
+
+
+def test_onednns_linear_layer_is_torchs(onednn_linear):
+    assert onednn._is_exact_here()
+    for rows in ((300,), (2, 5), ()):
+        x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((*rows, 96), (64, 96), (64,)))
+        onednn_linear.clear()
+        out, expected = products.linear(x, weight, bias), F.linear(x, weight, bias)
+        assert len(onednn_linear) == 1
+        direction = torch.randn_like(out)
+        found = torch.autograd.grad(out, (x, weight, bias), direction)
+        for gradient, wanted in zip(found, torch.autograd.grad(expected, (x, weight, bias), direction), strict=True):
+            assert gradient.shape == wanted.shape
+            assert far(gradient, wanted) < 1e-5
+        assert far(out, expected) < 1e-5
+
+
+def test_models_take_onednns_layers(onednn_linear, published):
+    visual = tower()
+    for function, own, layers in (
+        (ClipTrunk(visual), visual, 13),  # 4 a layer, the last one's keys and values apart, and the patches
+        (load_encoder(published["dino"][0]).trunk, load_encoder(published["dino"][0]).trunk.model, 8),
+        (load_encoder(published["convnext"][0]).trunk, load_encoder(published["convnext"][0]).trunk.visual, 17),
+    ):
+        function.requires_grad_(False)
+        x = pixels(2, 64 if own is not visual else 48)
+        onednn_linear.clear()
+        with torch.no_grad():
+            out = function(x)
+        forward = len(onednn_linear)
+        assert forward >= layers - 1
+        expected, wanted = with_gradient(own, x)
+        assert len(onednn_linear) == forward  # the library's module by itself is as it was
+        _, gradient = with_gradient(function, x)
+        assert far(out, expected) < 1e-5
+        assert far(gradient, wanted) < 1e-4
+
+
+def test_onednn_is_not_asked_for_what_torch_was_told_otherwise(onednn_linear):
+    assert onednn._is_exact_here()
+    onednn_linear.clear()
+    x, weight = torch.randn(3, 8), torch.randn(4, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert products.linear(x, weight, None).dtype == torch.bfloat16
+    torch.backends.mkldnn.enabled = False
+    try:
+        products.linear(x, weight, None)
+    finally:
+        torch.backends.mkldnn.enabled = True
+    products.linear(x.double(), weight.double(), None)
+    torch.vmap(lambda one: products.linear(one, weight, None))(x)
+    assert not onednn_linear
+
+
 # --- the surroundings
 
 
@@ -263,7 +329,9 @@ def surroundings():
     )  # fmt: skip
 
 
-def test_no_global_state_differs_afterwards_nor_in_other_threads():
+@pytest.mark.parametrize("better", [False, True])
+def test_no_global_state_differs_afterwards_nor_in_other_threads(better, monkeypatch):
+    monkeypatch.setattr(onednn, "is_better_here", lambda: better)
     trunk = ClipTrunk(tower())
     fail, during = ClipTrunk(tower()), []
     before = surroundings()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from robustsim.encoders.card import IMAGENET_MEAN, IMAGENET_STD, Architecture, EncoderCard, did_you_mean
+from robustsim.encoders.fast.onednn import linears
 from robustsim.errors import CardError, InputError
 from robustsim.images.preprocessing import Preprocessing
 
@@ -21,7 +22,8 @@ class TimmTrunk(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.model(x)
+        with linears():
+            features: Tensor = self.model(x)
         return features
 
     def path(self) -> tuple[Literal["timm"], str]:
@@ -39,8 +41,9 @@ class TimmTrunk(nn.Module):
         model: Any = self.model
         if not hasattr(model, "forward_intermediates"):
             raise InputError(f"timm gives no access to the last feature map of {type(model).__name__}")
-        last, maps = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW")
-        return model.forward_head(last, pre_logits=True), maps[-1]
+        with linears():
+            last, maps = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW")
+            return model.forward_head(last, pre_logits=True), maps[-1]
 
 
 def build(card: EncoderCard, *, classes: int = 0, native_size: bool = False) -> TimmTrunk:

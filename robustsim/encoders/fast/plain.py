@@ -32,6 +32,11 @@ def is_plain_tensor(value: object) -> bool:
     return type(value) in (Tensor, nn.Parameter)
 
 
+def is_recorded() -> bool:
+    """Whether a compiler or an exporter watches what is computed."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def why_not_now(x: Tensor) -> str | None:
     """What about this call asks for the library's own module; None if nothing does.
 
@@ -40,7 +45,7 @@ def why_not_now(x: Tensor) -> str | None:
     hooked: Any = modules._has_any_global_hook()  # type: ignore[no-untyped-call]
     if hooked:
         return "somebody listens to all modules"
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if is_recorded():
         return "the program is being traced"
     if not is_plain_tensor(x):
         return f"the input is a {type(x).__name__}"

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustsim.encoders.fast import onednn
 from robustsim.encoders.fast.plain import is_plain, is_plain_tensor
 from robustsim.images.tracing import is_transformed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias`, as `torch.nn.functional.linear`."""
-    return F.linear(x, weight, bias)
+    return onednn.linear(x, weight, bias) if onednn.applies(x, weight, bias) else F.linear(x, weight, bias)
 
 
 def call(module: nn.Module, x: Tensor) -> Tensor:
@@ -50,8 +51,8 @@ def attention_of_first(q: Tensor, kv: Tensor, heads: int) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention by heads, (N, heads, L, D)."""
     if any(map(is_transformed, (q, k, v))):  # the fused kernel has no rules for torch.func
-        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
-        return weights @ v
+        mixed: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+        return mixed
     differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if differentiated and _slow_backward(q):
         out: Tensor = _Attention.apply(q, k, v)
