@@ -167,7 +167,9 @@ def test_parameters_train_as_open_clips_do():
 def test_adapters_count_and_train(targets):
     peft = pytest.importorskip("peft")
     visual = tower()
-    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False), visual)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # large adapters amplify rounding
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False), visual)
     visual.eval()
     out, expected = ClipTrunk(visual)(pixels()), visual(pixels())
     assert far(out, expected) < 1e-5
