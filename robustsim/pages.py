@@ -34,13 +34,14 @@ def in_bytes(count: int) -> str:
 
 
 def data_uri(image: "Image.Image", kind: str, **options: Any) -> str:
-    """A picture as the address of itself.
+    """A picture as the address of itself, without what else its file held: comments, places, profiles.
 
     Args:
         image: RGB.
         kind: `PNG` or `JPEG`.
         options: as Pillow's `save` takes them.
     """
-    held = io.BytesIO()
-    image.save(held, kind, **options)
+    held, bare = io.BytesIO(), image.copy()
+    bare.info = {}  # Pillow writes some of it into the new file
+    bare.save(held, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(held.getvalue()).decode()}"

@@ -161,6 +161,20 @@ def test_names_stay_text(document, read):
     assert "<script>alert(1)<" in read.text.replace("\u2215", "/")
 
 
+def test_what_else_a_file_holds_stays_there(pair, tmp_path):
+    """Comments, places and profiles of the file are not sent along; its name is, and its folders are not."""
+    exif = Image.Exif()
+    exif[0x010E] = "a secret"
+    with Image.open(pair[0]) as image:
+        image.save(tmp_path / "a.jpg", comment=b"a secret", exif=exif, icc_profile=b"a secret profile")
+    one = explain_pair(RobustSim(trainings.encoder()), tmp_path / "a.jpg", pair[1], map_method="gradient", steps=1)
+    assert b"secret" in (tmp_path / "a.jpg").read_bytes()
+    document = page(one)
+    assert tmp_path.name not in document
+    pictures = [base64.b64decode(image["src"].partition(",")[2]) for image in Read(document).all("img")]
+    assert not [one for one in pictures if b"secret" in one or b"iCCP" in one]
+
+
 def test_it_is_the_same_again_and_another_with_another_seed(pair):
     small = RobustSim(trainings.encoder())
     first, again, other = (explain_pair(small, *pair, map_method="gradient", steps=2, seed=s) for s in (0, 0, 1))

@@ -123,7 +123,8 @@ def _map(one: Explanation) -> str:
     return _section(
         "map",
         "Where they differ",
-        f"<p>Method <code>{text(one.method)}</code>. {_METHODS.get(one.method, '')}</p>"
+        f"<p>Method <code>{text(one.method)}</code>; what its numbers are stands below the scale. "
+        f"{_METHODS.get(one.method, '')}</p>"
         f"<p>Lightness tells {'how large a value is' if one.map.signed else 'the value'}, so that the map reads "
         "without colours too. The scale ends at the largest value of this map: compare two maps by their numbers.</p>",
         f'<div class="pair wells">{pictures}</div>{_legend(one.map)}',

@@ -46,7 +46,7 @@ def scale(
         parts += [_label(low, f"{low:.4f}", 54, "near"), _label(high, f"{high:.4f}", 72 if close else 54, "far")]
         height = 76 if close else 58
     parts += [
-        f'<circle class="pair" cx="{_percent(distance):.2f}%" cy="30" r="7"/>',
+        f'<circle class="dot" cx="{_percent(distance):.2f}%" cy="30" r="7"/>',
         _label(distance, f"{distance:.4f}", 14, "now"),
     ]
     return f'<svg class="scale" role="img" aria-label="{words}" width="100%" height="{height}">{"".join(parts)}</svg>'
