@@ -29,16 +29,13 @@ from robustsim.evaluation.calibration import draw_photographs
 from robustsim.evaluation.running.journal import Journal
 from robustsim.evaluation.statistics import mean_interval, paired_difference
 from robustsim.explain import invert
+from robustsim.images.inputs import to_picture
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
 MODELS = ("lite", "lite-clean")
 TITLES = ("original", "from what lite holds", "from what lite-clean holds")
 GAP, TEXT, LABEL = 8, 26, 18
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    return Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def to_pixels(path: Path) -> Tensor:
@@ -65,7 +62,7 @@ def made(
                     continue
                 found = invert(metrics[model], file, steps=options.steps, seeds=[options.seed])
                 with whole_file(picture_of(work, index, model)) as temporary:
-                    to_image(found.images[0, 0]).save(temporary, format="PNG")
+                    to_picture(found.images[0, 0]).save(temporary, format="PNG")
                 journal.add(index, model, {"similarity": float(found.similarity)})
                 print(f"{name}, {model}: similarity {float(found.similarity):.4f}", flush=True)
         return dict(journal.done)
@@ -87,7 +84,7 @@ def draw(options: argparse.Namespace) -> None:
         pen.text((GAP + column * (side + GAP) + side / 2, TEXT / 2), title, fill="black", font=font, anchor="mm")
     for index, file in enumerate(files.values()):
         top = TEXT + index * (side + LABEL + GAP)
-        canvas.paste(to_image(metric.preprocess([file])[0]), (GAP, top))
+        canvas.paste(to_picture(metric.preprocess([file])[0]), (GAP, top))
         for column, model in enumerate(MODELS, 1):
             left = GAP + column * (side + GAP)
             canvas.paste(Image.open(picture_of(work, index, model)), (left, top))

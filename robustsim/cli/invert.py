@@ -16,7 +16,6 @@ from robustsim.errors import ImageError, InputError, OutputError
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from robustsim.cli.pictures import Picture
     from robustsim.explain import InversionStep
@@ -227,13 +226,14 @@ class _Job:
 
     def _make(self, label: str, weights: str, one: "Kept", seed: int, bar: Any) -> None:
         from robustsim.explain import invert as make
+        from robustsim.images.inputs import to_picture
 
         frames: list[Image.Image] = []
 
         def tell(step: "InversionStep") -> bool:
             bar.update()
             if self.gif and _is_frame(step.step, step.steps):
-                frames.append(_to_image(step.images[0]))
+                frames.append(to_picture(step.images[0]))
             return False
 
         target: dict[str, Any] = (
@@ -247,7 +247,7 @@ class _Job:
             callback=tell,
             **target,
         )
-        one.add(label, weights, seed, float(found.similarity[0, 0]), _to_image(found.images[0, 0]), frames)
+        one.add(label, weights, seed, float(found.similarity[0, 0]), to_picture(found.images[0, 0]), frames)
 
     def _picture(self, one: "Kept") -> "Picture":
         picture = self.sources[one.source]
@@ -326,10 +326,3 @@ def _is_frame(step: int, steps: int) -> bool:
     """Whether one of so many frames, spread evenly over the steps, falls here; the last step is one."""
     count = min(_FRAMES, steps)
     return step * count // steps > (step - 1) * count // steps
-
-
-def _to_image(pixels: "Tensor") -> "Image.Image":
-    """(3, S, S) in [0, 1]."""
-    from PIL import Image
-
-    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy())

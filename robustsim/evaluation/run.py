@@ -85,10 +85,7 @@ def evaluate(
         if workers.is_main:
             discard(folder)  # of a run that was killed after its report was written
         return load_report(path)
-    if workers.device is not None and workers.device.type == "cuda" and one.device != workers.device:
-        raise InputError(
-            f"{one.name} is on {one.device}, and this process should work on {workers.device}: load it there"
-        )
+    workers.check(one.name, one.device)
     with Journal(folder, identity, worker=workers.number) as journal:
         work.do(journal, workers, progress and workers.is_main)
         workers.wait()

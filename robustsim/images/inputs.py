@@ -160,6 +160,11 @@ def stack_squares(squares: Sequence[Tensor], device: torch.device) -> Tensor:
     return unit_pixels(torch.stack(tuple(squares)), device)
 
 
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Pixels (3, H, W) in [0, 1] as a picture, rounded to 8 bit."""
+    return Image.fromarray(pixels.detach().mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
 def unit_pixels(squares: Tensor, device: torch.device) -> Tensor:
     """(N, S, S, 3), uint8 or float32 in [0, 1], as float32 (N, 3, S, S) in [0, 1] on a device.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from robustsim.errors import MissingDependencyError
+from robustsim.errors import InputError, MissingDependencyError
 
 
 class Workers:
@@ -37,6 +37,15 @@ class Workers:
     def is_main(self) -> bool:
         """Whether this is the one that writes."""
         return self.number == 0
+
+    def check(self, name: str, device: torch.device) -> None:
+        """Refuse a metric that is elsewhere than this process should work.
+
+        Raises:
+            InputError: it is.
+        """
+        if self.device is not None and self.device.type == "cuda" and device != self.device:
+            raise InputError(f"{name} is on {device}, and this process should work on {self.device}: load it there")
 
     def wait(self) -> None:
         """Until all are here."""

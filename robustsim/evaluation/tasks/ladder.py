@@ -20,8 +20,8 @@ from robustsim.evaluation.statistics import Array
 from robustsim.evaluation.subjects import Subject
 from robustsim.evaluation.tasks.choices import THREE, Choice, Loss, Question, choice_between
 from robustsim.evaluation.tasks.distortions import DISTORTIONS, LEVELS, Distorted, LadderPhoto, seed_of
-from robustsim.evaluation.tasks.pictures import Seen
-from robustsim.images.files import list_images, printable
+from robustsim.evaluation.tasks.pictures import Seen, draw_files
+from robustsim.images.files import printable
 
 _STEPS = tuple(combinations(range(LEVELS), 2))
 
@@ -89,9 +89,7 @@ def distortion_ladder(
         if kind not in DISTORTIONS:
             raise InputError(f"{kind!r} is none of the distortions {', '.join(DISTORTIONS)}")
     root = Path(folder)
-    files, passed_over = list_images(root, follow_links=follow_links, tell=tell)
-    if photographs is not None and photographs < len(files):
-        files = sorted(random.Random(seed).sample(files, photographs))
+    files, passed_over = draw_files(root, photographs, seed, follow_links=follow_links, tell=tell)
     questions = []
     for file in files:
         name = printable(file)

@@ -1,8 +1,9 @@
 """Pictures by name, each decoded and encoded once however many questions it is in."""
 
 import os
+import random
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -16,6 +17,7 @@ from torch import Tensor
 from robustsim.errors import ImageError
 from robustsim.evaluation.subjects import Subject
 from robustsim.images import prefetch, read_image
+from robustsim.images.files import list_images
 from robustsim.images.inputs import load_square, stack_squares
 
 #: Bytes of embeddings that are held at once.
@@ -65,6 +67,35 @@ def below(root: "str | os.PathLike[str]", path: Path) -> Path:
     """A path relative to a folder, however the two are spelt; absolute where it is not below it."""
     start, full = os.path.abspath(root), Path(os.path.abspath(path))
     return full.relative_to(start) if full.is_relative_to(start) else full
+
+
+def draw_files(
+    root: Path,
+    count: int | None,
+    seed: int,
+    *,
+    follow_links: bool = False,
+    tell: Callable[[str], object] = lambda text: None,
+) -> tuple[list[Path], Mapping[str, int]]:
+    """So many of the images below a folder, drawn at random and in the order of their names, relative to it.
+
+    Args:
+        root: the folder.
+        count: how many; all where it is None or there are fewer.
+        seed: of the draw.
+        follow_links: walk linked folders too.
+        tell: called with a line for people if files of the folder are passed over.
+
+    Returns:
+        The files, and how many of each other kind were passed over.
+
+    Raises:
+        ImageError: there is no such folder, or no image in it.
+    """
+    files, passed_over = list_images(root, follow_links=follow_links, tell=tell)
+    if count is not None and count < len(files):
+        files = sorted(random.Random(seed).sample(files, count))
+    return files, passed_over
 
 
 class Seen:

@@ -9,7 +9,7 @@ from PIL import Image, ImageStat
 from torch import Tensor
 
 from robustsim.errors import InputError
-from robustsim.images.inputs import ImageSource, split_images, unit_range
+from robustsim.images.inputs import ImageSource, split_images, to_picture, unit_range
 from robustsim.images.views.layers import layers
 from robustsim.images.views.names import FRAMES, check_views
 from robustsim.images.views.parts import Part, parts
@@ -103,5 +103,4 @@ def _is_plain(image: Image.Image) -> bool:
 
 
 def _rounded(tensor: Tensor, input_range: tuple[float, float]) -> Image.Image:
-    pixels = unit_range(tensor.detach(), input_range)[0]
-    return Image.fromarray(pixels.mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return to_picture(unit_range(tensor.detach(), input_range)[0])
