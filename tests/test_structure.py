@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"images"},
     "baselines": {"images", "encoders", "metric"},
     "integrations": {"images", "encoders", "metric"},
-    "evaluation": {"images", "encoders", "distances", "metric", "attacks", "data", "baselines"},
+    "evaluation": {"images", "encoders", "distances", "metric", "attacks", "data", "baselines", "explain"},
     "training": {"images", "encoders", "metric", "attacks", "data"},
     "cli": {
         "images",
@@ -51,7 +51,13 @@ ALLOWED: dict[str, set[str]] = {
 # The rooms inside the wide ones, from the ground up: each imports those below it and none beside it.
 FLOORS = {
     "attacks": [{"engine", "rounding"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
-    "evaluation": [{"subjects", "statistics"}, {"tasks", "reports"}, {"running"}, {"tails"}, {"run", "calibration"}],
+    "evaluation": [
+        {"subjects", "statistics"},
+        {"tasks", "reports"},
+        {"running"},
+        {"tails"},
+        {"run", "calibration", "inversion"},
+    ],
     "search": [{"formats", "scan"}, {"duplicates", "embedding", "storage"}, {"rates"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from robustsim.cli import output
+from robustsim.cli import evaluate_inversion, judged, output
 
 if TYPE_CHECKING:
     from robustsim.evaluation import AttackPlan, Report
@@ -27,9 +27,6 @@ Norm = Literal["linf", "l2", "l1"]
 Scoring = Literal["majority", "share"]
 Preprocess = Literal["card", "squash"]
 Style = Literal["terminal", "markdown", "latex"]
-
-# Items that were skipped and are named; the reports hold them all.
-_MOST_SKIPPED = 20
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="PATH", help="The data: a folder or a CSV.")]
 ItemsOption = Annotated[int | None, typer.Option("--items", min=1, help="Ask so many items, drawn at random.")]
@@ -181,6 +178,9 @@ def ladder(
     _judge(distortion_ladder(data, seed=run.seed, **options), plan, run)
 
 
+app.command("inversion")(evaluate_inversion.inversion)
+
+
 ReportsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Reports of `robustsim evaluate`.")]
 
 
@@ -226,7 +226,7 @@ def table(
 
     for one in report_table([load_report(path) for path in runs], groups=groups, interval=intervals):
         if style == "terminal":
-            _show(one)
+            judged.show(one)
         else:
             typer.echo((one.markdown() if style == "markdown" else one.latex()) + "\n")
 
@@ -290,19 +290,16 @@ def _read(data: Path, kind: Any, items: int | None, seed: int, **options: Any) -
 
 
 def _judge(task: "Task", plan: "AttackPlan | None", options: Run) -> None:
-    from robustsim.evaluation import evaluate, load_metric, report_table
+    from robustsim.evaluation import evaluate, report_table
     from robustsim.evaluation.running.workers import Workers
 
     gc.enable()  # the command's start has switched it off
     workers = Workers()
-    names = [_split(one) for one in options.model or [output.DEFAULT_MODEL]]
-    if any(":" in name for name, _ in names):
-        sys.path.insert(0, os.getcwd())  # where people keep the module they name
     device = workers.device if options.device is None else options.device
     reports: list[Report] = []
     with redirect_stdout(sys.stderr):  # whatever somebody's metric prints
         # All of them before any: what cannot be loaded is told now.
-        metrics = [load_metric(name, weights=weights, device=device) for name, weights in names]
+        metrics = judged.load_judges(options.model or [output.DEFAULT_MODEL], device)
         for number, metric in enumerate(metrics, 1):
             if workers.is_main and len(metrics) > 1:
                 output.note(f"{metric.name} ({number} of {len(metrics)})")
@@ -325,31 +322,7 @@ def _judge(task: "Task", plan: "AttackPlan | None", options: Run) -> None:
         output.print_json([{"report": str(report.path), **report.content} for report in reports])
     else:
         for one in report_table(reports, groups=options.groups):
-            _show(one)
+            judged.show(one)
         for report in reports:
             typer.echo(f"{report.metric}: {report.path}")
-    skipped = {one["id"]: one["error"] for report in reports for one in report.content["skipped"]}
-    for name, error in list(skipped.items())[:_MOST_SKIPPED]:
-        output.note(f"skipped {name}: {error}")
-    if skipped:
-        output.note(f"{len(skipped)} of {len(task.questions)} items were skipped, as a picture could not be read")
-        if options.strict:
-            raise typer.Exit(1)
-
-
-def _split(model: str) -> tuple[str, str | None]:
-    """NAME=FILE of a baseline; anything else is a name, a folder's too."""
-    from robustsim.baselines import list_baselines
-
-    name, _, weights = model.partition("=")
-    if weights and (name in list_baselines() or not os.path.exists(model)):
-        return name, weights
-    return model, None
-
-
-def _show(table: Any) -> None:
-    typer.echo(table.title)
-    output.print_table(table.header, table.rows, numbers=range(1, len(table.header)))
-    for line in table.notes:
-        typer.echo(line)
-    typer.echo("")
+    judged.tell_skipped(reports, "items", options.strict)

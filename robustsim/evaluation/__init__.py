@@ -15,6 +15,7 @@ from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.evaluation.calibration import Measured, calibrate
+    from robustsim.evaluation.inversion import evaluate_inversion
     from robustsim.evaluation.reports.comparison import Comparison, compare_reports
     from robustsim.evaluation.reports.plots import plot_iterations, plot_radii
     from robustsim.evaluation.reports.report import Report, load_report
@@ -40,6 +41,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "distort",
     "distortion_ladder",
     "evaluate",
+    "evaluate_inversion",
     "just_noticeable",
     "load_metric",
     "load_report",
@@ -66,6 +68,7 @@ __getattr__, __dir__ = lazy_names(
         "distort": "tasks.distortions",
         "distortion_ladder": "tasks.ladder",
         "evaluate": "run",
+        "evaluate_inversion": "inversion",
         "just_noticeable": "tasks.questions",
         "load_metric": "subjects",
         "load_report": "reports.report",

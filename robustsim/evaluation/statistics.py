@@ -69,6 +69,18 @@ def mean_interval(scores: Array, *, clusters: Array | None = None, seed: int = 0
     return Interval(value, low, high, n)
 
 
+def mean_of_numbers(values: Array, *, clusters: Array | None = None, seed: int = 0) -> Interval:
+    """The mean of numbers of any size, such as distances and cosines, with the percentile bootstrap's interval.
+
+    Args:
+        values: (n,), at least one.
+        clusters: (n,) what numbers are drawn together by; each its own if not given.
+        seed: of the resampling.
+    """
+    rows = _units(clusters, len(values))
+    return interval_of(float(values.mean()), _means(values, rows, seed), len(values), units=int(rows.max()) + 1)
+
+
 def _units(clusters: Array | None, n: int) -> Array:
     """The number of each question's cluster, (n,)."""
     return np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]

@@ -64,7 +64,7 @@ def compare_reports(reports: Sequence[Report], *, seed: int = 0) -> list[Compari
         seed: of resampling and permutation.
 
     Raises:
-        InputError: fewer than two; reports of different tasks or items.
+        InputError: fewer than two; reports of different tasks or items, or of inversion.
     """
     if len(reports) < 2:
         raise InputError("a comparison needs at least two reports")
@@ -74,6 +74,11 @@ def compare_reports(reports: Sequence[Report], *, seed: int = 0) -> list[Compari
             raise InputError(f"{first.path.name} is on {first.task}, {other.path.name} on {other.task}")
         if not first.same_data(other):
             raise InputError(f"{first.path.name} and {other.path.name} are not on the same items")
+    if first.task == "inversion":
+        raise InputError(
+            f"{first.path.name} is on inversion, a matrix of models by models that holds all there is to compare: "
+            "`robustsim evaluate table` shows it"
+        )
     named = list(zip(_names(reports), reports, strict=True))
     return _holm([one for a, b in combinations(named, 2) for one in _pair(a, b, seed)])
 

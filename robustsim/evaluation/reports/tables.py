@@ -64,7 +64,7 @@ class Table:
 
 
 def report_table(reports: Sequence[Report], *, groups: bool = False, interval: bool = True) -> list[Table]:
-    """Tables of reports, one for each task and data set, a row for each metric.
+    """Tables of reports, one for each task and data set, a row for each metric; a matrix for each report of inversion.
 
     Args:
         reports: any; those of one metric on the same data share a row, where they do not contradict each other.
@@ -79,7 +79,15 @@ def report_table(reports: Sequence[Report], *, groups: bool = False, interval: b
                 break
         else:
             sets.append([report])
-    return [_table(part, groups, interval) for part in sets]
+    return [
+        table
+        for part in sets
+        for table in (
+            [_matrix(report, interval) for report in part]
+            if part[0].task == "inversion"
+            else [_table(part, groups, interval)]
+        )
+    ]
 
 
 def _table(reports: list[Report], groups: bool, interval: bool) -> Table:
@@ -99,14 +107,57 @@ def _table(reports: list[Report], groups: bool, interval: bool) -> Table:
             rows.append((f"{metric} ({report.path.stem[-8:]})" if known else metric, row))
         row.update(cells)
         notes.update(dict.fromkeys(_notes(report, setting, interval)))
-    about = reports[0].content["data"]
-    title = f"{reports[0].task}, {about['name']}" + (f": {about['description']}" if about.get("description") else "")
     return Table(
-        title=title,
+        title=_title(reports[0]),
         header=("metric", *columns),
         rows=tuple((metric, *(row.get(name, "-") for name in columns)) for metric, row in rows),
         notes=tuple(notes),
     )
+
+
+def _title(report: Report) -> str:
+    about = report.content["data"]
+    return f"{report.task}, {about['name']}" + (f": {about['description']}" if about.get("description") else "")
+
+
+def _matrix(report: Report, interval: bool) -> Table:
+    """Which model finds what which model has rebuilt how similar (R-CLIP paper, Table VII)."""
+    results, content = report.results, report.content
+    judges: dict[str, str] = results["judges"]
+
+    def row(label: str, part: dict[str, Any]) -> tuple[str, ...]:
+        return label, *(_plain(part[judge], interval) for judge in judges)
+
+    rows = [row(name, part) for name, part in results["matrix"].items()]
+    rows += [row(f"{name}, of another photograph", part) for name, part in results["another"].items()]
+    greys = [row(f"grey, as {name} is shown it", part) for name, part in results["grey"].items()]
+    rows += [("grey", *greys[0][1:])] if len({one[1:] for one in greys}) == 1 else greys
+    search, reached = content["inversion"], results["reached"]
+    bounds = ", with 95 % bootstrap intervals" if interval else ""
+    notes = [
+        f"Mean cosine similarity{bounds} over {next(iter(reached.values()))['n']} photographs, of each photograph and "
+        "what was rebuilt from its embedding alone by the model of the row, in the eyes of the model of the column; "
+        f"{search['steps']} steps of APGD, radius {search['radius']:g}, seed {content['seed']}.",
+        "No sign of anything: what was rebuilt of another photograph, and a grey picture.",
+    ]
+    if "distance" in judges.values():
+        notes.append("A column of distances is in its judge's own units: smaller is nearer.")
+    told = ", ".join(f"{name} {_plain(one, False)}" for name, one in reached.items())
+    notes.append(f"Before what was rebuilt is rounded to 8 bit, its model finds it similar by: {told}.")
+    if content["skipped"]:
+        notes.append(f"{len(content['skipped'])} photographs were skipped, as they could not be read.")
+    header = [name + (", distance" if measure == "distance" else "") for name, measure in judges.items()]
+    return Table(_title(report), ("generated with", *header), tuple(rows), tuple(notes))
+
+
+def _plain(figure: dict[str, Any] | None, interval: bool) -> str:
+    """A number with its interval, in its own unit."""
+    if figure is None:
+        return "-"
+    text = f"{figure['value']:.3f}"
+    if interval and figure["low"] is not None:
+        text += f" [{figure['low']:.3f}, {figure['high']:.3f}]"
+    return text
 
 
 def _cells(report: Report, setting: str, groups: bool, interval: bool) -> dict[str, str]:

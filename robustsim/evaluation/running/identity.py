@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +27,8 @@ _NAMED = (
 )  # fmt: skip
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What is installed that figures may depend on."""
     found = {"robustsim": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for name in _NAMED:
         try:
@@ -36,7 +38,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device(device: torch.device) -> str:
+def device_kind(device: torch.device) -> str:
+    """What a device is called in reports: the GPU's own name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -66,7 +69,6 @@ def identify(
         shown = (f"{_name(task, picture.path)}\1{picture.variant}" for picture in question.pictures)
         fields = (question.id, repr(question.answer), question.group, question.cluster, repr(question.duel), *shown)
         questions.update("\0".join(fields).encode("utf-8", "surrogateescape") + b"\n")
-    sizes, stamps, count = _files(task)
     return {
         "task": task.name,
         "metric": {"name": metric.name, **metric.about},
@@ -74,17 +76,18 @@ def identify(
             **task.data,
             "items": len(task.questions),
             "items_sha256": questions.hexdigest(),
-            "files": count,
-            "files_sha256": sizes,
-            "stamps_sha256": stamps,
+            **file_hashes(
+                task.data.get("root", "."),
+                {picture.path for question in task.questions for picture in question.pictures},
+            ),
         },
         "preprocessing": {"rule": preprocess, **asdict(metric.preprocessing)},
         "attack": attack,
         "attacked": attacked,
         "seed": seed,
         "batch_size": batch_size,
-        "versions": _versions(),
-        "device": _device(metric.device),
+        "versions": versions(),
+        "device": device_kind(metric.device),
     }
 
 
@@ -100,17 +103,17 @@ def _name(task: Task, path: Path) -> str:
     return below(task.data.get("root", "."), path).as_posix()
 
 
-def _files(task: Task) -> tuple[str, str, int]:
-    """Hash of the files' names and sizes, hash of their times of change besides, and how many there are."""
-    paths = sorted({picture.path for question in task.questions for picture in question.pictures})
+def file_hashes(root: "str | os.PathLike[str]", paths: Iterable[Path]) -> dict[str, Any]:
+    """Hash of the files' names below a folder and sizes, of their times of change besides, and how many there are."""
+    found = sorted(set(paths))
     sizes, stamps = hashlib.sha256(), hashlib.sha256()
-    for path in paths:
+    for path in found:
         try:
             stat = path.stat()
             size, changed = stat.st_size, stat.st_mtime_ns
         except OSError:  # whoever reads it will tell why
             size = changed = -1
-        name = os.fsencode(_name(task, path))
+        name = os.fsencode(below(root, path).as_posix())
         sizes.update(name + f"\0{size}\n".encode())
         stamps.update(name + f"\0{size} {changed}\n".encode())
-    return sizes.hexdigest(), stamps.hexdigest(), len(paths)
+    return {"files": len(found), "files_sha256": sizes.hexdigest(), "stamps_sha256": stamps.hexdigest()}

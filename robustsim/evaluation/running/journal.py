@@ -38,7 +38,7 @@ class Journal:
 
     @property
     def root(self) -> Path:
-        """The folder: what a run keeps there in files `*.f32` goes with the journal."""
+        """The folder: what a run keeps there in files `*.f32` and `rebuilt-*.png` goes with the journal."""
         return self._root
 
     def __enter__(self) -> "Journal":
@@ -133,7 +133,8 @@ def discard(root: Path) -> None:
 
 
 def _remove(root: Path) -> None:
-    for path in (*root.glob("journal-*.jsonl"), *root.glob("*.f32"), *root.glob(f"{_LOCK}-*"), root / _IDENTITY):
-        path.unlink(missing_ok=True)
+    for kind in ("journal-*.jsonl", "*.f32", "rebuilt-*.png", f"{_LOCK}-*", _IDENTITY):
+        for path in root.glob(kind):
+            path.unlink(missing_ok=True)
     with suppress(OSError):  # somebody put something of his own there
         root.rmdir()

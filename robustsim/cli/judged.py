@@ -1,0 +1,60 @@
+"""What the commands of `robustsim evaluate` share: judges by name, tables, and what was skipped."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from robustsim.cli import output
+
+if TYPE_CHECKING:
+    import torch
+
+    from robustsim.evaluation import Report
+    from robustsim.evaluation.subjects import Subject
+
+# Items that were skipped and are named; the reports hold them all.
+_MOST_SKIPPED = 20
+
+
+def load_judges(models: Sequence[str], device: "str | torch.device | None") -> "list[Subject]":
+    """Metrics by NAME[=FILE], all of them before any is asked: what cannot be loaded is told now."""
+    from robustsim.evaluation import load_metric
+
+    names = [_split(one) for one in models]
+    if any(":" in name for name, _ in names):
+        sys.path.insert(0, os.getcwd())  # where people keep the module they name
+    return [load_metric(name, weights=weights, device=device) for name, weights in names]
+
+
+def _split(model: str) -> tuple[str, str | None]:
+    """NAME=FILE of a baseline; anything else is a name, a folder's too."""
+    from robustsim.baselines import list_baselines
+
+    name, _, weights = model.partition("=")
+    if weights and (name in list_baselines() or not os.path.exists(model)):
+        return name, weights
+    return model, None
+
+
+def show(table: Any) -> None:
+    """A table with its title and notes."""
+    typer.echo(table.title)
+    output.print_table(table.header, table.rows, numbers=range(1, len(table.header)))
+    for line in table.notes:
+        typer.echo(line)
+    typer.echo("")
+
+
+def tell_skipped(reports: "Sequence[Report]", what: str, strict: bool) -> None:
+    """Say on standard error what could not be read, each once; leave with 1 for it where that is wanted."""
+    skipped = {one["id"]: one["error"] for report in reports for one in report.content["skipped"]}
+    for name, error in list(skipped.items())[:_MOST_SKIPPED]:
+        output.note(f"skipped {name}: {error}")
+    if skipped:
+        asked = reports[0].content["data"]["items"]
+        output.note(f"{len(skipped)} of {asked} {what} were skipped, as a picture could not be read")
+        if strict:
+            raise typer.Exit(1)
