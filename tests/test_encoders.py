@@ -17,6 +17,7 @@ from robustsim.encoders import Architecture, Head, load_card, load_encoder, save
 from robustsim.encoders.card import DEFAULT_MODEL
 from robustsim.encoders.encoder import build_encoder
 from robustsim.encoders.heads import ResidualMLP, merge_lora
+from robustsim.encoders.layers import spread
 from robustsim.encoders.lite import LiteTrunk
 from robustsim.encoders.weights import read_weights, whole_file
 from robustsim.errors import CardError, CorruptFileError, InputError, OutputError, RepositoryError, WeightsError
@@ -173,6 +174,55 @@ def test_features_of_lite(metric):
     torch.testing.assert_close(torch.cat(cells, 1), metric.encoder(x))
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("vit", [(64, 2, 2)] * 2),
+        ("convnext", None),
+        ("dino", [(48, 4, 4)] * 2),
+        ("dinov3", [(48, 4, 4)]),
+        ("classifier", None),
+    ],
+)
+def test_layers_of_one_pass(published, name, sizes):
+    """The last is that of the tokens; the embedding is the encoder's."""
+    encoder = load_encoder(published[name][0])
+    x = pixels(2, 64)
+    with torch.no_grad():
+        plain, features = encoder.features(x), encoder.features(x, layers=True)
+        torch.testing.assert_close(features.embedding, encoder(x), rtol=1e-4, atol=1e-5)
+    assert plain.layers == ()
+    assert features.grid == plain.grid
+    torch.testing.assert_close(features.tokens, plain.tokens)
+    torch.testing.assert_close(features.layers[-1].flatten(2).transpose(1, 2), plain.tokens)
+    if sizes:
+        assert [tuple(one.shape[1:]) for one in features.layers] == sizes
+    else:  # a convolutional network's resolutions
+        sides = [one.shape[2] for one in features.layers]
+        assert sides == sorted(set(sides), reverse=True)
+        assert len(sides) >= 3
+
+
+def test_layers_of_lite(metric):
+    x = pixels(2, 224)
+    with torch.no_grad():
+        features = metric.encoder.features(x, layers=True)
+        assert torch.equal(features.embedding, metric.encoder(x))
+        assert torch.equal(features.layers[-1], metric.encoder.trunk.feature_map(metric.encoder.normalize(x)))
+    shapes = [(16, 112, 112), (24, 56, 56), (40, 28, 28), (112, 14, 14), (1280, 7, 7)]
+    assert [tuple(one.shape[1:]) for one in features.layers] == shapes
+
+
+def test_which_blocks_are_looked_at():
+    assert [spread(count) for count in (1, 2, 5, 12, 24)] == [
+        [0],
+        [0, 1],
+        [0, 1, 2, 3, 4],
+        [1, 3, 6, 8, 11],
+        [3, 8, 13, 18, 23],
+    ]
+
+
 def test_embedding_at_another_size_than_the_file(tmp_path):
     """DINOv2's way: weights at the architecture's size, run at the card's; as timm itself would resample."""
     import timm
@@ -211,6 +261,7 @@ def test_any_open_clip_resnet_too(tmp_path):
         torch.testing.assert_close(encoder(pixels()), model.encode_image(encoder.normalize(pixels())))
     with pytest.raises(InputError, match="no projection that can be applied place by place"):
         encoder.features(pixels(), project=True)
+    assert [one.shape[2] for one in encoder.features(pixels(), layers=True).layers] == [16, 16, 8, 4, 2]
 
 
 # --- heads
@@ -467,8 +518,9 @@ def test_a_coca_tower_embeds_but_has_no_tokens(tmp_path):
     layouts.write_open_clip(tmp_path / "coca", config)
     encoder = load_encoder(tmp_path / "coca")
     assert encoder(pixels()).shape == (2, 24)
-    with pytest.raises(InputError, match="pools by attention"):
-        encoder.features(pixels())
+    for layers in (False, True):
+        with pytest.raises(InputError, match="pools by attention"):
+            encoder.features(pixels(), layers=layers)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustsim.encoders.card import CLIP_MEAN, CLIP_STD, Architecture, EncoderCard, did_you_mean
 from robustsim.encoders.fast import vit
+from robustsim.encoders.layers import spread
 from robustsim.encoders.text import TextTower
 from robustsim.errors import CardError, InputError, WeightsError
 from robustsim.images.preprocessing import Preprocessing
@@ -37,11 +38,24 @@ class ClipTrunk(nn.Module):
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """The embedding, and the last layer's places after the final norm, (N, C, h, w)."""
         visual: Any = self.visual
-        if getattr(visual, "attn_pool", None) is not None:
-            raise InputError("this image tower pools by attention (CoCa): its tokens are not in reach")
+        self._check_access()
         out = vit.forward_intermediates(visual, x, indices=1, normalize_intermediates=True, output_fmt="NCHW")
         last = out["image_intermediates"][-1]
         return out["image_features"], self._project(last) if project else last
+
+    def layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The embedding, and the maps of the stages, or of five blocks evenly, after the final norm where it fits."""
+        visual: Any = self.visual
+        self._check_access()
+        blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
+        known = getattr(getattr(visual, "trunk", None), "feature_info", None) if blocks is None else blocks
+        indices = spread(len(known)) if known else None
+        out = vit.forward_intermediates(visual, x, indices=indices, normalize_intermediates=True, output_fmt="NCHW")
+        return out["image_features"], out["image_intermediates"]
+
+    def _check_access(self) -> None:
+        if getattr(self.visual, "attn_pool", None) is not None:
+            raise InputError("this image tower pools by attention (CoCa): its tokens are not in reach")
 
     def _project(self, last: Tensor) -> Tensor:
         visual: Any = self.visual

@@ -22,6 +22,9 @@ class Trunk(Protocol):
     def tokens(self, x: Tensor, *, project: bool = False) -> tuple[Tensor, Tensor]:
         """Normalised (N, 3, S, S) -> ((N, D), (N, C, h, w))."""
 
+    def layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The same with the maps of several layers, the first ones first; the last is that of `tokens`."""
+
     def path(self) -> tuple[str, str]:
         """By what code it is run, and why, as `Execution` has it."""
 
@@ -35,11 +38,14 @@ class Features:
         tokens: (N, h * w, C), row by row: a transformer's patch tokens after the last norm, or a convolutional
             network's last feature map.
         grid: (h, w).
+        layers: on request, the maps of several layers, (N, C, h, w) each, from the first to the last, which is that of
+            the tokens. Of a convolutional network, one for each resolution.
     """
 
     embedding: Tensor
     tokens: Tensor
     grid: tuple[int, int]
+    layers: tuple[Tensor, ...] = ()
 
 
 class Encoder(nn.Module):
@@ -79,23 +85,30 @@ class Encoder(nn.Module):
         features: Tensor = self.trunk(self.normalize(pixels))
         return features if self.head is None else self.head(features)
 
-    def features(self, pixels: Tensor, *, project: bool = False) -> Features:
+    def features(self, pixels: Tensor, *, project: bool = False, layers: bool = False) -> Features:
         """Features of preprocessed images together with their patch tokens or last feature map.
 
         Args:
             pixels: as for [`forward`][robustsim.encoders.Encoder.forward].
             project: bring the tokens into the space of the embedding, by the projection that CLIP applies to the
                 class token, so that they can be compared with embeddings of texts (C is D then).
+            layers: give the maps of several layers too, of the same pass; not with `project`.
 
         Raises:
-            InputError: the architecture has no projection that can be applied place by place.
+            InputError: the architecture has no projection that can be applied place by place, or gives no access to
+                its layers.
         """
         trunk: Any = self.trunk
-        embedding, last = trunk.tokens(self.normalize(pixels), project=project)
+        x, maps = self.normalize(pixels), ()
+        if layers:
+            embedding, maps = trunk.layers(x)
+            last = maps[-1]
+        else:
+            embedding, last = trunk.tokens(x, project=project)
         if self.head is not None:
             embedding = self.head(embedding)
         height, width = last.shape[-2:]
-        return Features(embedding, last.flatten(2).transpose(1, 2), (height, width))
+        return Features(embedding, last.flatten(2).transpose(1, 2), (height, width), tuple(maps))
 
     def describe(self) -> Execution:
         """By what code its images are computed, on which device and in which type."""

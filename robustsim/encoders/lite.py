@@ -90,7 +90,10 @@ class LiteTrunk(nn.Module):
         self.grid = grid
         blocks: list[nn.Module] = []
         channels = _STEM
+        self._finest: list[int] = []  # the last block of each resolution but that of the last map
         for count, kernel, stride, expansion, outputs in _STAGES:
+            if stride > 1:
+                self._finest.append(len(blocks) - 1)
             for index in range(count):
                 blocks.append(_Block(channels, outputs, kernel, stride if index == 0 else 1, expansion))
                 channels = outputs
@@ -117,6 +120,19 @@ class LiteTrunk(nn.Module):
         """The embedding and the last feature map; there is no projection to apply."""
         last = self.feature_map(x)
         return self._means(last), last
+
+    def layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The embedding, and a map of each resolution: 16 channels of half the side to 1,280 of a 32nd of it."""
+        if not is_transformed(x):
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = F.relu6(self.stem(x))
+        maps = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in self._finest:
+                maps.append(x)
+        last = F.relu6(self.head(x))
+        return self._means(last), [*maps, last]
 
     def _means(self, last: Tensor) -> Tensor:
         if self.grid == 1:

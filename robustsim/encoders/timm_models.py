@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustsim.encoders.card import IMAGENET_MEAN, IMAGENET_STD, Architecture, EncoderCard, did_you_mean
 from robustsim.encoders.fast.onednn import linears
+from robustsim.encoders.layers import spread
 from robustsim.errors import CardError, InputError
 from robustsim.images.preprocessing import Preprocessing
 
@@ -38,12 +39,25 @@ class TimmTrunk(nn.Module):
         Raises:
             InputError: timm gives no access to this model's last layer.
         """
+        embedding, maps = self._intermediates(x, 1)
+        return embedding, maps[-1]
+
+    def layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The embedding, and the maps of the stages, or of five blocks evenly, after the norm where there is one.
+
+        Raises:
+            InputError: as for `tokens`.
+        """
+        known = getattr(self.model, "feature_info", None)
+        return self._intermediates(x, spread(len(known)) if known else None)
+
+    def _intermediates(self, x: Tensor, indices: "int | list[int] | None") -> tuple[Tensor, list[Tensor]]:
         model: Any = self.model
         if not hasattr(model, "forward_intermediates"):
             raise InputError(f"timm gives no access to the last feature map of {type(model).__name__}")
         with linears():
-            last, maps = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW")
-            return model.forward_head(last, pre_logits=True), maps[-1]
+            last, maps = model.forward_intermediates(x, indices=indices, norm=True, output_fmt="NCHW")
+            return model.forward_head(last, pre_logits=True), maps
 
 
 def build(card: EncoderCard, *, classes: int = 0, native_size: bool = False) -> TimmTrunk:
