@@ -12,25 +12,11 @@ from torch import Tensor
 
 from robustsim.errors import EncodingError, InputError
 from robustsim.images.tracing import concrete, is_traced
-
-#: How far from 1 the length of a vector may be that is taken for an embedding.
-NO_EMBEDDING = 1e-2
+from robustsim.vectors import NO_EMBEDDING, NOT_FINITE
 
 _SQRT_HALF = 0.5**0.5
 _UNIT = 1e-5  # within this of 1, a length is left as it is
 _DIGEST = 32  # bytes
-
-
-def check_counts(counts: Sequence[int]) -> None:
-    """N images against N or 1.
-
-    Raises:
-        InputError: other counts.
-    """
-    most = max(counts)
-    if any(count not in (1, most) for count in counts):
-        seen = " against ".join(f"{count} images" if place == 0 else str(count) for place, count in enumerate(counts))
-        raise InputError(f"{seen}: the counts must be equal, or one of them 1")
 
 
 def unit_embeddings(z: Tensor, size: int, model: str) -> Tensor:
@@ -135,8 +121,5 @@ def finite(values: Tensor, *embeddings: Tensor) -> Tensor:
     # One answer from the device for all.
     fine = [torch.isfinite(concrete(values)).all(), *(concrete(z).square().sum(-1).gt(0).all() for z in embeddings)]
     if not bool(torch.stack(fine).all()):
-        raise EncodingError(
-            "the encoder gave values that are not finite, or nothing but zeros: its weights are damaged, or do not fit "
-            "into its type (float16 ends at 65,504; use dtype=torch.float32 or torch.bfloat16)"
-        )
+        raise EncodingError(NOT_FINITE)
     return values

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustsim.distances import (
-    NO_EMBEDDING,
-    check_counts,
     encode_together,
     finite,
     identities,
@@ -39,6 +37,8 @@ from robustsim.encoders.load import load_encoder, save_encoder
 from robustsim.encoders.placement import find_device, parse_dtype, refuse_overflow
 from robustsim.errors import CardError, InputError
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
+from robustsim.onnx import OnnxMetric, from_onnx
+from robustsim.vectors import are_embeddings, check_counts
 
 #: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as `RobustSim.embed` returns, or a
 #: NumPy array of them, such as `robustsim embed` writes.
@@ -128,6 +128,11 @@ class RobustSim(nn.Module):
                 name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
             )
             return cls(encoder, persistent=persistent).to(place, wanted)
+
+    @staticmethod
+    def from_onnx(path: "str | os.PathLike[str]") -> OnnxMetric:
+        """[`robustsim.from_onnx`][robustsim.from_onnx], which needs no torch: a metric of the same verbs."""
+        return from_onnx(path)
 
     def save_pretrained(self, folder: "str | os.PathLike[str]") -> Path:
         """Write `config.json` and `model.safetensors`; [`from_pretrained`][robustsim.RobustSim.from_pretrained] reads
@@ -346,10 +351,8 @@ class RobustSim(nn.Module):
 
     def _stand_in(self, images: ImagesOrEmbeddings) -> ImagesOrEmbeddings:
         """An array of embeddings, such as np.load gives, as a tensor; any other array (H, W) is a grey picture."""
-        if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim in (1, 2):
-            lengths = np.linalg.norm(images, axis=-1)
-            if images.shape[-1] == self.card.embedding_dim and np.allclose(lengths, 1, atol=NO_EMBEDDING):
-                return torch.from_numpy(np.array(images, dtype=np.float32))
+        if are_embeddings(images, self.card.embedding_dim):
+            return torch.from_numpy(np.array(images, dtype=np.float32))
         return images
 
     def _stream(self, parts: list[Any], input_range: Range, batch_size: int | None = None) -> Iterator[Tensor]:

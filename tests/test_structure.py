@@ -22,12 +22,14 @@ ALLOWED: dict[str, set[str]] = {
     "pages": set(),
     "images": set(),
     "encoders": {"images"},
-    "distances": {"images"},
-    "metric": {"images", "encoders", "distances"},
+    "vectors": set(),
+    "distances": {"images", "vectors"},
+    "onnx": {"images", "encoders", "vectors"},
+    "metric": {"images", "encoders", "distances", "onnx", "vectors"},
     "default": {"images", "encoders", "metric"},
     "search": {"pages", "images", "encoders", "metric", "attacks"},
-    "explain": {"pages", "images", "encoders", "distances", "metric", "attacks"},
-    "compat": {"images", "encoders", "distances", "metric", "explain"},
+    "explain": {"pages", "images", "encoders", "distances", "metric", "attacks", "vectors"},
+    "compat": {"images", "encoders", "distances", "metric", "explain", "vectors"},
     "attacks": set(),
     "data": {"images"},
     "baselines": {"images", "encoders", "metric"},
@@ -35,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"images", "encoders", "distances", "metric", "attacks", "data", "baselines", "explain"},
     "training": {"images", "encoders", "metric", "attacks", "data"},
     "cli": {
+        "onnx",
         "images",
         "encoders",
         "metric",
@@ -237,7 +240,7 @@ def test_public_names_are_sorted_and_there(name):
 def test_the_face_of_the_package_is_small():
     assert len((PACKAGE / "__init__.py").read_text().splitlines()) <= 40
     assert robustsim.__all__ == [
-        "EncoderCard", "RobustSim", "RobustSimError", "distance", "embed", "list_models", "similarity",
+        "EncoderCard", "RobustSim", "RobustSimError", "distance", "embed", "from_onnx", "list_models", "similarity",
     ]  # fmt: skip
 
 

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, TypeAlias, Union
 import torch
 from torch import Tensor, nn
 
-from robustsim.distances import check_counts, encode_together, finite, pair_distance, same_pictures
+from robustsim.distances import encode_together, finite, pair_distance, same_pictures
 from robustsim.encoders.card import EncoderCard
 from robustsim.errors import EncodingError, InputError
 from robustsim.images.inputs import unit_range
 from robustsim.images.resize import full_precision
 from robustsim.images.tracing import concrete
 from robustsim.metric import Range, RobustSim
+from robustsim.vectors import check_counts
 
 #: A metric, or what `RobustSim.from_pretrained` makes one from: a name, a Hub id or a folder.
 Model: TypeAlias = Union[RobustSim, str, "os.PathLike[str]"]

@@ -11,20 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustsim.encoders.card import EncoderCard
+from robustsim.encoders.lite_plan import HEAD, STAGES, STEM, cells, same_padding
 from robustsim.errors import CardError
 from robustsim.images.tracing import is_transformed
-
-# (blocks, kernel, stride, expansion, channels) of the seven stages
-_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-_STEM, _HEAD = 32, 1280
 
 
 def build(card: EncoderCard) -> "LiteTrunk":
@@ -35,10 +24,10 @@ def build(card: EncoderCard) -> "LiteTrunk":
     """
     options = dict(card.architecture.options)
     grid = options.pop("grid", 1)
-    if options or type(grid) is not int or grid < 1 or card.embedding_dim != grid**2 * _HEAD:
+    if options or type(grid) is not int or grid < 1 or card.embedding_dim != grid**2 * HEAD:
         raise CardError(
             f"{card.name!r}: {card.architecture.name} takes the option grid, a whole number, and has "
-            f"grid ** 2 * {_HEAD} dimensions; the card says {dict(card.architecture.options)} and {card.embedding_dim}"
+            f"grid ** 2 * {HEAD} dimensions; the card says {dict(card.architecture.options)} and {card.embedding_dim}"
         )
     return LiteTrunk(grid=grid)
 
@@ -52,8 +41,7 @@ class _SameConv2d(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         border: list[int] = []
         for length in (x.shape[-1], x.shape[-2]):
-            total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
-            border += [total // 2, total - total // 2]
+            border += same_padding(length, kernel, stride)
         return F.conv2d(F.pad(x, border), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
@@ -89,17 +77,17 @@ class LiteTrunk(nn.Module):
         super().__init__()
         self.grid = grid
         blocks: list[nn.Module] = []
-        channels = _STEM
+        channels = STEM
         self._finest: list[int] = []  # the last block of each resolution but that of the last map
-        for count, kernel, stride, expansion, outputs in _STAGES:
+        for count, kernel, stride, expansion, outputs in STAGES:
             if stride > 1:
                 self._finest.append(len(blocks) - 1)
             for index in range(count):
                 blocks.append(_Block(channels, outputs, kernel, stride if index == 0 else 1, expansion))
                 channels = outputs
-        self.stem = _conv(3, _STEM, 3, 2)
+        self.stem = _conv(3, STEM, 3, 2)
         self.blocks = nn.Sequential(*blocks)
-        self.head = _conv(channels, _HEAD, 1)
+        self.head = _conv(channels, HEAD, 1)
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, 1280, H / 32, W / 32), before the mean."""
@@ -137,8 +125,5 @@ class LiteTrunk(nn.Module):
     def _means(self, last: Tensor) -> Tensor:
         if self.grid == 1:
             return last.mean((2, 3))
-        rows, columns = (
-            [slice(size * cell // self.grid, -(-size * (cell + 1) // self.grid)) for cell in range(self.grid)]
-            for size in last.shape[2:]
-        )
+        rows, columns = (cells(size, self.grid) for size in last.shape[2:])
         return torch.cat([last[..., row, column].mean((2, 3)) for row in rows for column in columns], 1)

@@ -7,18 +7,18 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from robustsim.encoders.containers import unwrap
 from robustsim.errors import CorruptFileError, OutputError, RobustSimError, WeightsError
+
+if TYPE_CHECKING:  # whoever writes a file whole, or takes its checksum, needs no torch for it
+    from torch import Tensor, nn
 
 # The name of what the unpickler of torch refused, in its message.
 _NAMED_CODE = re.compile(r"GLOBAL ([\w.]+\w)")
 
 
-def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
+def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> "dict[str, Tensor]":
     """The tensors of a `.safetensors`, or of a `.bin`, `.pt` or `.pth` read with `weights_only=True`.
 
     Args:
@@ -40,6 +40,8 @@ def read_weights(path: Path, keep: Callable[[str], bool] = lambda key: True) -> 
             raise CorruptFileError(
                 f"{os.fspath(path)!r} is no whole safetensors file ({error}): fetch it anew"
             ) from error
+    from robustsim.encoders.containers import unwrap
+
     tensors = unwrap(read_pickle(path), repr(os.fspath(path)))
     if not tensors:
         raise WeightsError(f"{os.fspath(path)!r} holds no tensors")
@@ -97,7 +99,7 @@ def sha256(path: Path) -> str:
     return _digest(path, hashlib.sha256())
 
 
-def state_sha256(module: nn.Module, *, without: str | None = None, typed: bool = True) -> str:
+def state_sha256(module: "nn.Module", *, without: str | None = None, typed: bool = True) -> str:
     """Hexadecimal SHA-256 of a module's state, names, types and values: what tells two sets of weights apart.
 
     Args:
@@ -111,7 +113,7 @@ def state_sha256(module: nn.Module, *, without: str | None = None, typed: bool =
     for key, value in module.state_dict().items():
         if without is not None and key.startswith(without):
             continue
-        if not isinstance(value, Tensor) or value.is_quantized:  # a module's extra state
+        if not isinstance(value, torch.Tensor) or value.is_quantized:  # a module's extra state
             digest.update(f"{key} {value!r}".encode())
             continue
         if not typed and value.is_floating_point():
@@ -163,7 +165,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_weights(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Write a safetensors file to a path that `whole_file` gave.
 
     Raises:

@@ -11,12 +11,13 @@ squared map is `1 - cosine` of the two pictures' features as a whole. Integrated
 import torch
 from torch import Tensor
 
-from robustsim.distances import check_counts, encode_together, finite, joined, pair_distance, same_pictures
+from robustsim.distances import encode_together, finite, joined, pair_distance, same_pictures
 from robustsim.explain.gradients import integrated_gradients
 from robustsim.explain.methods import STEPS, MapMethod, check_method
 from robustsim.explain.resolution import interpolated, of_one_size, shared_out
 from robustsim.images.inputs import ImageInput
 from robustsim.metric import Range, RobustSim
+from robustsim.vectors import check_counts
 
 
 def difference_map(

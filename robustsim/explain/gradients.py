@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustsim.distances import check_counts, encode_together, finite, joined, pair_distance, same_pictures
+from robustsim.distances import encode_together, finite, joined, pair_distance, same_pictures
 from robustsim.errors import InputError
 from robustsim.metric import RobustSim
+from robustsim.vectors import check_counts
 
 # How many times less pictures go into a pass that keeps what it needs to go back.
 _HELD = 4

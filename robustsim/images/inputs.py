@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robustsim.errors import ImageError, InputError
-from robustsim.images.decode import loaded, read_image
+from robustsim.errors import InputError
+from robustsim.images.arrays import check_input_range, check_range, no_range, read_square, split_source
 from robustsim.images.files import prefetch
-from robustsim.images.preprocessing import RANGE_TOLERANCE, Preprocessing, clip
+from robustsim.images.preprocessing import Preprocessing, clip
 from robustsim.images.tracing import concrete
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, "NDArray[Any]", Tensor]
 ImageInput: TypeAlias = Union[ImageSource, Sequence[ImageSource]]
-
-_KINDS = "a path, bytes, a PIL image, an (H, W, 3) array, a (3, H, W) or (N, 3, H, W) tensor, or a list of those"
 
 
 def split_images(images: ImageInput, *, as_rgb: bool = True) -> list[Any]:
@@ -42,15 +40,11 @@ def split_images(images: ImageInput, *, as_rgb: bool = True) -> list[Any]:
         return flat
     if isinstance(images, Tensor):
         return [_batched(images)]
-    if isinstance(images, np.ndarray):
-        return _from_array(images)
-    if isinstance(images, (bytearray, memoryview)):
-        return [bytes(images)]
-    if isinstance(images, Image.Image):
-        return [loaded(images, as_rgb=as_rgb)]
-    if isinstance(images, (str, os.PathLike, bytes)):
-        return [images]
-    raise InputError(f"{type(images).__name__} is not an image: an image is {_KINDS}")
+    # Float arrays come as (H, W, C), grey ones with one channel for all three.
+    return [
+        torch.from_numpy(part).permute(2, 0, 1).expand(3, -1, -1)[None] if isinstance(part, np.ndarray) else part
+        for part in split_source(images, as_rgb=as_rgb)
+    ]
 
 
 def _batched(tensor: Tensor) -> Tensor:
@@ -68,36 +62,6 @@ def _batched(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 4 else tensor[None]
 
 
-def _from_array(array: "NDArray[Any]") -> list[Any]:
-    shape = array.shape
-    if array.ndim == 4 and shape[-1] == 3:
-        return [part for image in array for part in _from_array(image)]
-    channels = 1 if array.ndim == 2 else shape[-1] if array.ndim == 3 else 0
-    if channels not in (1, 3, 4) or 0 in shape:
-        hint = ""
-        if array.ndim in (3, 4) and shape[-3] == 3:
-            order = "1, 2, 0" if array.ndim == 3 else "0, 2, 3, 1"
-            hint = f"; the channels are first here: use array.transpose({order}), or torch.from_numpy(array)"
-        raise InputError(f"an array of shape {shape} is not an image: arrays are (H, W, 3), (H, W, 4) or (H, W){hint}")
-    if array.dtype == np.uint8:
-        # The same picture as a file holds: the same path through Pillow, to the same bits.
-        return [Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)]
-    if channels == 4:
-        raise InputError(f"a {array.dtype} array with alpha, of shape {shape}: composite it first, or use uint8")
-    if not np.issubdtype(array.dtype, np.floating):
-        raise InputError(_no_range(array.dtype))
-    array = np.array(array, dtype=np.float32, order="C")  # a copy: torch takes no read-only memory
-    tensor = torch.from_numpy(array).reshape(*shape[:2], channels)
-    return [tensor.permute(2, 0, 1).expand(3, -1, -1)[None]]
-
-
-def _no_range(dtype: object) -> str:
-    return (
-        f"images of type {dtype} have no agreed range: use uint8 (0..255) or floating point in [0, 1] "
-        "(16-bit data: array / 65535)"
-    )
-
-
 def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
     """Any accepted tensor as floating point in [0, 1], of at least 32 bits.
 
@@ -107,7 +71,7 @@ def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
     if tensor.dtype == torch.uint8:
         return tensor.to(torch.float32).div(255)
     if not tensor.is_floating_point():
-        raise InputError(_no_range(tensor.dtype))
+        raise InputError(no_range(tensor.dtype))
     if tensor.dtype != torch.float32:
         tensor = tensor.to(torch.float32)
     low, high = input_range
@@ -116,24 +80,8 @@ def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
     if torch.compiler.is_compiling():
         return clip(tensor)  # the check would break the graph
     seen_low, seen_high = torch.stack(torch.aminmax(concrete(tensor))).tolist()  # one wait for the device, not two
-    if not (seen_low >= -RANGE_TOLERANCE and seen_high <= 1 + RANGE_TOLERANCE):
-        raise InputError(_range_message(seen_low, seen_high, input_range))
+    check_range(seen_low, seen_high, input_range)
     return clip(tensor) if seen_low < 0 or seen_high > 1 else tensor
-
-
-def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, float]) -> str:
-    low, high = input_range
-    seen_low, seen_high = (value * (high - low) + low for value in (seen_low, seen_high))
-    seen = f"floating-point images with values from {seen_low:.4g} to {seen_high:.4g}"
-    if seen_low != seen_low or seen_high != seen_high:
-        return "floating-point images that contain NaN: find out where it comes from before comparing them"
-    fix = f"scale them to [{low:g}, {high:g}]"
-    if (low, high) == (0, 1):
-        if seen_low >= -1 - RANGE_TOLERANCE and seen_high <= 1 + RANGE_TOLERANCE:
-            fix = "pass input_range=(-1, 1)"
-        elif seen_low >= 0 and seen_high <= 255:
-            fix = "pass input_range=(0, 255), or uint8"
-    return f"{seen}, outside [{low:g}, {high:g}]: {fix}"
 
 
 def load_square(source: Any, preprocessing: Preprocessing) -> Tensor:
@@ -142,12 +90,7 @@ def load_square(source: Any, preprocessing: Preprocessing) -> Tensor:
     Raises:
         ImageError: it cannot be read.
     """
-    image = read_image(source)
-    try:
-        return torch.from_numpy(np.array(preprocessing.apply(image)))
-    except ImageError as error:
-        name = "" if isinstance(source, (bytes, Image.Image)) else f"{os.fspath(source)!r}: "
-        raise ImageError(f"{name}{error}") from None
+    return torch.from_numpy(read_square(source, preprocessing))
 
 
 def stack_squares(squares: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -193,8 +136,7 @@ def stream_pixels(
         ImageError: a file that cannot be read.
         InputError: a type or value range that is no image.
     """
-    if not (isinstance(input_range, (tuple, list)) and len(input_range) == 2 and input_range[0] < input_range[1]):
-        raise InputError(f"input_range must be (low, high) with low < high, not {input_range!r}")
+    check_input_range(input_range)
     files = [part for part in parts if not isinstance(part, Tensor)]
     decode = partial(load_square, preprocessing=preprocessing)
     ahead = 2 * batch_size if batch_size else 64

@@ -120,6 +120,15 @@ class Preprocessing:
             )
         return new_width, new_height
 
+    def window(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(width, height) after the resize, and (left, top) of the square in it, negative where it begins before.
+
+        Raises:
+            ImageError: as for [`apply`][robustsim.images.Preprocessing.apply].
+        """
+        new_width, new_height = self._check(width, height)
+        return (new_width, new_height), (self._offset(new_width), self._offset(new_height))
+
     def apply(self, image: "Image.Image") -> "Image.Image":
         """An RGB PIL image as the `size` x `size` RGB image of the reference pipeline.
 
@@ -154,8 +163,7 @@ class Preprocessing:
 
         from robustsim.images.resize import resize_window
 
-        width, height = self._check(pixels.shape[-1], pixels.shape[-2])
+        (width, height), (left, top) = self.window(pixels.shape[-1], pixels.shape[-2])
         if not torch.compiler.is_compiling() and pixels.shape[-2:] == (self.size, self.size) == (height, width):
             return pixels
-        corner = self._offset(height), self._offset(width)
-        return clip(resize_window(pixels, (height, width), corner, self.size, self.interpolation, self.fill / 255))
+        return clip(resize_window(pixels, (height, width), (top, left), self.size, self.interpolation, self.fill / 255))

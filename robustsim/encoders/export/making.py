@@ -1,0 +1,53 @@
+"""The ONNX form of a bundled model: made once of its weights file, without torch, and kept in the cache."""
+
+import os
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+
+from robustsim import __version__
+from robustsim.encoders.card import EncoderCard, load_card
+from robustsim.encoders.export.files import EXPORT_VERSION, describe, read_sealed
+from robustsim.errors import CorruptFileError, OutputError, WeightsError
+
+
+def bundled_model(name: str) -> bytes:
+    """A bundled model as an exported file's bytes, from the cache if it is there and whole.
+
+    Raises:
+        MissingDependencyError: onnx is not installed, and nothing is in the cache.
+        CorruptFileError: the weights are not those that the card names.
+    """
+    card = load_card(name)
+    path = cached_path(card)
+    with suppress(WeightsError):  # whatever is wrong with it, it can be made anew
+        return read_sealed(path)
+    model = _made(card)
+    with suppress(OutputError):  # a home that cannot be written to costs the making each time, no more
+        from robustsim.encoders.weights import whole_file
+
+        with whole_file(path) as temporary:
+            temporary.write_bytes(model)
+    return model
+
+
+def cached_path(card: EncoderCard) -> Path:
+    """Where the ONNX form of these weights is kept: `robustsim/onnx` in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustsim" / "onnx"
+    return cache / f"{card.name}-{(card.weights_sha256 or '')[:16]}-{EXPORT_VERSION}-{__version__}.onnx"
+
+
+def _made(card: EncoderCard) -> bytes:
+    import hashlib
+
+    from robustsim.encoders.export.lite_graph import lite_graph
+    from robustsim.encoders.export.packing import pack
+
+    held = files("robustsim.encoders").joinpath("bundled").joinpath(card.name).joinpath("model.safetensors")
+    data = held.read_bytes()
+    if hashlib.sha256(data).hexdigest() != card.weights_sha256:
+        raise CorruptFileError(f"the weights of {card.name!r} are damaged: install robustsim anew")
+    from safetensors.numpy import load
+
+    weights = card.calibration.weights if card.calibration else ""
+    return pack(lite_graph(card, load(data)), describe(card, weights))
