@@ -6,6 +6,7 @@ batches have other sizes, and to a mere checksum another picture could be made.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,14 +50,22 @@ def unit_embeddings(z: Tensor, size: int, model: str) -> Tensor:
     return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
 
 
-def encode_together(encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Sequence[Tensor]:
-    """What an encoder makes of several batches, in one pass where that computes no gradient that nobody wants."""
+def encode_together(encode: Callable[[Tensor], Any], batches: Sequence[Tensor]) -> Sequence[Any]:
+    """What an encoder makes of several batches, in one pass where that computes no gradient that nobody wants.
+
+    Args:
+        encode: a batch to a tensor, or to a list of them, with a row for each picture.
+        batches: (N, 3, S, S) each.
+    """
     if len(batches) == 1 or len({pixels.requires_grad for pixels in batches}) > 1:
         # Those with a gradient last: FSDP1 keeps the weights that the last pass needs.
         order = sorted(range(len(batches)), key=lambda i: batches[i].requires_grad)
         found = {i: encode(batches[i]) for i in order}
         return [found[i] for i in range(len(batches))]
-    return torch.split(encode(torch.cat(tuple(batches))), [pixels.shape[0] for pixels in batches])
+    whole, counts = encode(torch.cat(tuple(batches))), [pixels.shape[0] for pixels in batches]
+    if isinstance(whole, Tensor):
+        return torch.split(whole, counts)
+    return list(zip(*(torch.split(one, counts) for one in whole), strict=True))
 
 
 def pair_distance(u: Tensor, v: Tensor, same: "Tensor | None", *, squared: bool) -> Tensor:

@@ -117,7 +117,10 @@ def test_the_maps_of_its_test_network(metric):
     maps = loss_fn(a, b)
     assert maps.shape == (2, 1, 50, 70)
     torch.testing.assert_close(maps[:, 0], difference_map(metric, a, b, squared=True, input_range=(-1, 1)))
-    assert maps.mean() > 0
+    # As of LPIPS's maps, the mean is the number.
+    number = lpips.LPIPS(net="alex")(a, b)
+    assert number.min() > 0
+    torch.testing.assert_close(maps.mean((1, 2, 3), keepdim=True), number, rtol=1e-4, atol=1e-6)
     assert loss_fn(a, a).abs().max() == 0
     value, layers = loss_fn(a, b, retPerLayer=True)
     assert torch.equal(value, maps)
@@ -480,7 +483,7 @@ def test_compiled(tiny, spatial):
         d = function(x, b)
         d.sum().backward()
         grads.append((d.detach(), x.grad))
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-4)
 
 
 def test_nothing_of_the_packages_is_imported():

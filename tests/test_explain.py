@@ -12,7 +12,7 @@ from torch import nn
 from robustsim import RobustSim
 from robustsim.encoders.timm_models import TimmTrunk
 from robustsim.errors import InputError
-from robustsim.explain import difference_map
+from robustsim.explain import difference_map, differences
 from robustsim.images import Preprocessing
 from tests.conftest import EXAMPLES
 
@@ -33,40 +33,149 @@ def models(metric, published):
 
 
 class Places(nn.Module):
-    """A trunk whose features of a place are the mean of its pixels: (N, 3, S, S) -> (N, 3, h, w)."""
+    """A trunk whose features of a place are the mean of its pixels: (N, 3, S, S) -> (N, 3, h, w), in several sizes."""
 
-    def __init__(self, side):
+    def __init__(self, *sides):
         super().__init__()
-        self.side = side
+        self.sides = sides
 
     def forward(self, x):
         return x.mean((2, 3))
 
     def tokens(self, x, *, project=False):
-        return self(x), nn.functional.adaptive_avg_pool2d(x, self.side)
+        return self(x), nn.functional.adaptive_avg_pool2d(x, self.sides[-1])
+
+    def layers(self, x):
+        return self(x), [nn.functional.adaptive_avg_pool2d(x, side) for side in self.sides]
 
 
-def seeing(preprocessing, side):
+def seeing(preprocessing, *sides):
     """A metric whose features are known; black pixels are zeros."""
     encoder = RobustSim.from_pretrained("lite", device="cpu").encoder
-    encoder.trunk = Places(side)
+    encoder.trunk = Places(*sides)
     encoder.card = dataclasses.replace(encoder.card, preprocessing=preprocessing)
     encoder.mean.zero_()
     encoder.std.fill_(1)
     return RobustSim(encoder)
 
 
+def looked_at(model, height, width):
+    """Which pixels of a picture have their centres in what the model looks at, (height, width) bool."""
+    left, top, right, bottom = model.card.preprocessing.seen(width, height)
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    return ((rows >= top) & (rows <= bottom))[:, None] & ((columns >= left) & (columns <= right))
+
+
+def maps_of(model, pixels):
+    """The maps of layers that a map is made of, asked of the architectures in other ways than the encoder's own."""
+    trunk, x = model.encoder.trunk, model.encoder.normalize(pixels)
+    kept = {}
+
+    def keep(name):
+        return lambda module, args, out: kept.__setitem__(name, out)
+
+    inner = getattr(trunk, "visual", getattr(trunk, "model", trunk))
+    inner = getattr(inner, "trunk", inner)
+    if hasattr(inner, "transformer"):
+        blocks, norm, prefix = list(inner.transformer.resblocks), inner.ln_post, 1
+    elif hasattr(inner, "stages"):
+        blocks, norm, prefix = list(inner.stages), None, 0
+    elif hasattr(inner, "patch_embed"):
+        blocks, norm, prefix = list(inner.blocks), inner.norm, inner.num_prefix_tokens
+    else:  # lite: the last block of each resolution, and the last map
+        blocks, norm, prefix = [inner.blocks[i] for i in (0, 2, 4, 10)] + [inner.head], None, 0
+    hooks = [block.register_forward_hook(keep(number)) for number, block in enumerate(blocks)]
+    trunk(x)
+    for hook in hooks:
+        hook.remove()
+    found = [kept[number] for number in range(len(blocks))]
+    if norm is not None:
+        found = [norm(one)[:, prefix:] for one in found]
+        return [one.transpose(1, 2).unflatten(2, (int(one.shape[1] ** 0.5),) * 2) for one in found]
+    return [nn.functional.relu6(one) if one is found[-1] and inner is trunk else one for one in found]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_formula_of_layers(models, name):
+    """Transcribed: scaled features, the harmonic mean of the finer layers, times the last one."""
+    model = models[name]
+    size = model.card.preprocessing.size
+    a, b = images(2, size, size), images(2, size, size, seed=1)
+    with torch.no_grad():
+        first, second = maps_of(model, a), maps_of(model, b)
+        found = differences.compared(model, a, b).places
+    r = []
+    for number, (u, v) in enumerate(zip(first, second, strict=True)):
+        lengths = [one.square().sum(1).mean((1, 2))[:, None, None, None] for one in (u, v)]
+        if number < len(first) - 1:
+            lengths = [sum(lengths) / 2] * 2
+        u, v = (one / length.sqrt() for one, length in zip((u, v), lengths, strict=True))
+        r.append(((u - v).square().sum(1) / 2).sqrt())
+    grid = max(one.shape[1] for one in r)
+    up = {"mode": "bilinear", "align_corners": False}
+    r = [nn.functional.interpolate(one[:, None], size=(grid, grid), **up) for one in r]
+    wanted = (r[-1] * len(r[:-1]) / sum(1 / one for one in r[:-1]))[:, 0]
+    assert len(r) > 1
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_between_the_least_and_as_many_times_it():
+    generator = torch.Generator().manual_seed(0)
+    *finer, last = (torch.rand(2, 6, 6, generator=generator) ** 4 for _ in range(4))
+    finer[0][0, 0, 0] = 0
+    least = torch.stack(finer).amin(0)
+    found = differences._shares([*finer, last])
+    assert (found >= last * least * (1 - 1e-5)).all()
+    assert (found <= 3 * last * least * (1 + 1e-5)).all()
+    assert found[0, 0, 0] == 0
+    assert torch.equal(differences._shares([last]), last)
+    for tiny in (1e-10, 1e-25, 1e-37, 0.0):
+        roots = [one * tiny for one in finer]
+        x = [one.clone().requires_grad_() for one in (*roots, last)]
+        differences._shares(x).sum().backward()
+        assert all(torch.isfinite(one.grad).all() for one in x)
+
+
+def test_where_layers_agree_on_no_place_all_share():
+    """A difference that one finer layer does not see at all: the mean is the distance still."""
+    known = seeing(Preprocessing(size=8, mode="squash"), 1, 8)
+    a, b = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), 0.5)
+    a[:, 0, 0, 0], a[:, 0, 7, 7] = 1.0, 0.0  # of the same mean as b
+    known.encoder.trunk.forward = lambda x: x[:, :, 0, 0]
+    d = known.distance(a, b)
+    assert d > 0.1
+    torch.testing.assert_close(difference_map(known, a, b), d[:, None, None].expand(1, 8, 8))
+
+
+@pytest.mark.parametrize("place", [(20, 30), (170, 10), (120, 330)])
+def test_a_pasted_patch_is_found(metric, place):
+    """By the default: the largest value inside, and at least three times its share of the area."""
+    top, left = place
+    with Image.open(CHELSEA) as photo, Image.open(COFFEE) as cup:
+        photo = photo.convert("RGB")
+        changed = photo.copy()
+        changed.paste(cup.convert("RGB").resize((110, 80)), (left, top))
+    with torch.no_grad():
+        d = difference_map(metric, changed, photo)[0]
+    inside = d[top : top + 80, left : left + 110]
+    assert inside.max() == d.max()
+    assert inside.sum() / d.sum() > 3 * inside.numel() / d.numel()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_architecture_has_a_map(models, name):
     model = models[name]
     a, b = images(2, 70, 90), images(2, 70, 90, seed=1)
+    seen = looked_at(model, 70, 90)
     for squared in (False, True):
         d = difference_map(model, a, b, squared=squared)
         assert d.shape == (2, 70, 90)
         assert d.dtype == torch.float32
         assert d.min() >= 0
-        assert d.max() <= (2 if squared else 2**0.5)
-        assert d.amax((1, 2)).min() > 0
+        assert d[:, ~seen].abs().sum() == 0
+        wanted = model.distance(a, b, squared=squared)
+        torch.testing.assert_close(d[:, seen].mean(1), wanted, rtol=1e-4, atol=1e-6)
+        assert (d[:, seen].amax(1) > 1.1 * wanted).all()  # and not the same everywhere
     torch.testing.assert_close(difference_map(model, b, a), difference_map(model, a, b), rtol=1e-3, atol=1e-4)
     assert difference_map(model, a, a).abs().max() == 0
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -84,40 +193,35 @@ def test_gradients_are_finite_and_zero_at_equality(models, name):
 
 
 def test_black_pictures_have_places_without_features(metric):
-    """Behind the ReLU6 of the bundled encoder: they count as unlike everything else, and have finite gradients."""
+    """Behind the ReLU6 of the bundled encoder: their gradients are finite."""
     black, other = torch.zeros(1, 3, 224, 224), images(1, 224, 224)
     tokens = metric.encoder.features(black).tokens
     assert (tokens.abs().sum(2) == 0).any()
-    x = black.clone().requires_grad_()
-    d = difference_map(metric, x, other)
-    d.sum().backward()
-    assert torch.isfinite(d).all()
-    assert torch.isfinite(x.grad).all()
-    assert difference_map(metric, black, black).abs().max() == 0
+    for method in ("layers", "features"):
+        x = black.clone().requires_grad_()
+        d = difference_map(metric, x, other, method=method)
+        d.sum().backward()
+        assert torch.isfinite(d).all()
+        assert torch.isfinite(x.grad).all()
+        assert difference_map(metric, black, black, method=method).abs().max() == 0
 
 
-def test_places_with_nothing_but_zeros():
-    known = seeing(Preprocessing(size=8, mode="squash"), side=2)
-    a, b = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
-    b[..., :4, :4] = 0.5  # nothing against something: 1; nothing against nothing: 0
-    for squared in (False, True):
-        d = difference_map(known, a, b, squared=squared)[0]
-        assert d[0, 0] == pytest.approx(1, abs=1e-6)
-        assert d[7, 7] == 0
-        assert torch.equal(difference_map(known, b, a, squared=squared)[0], d)
-
-
-def test_the_formula_place_by_place():
-    known = seeing(Preprocessing(size=8, mode="squash"), side=8)
-    a, b = images(2, 8, 8), images(2, 8, 8, seed=1)
-    cosine = nn.functional.cosine_similarity(a, b, dim=1)
-    torch.testing.assert_close(difference_map(known, a, b, squared=True), 1 - cosine, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(difference_map(known, a, b), (1 - cosine).sqrt(), rtol=1e-3, atol=1e-4)
+def test_gradients_where_single_pixels_differ(metric):
+    """Elsewhere the finer layers find exactly nothing, and their shares have no slope that is no number."""
+    a = images(1, 224, 224)
+    b = a.clone()
+    b[..., 100, 100] = 1 - b[..., 100, 100]
+    for change in (b, a + 1e-6 * (b - a)):
+        x = change.clone().requires_grad_()
+        d = difference_map(metric, x, a)
+        (d * images(1, 224, 224, seed=2)[:, 0]).sum().backward()
+        assert torch.isfinite(x.grad).all()
+    assert (difference_map(metric, b, a) == 0).any()
 
 
 def test_features_keep_their_lengths():
     """The formula, and the mean over the places: 1 - cosine of all features together."""
-    known = seeing(Preprocessing(size=8, mode="squash"), side=8)
+    known = seeing(Preprocessing(size=8, mode="squash"), 8)
     a, b = images(2, 8, 8), images(2, 8, 8, seed=1) ** 3
     u, v = (x / x.square().sum(1).mean((1, 2)).sqrt()[:, None, None, None] for x in (a, b))
     wanted = (u - v).square().sum(1) / 2
@@ -129,7 +233,6 @@ def test_features_keep_their_lengths():
     # What is dark in both counts little, whatever its colours.
     dark, other = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), 0.5)
     dark[..., 0, 0], other[..., 0, 0] = torch.tensor([0.01, 0, 0]), torch.tensor([0, 0.01, 0])
-    assert difference_map(known, dark, other)[0, 0, 0] == pytest.approx(1, abs=1e-4)
     assert difference_map(known, dark, other, method="features")[0, 0, 0] < 0.02
 
 
@@ -149,11 +252,13 @@ def test_features_of_every_architecture(models, name):
 
 
 def test_the_interpolation_is_torchs():
-    known = seeing(Preprocessing(size=16, mode="squash"), side=4)
+    known = seeing(Preprocessing(size=16, mode="squash"), 4)
     a, b = images(1, 16, 16), images(1, 16, 16, seed=1)
-    places = 1 - nn.functional.cosine_similarity(*(nn.functional.adaptive_avg_pool2d(x, 4) for x in (a, b)), dim=1)
+    u, v = (nn.functional.adaptive_avg_pool2d(x, 4) for x in (a, b))
+    u, v = (x / x.square().sum(1).mean((1, 2)).sqrt()[:, None, None, None] for x in (u, v))
+    places = (u - v).square().sum(1).div(2).sqrt()
     wanted = nn.functional.interpolate(places[:, None], size=(16, 16), mode="bilinear", align_corners=False)[:, 0]
-    torch.testing.assert_close(difference_map(known, a, b, squared=True), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(difference_map(known, a, b, method="features"), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +274,7 @@ def test_the_interpolation_is_torchs():
 )
 def test_a_change_is_shown_where_it_is(preprocessing, size):
     """A part of the picture changes its colour; the map has its peak there, and 0 beyond what is seen."""
-    known = seeing(preprocessing, side=32)  # a place for each pixel that the encoder sees
+    known = seeing(preprocessing, 32, 32)  # a place for each pixel that the encoder sees
     height, width = size
     left, top, right, bottom = preprocessing.seen(width, height)
     a = torch.full((1, 3, height, width), 0.5)

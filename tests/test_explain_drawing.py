@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from robustsim import RobustSim
+from robustsim.encoders import Encoder
 from robustsim.errors import InputError
 from robustsim.explain import draw_difference
 from robustsim.explain.colours import colours
-from robustsim.explain.drawing import Overlay, overlay
+from robustsim.explain.drawing import Overlay, draw_overlay, overlay
 from robustsim.explain.panels import font, shortened
 from robustsim.images import Preprocessing
 from tests.conftest import EXAMPLES
@@ -94,7 +95,7 @@ def test_grey_where_nobody_looks():
     [((64, 43), (64, 43)), ((2000, 1000), (300, 451)), ((900, 4), (5, 700)), ((1, 1), (3, 2))],
     ids=lambda size: "x".join(map(str, size)),
 )
-@pytest.mark.parametrize("method", ["places", "gradient"])
+@pytest.mark.parametrize("method", ["layers", "gradient"])
 def test_pictures_of_any_size(model, first, second, method):
     a, b = picture(*first), picture(*second, seed=1)
     drawn = draw_difference(model, a, b, method=method, steps=2, names=("a" * 300, "b.png"))
@@ -109,7 +110,7 @@ def test_pictures_of_any_size(model, first, second, method):
 
 def test_equal_pictures_have_the_colour_of_0(model):
     a = Image.new("RGB", (64, 64), (128, 128, 128))
-    for method in ("places", "features", "gradient"):
+    for method in ("layers", "features", "gradient"):
         found = overlay(model, a, a, method=method, steps=1)
         assert found.values.abs().max() == 0
         assert found.end == 1
@@ -136,7 +137,7 @@ def test_what_may_be_drawn(model):
     assert draw_difference(model, tensor, EXAMPLES / "chelsea.png").mode == "RGB"
     with pytest.raises(InputError, match="2 pictures on one side: a drawing shows one pair"):
         draw_difference(model, [tensor, tensor], tensor)
-    with pytest.raises(InputError, match="none of places, features, gradient"):
+    with pytest.raises(InputError, match="none of layers, features, gradient"):
         draw_difference(model, tensor, tensor, method="no")
 
 
@@ -149,7 +150,7 @@ def test_long_names():
     assert short.endswith("g.png")
 
 
-@pytest.mark.parametrize("method", ["places", "features", "gradient"])
+@pytest.mark.parametrize("method", ["layers", "features", "gradient"])
 def test_compare_draws(run, small, tmp_path, cropping, method):
     out = tmp_path / "map.png"
     words = ("compare", small / "chelsea.png", small / "coffee.png", "-m", cropping, "--map", out)
@@ -170,16 +171,46 @@ def test_what_goes_wrong_with_a_drawing_takes_no_number_with_it(run, small, tmp_
     def fails(*words, **options):
         raise InputError("no map of this")
 
-    monkeypatch.setattr("robustsim.explain.drawing.draw_difference", fails)
-    monkeypatch.setattr("robustsim.explain.draw_difference", fails, raising=False)
     words = ("compare", small / "chelsea.png", small / "coffee.png", "-m", cropping)
-    code, text, err = run(*words, "--map", tmp_path / "map.png")
-    assert code == 1
-    assert "coffee.png" in text
-    assert "no map of this" in err
+    for name in ("overlay", "draw_overlay"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"robustsim.explain.drawing.{name}", fails)
+            code, text, err = run(*words, "--map", tmp_path / "map.png")
+        assert code == 1
+        assert "coffee.png" in text
+        assert "no map of this" in err
+    assert not (tmp_path / "map.png").exists()
     code, _, err = run(*words, "--map-method", "gradient")
     assert code == 2
     assert "--map-method goes with --map" in err
+
+
+@pytest.mark.parametrize(("method", "passes"), [("layers", [2]), ("features", [2]), ("gradient", [2] + 12 * [1])])
+def test_compare_encodes_a_pair_once(run, small, tmp_path, published, method, passes, monkeypatch):
+    """For the distance and for its map; and the distance is that without a map, to the last digit."""
+    seen = []
+    normalize = Encoder.normalize
+    monkeypatch.setattr(Encoder, "normalize", lambda self, x: (seen.append(len(x)), normalize(self, x))[1])
+    words = ("compare", small / "chelsea.png", small / "rocket.jpg", "-m", published["convnext"][0], "--json")
+    plain = json.loads(run(*words)[1])
+    assert seen == [2]
+    seen.clear()
+    drawn = json.loads(run(*words, "--map", tmp_path / "map.png", "--map-method", method)[1])
+    assert seen == passes
+    assert drawn["pairs"] == plain["pairs"]
+
+
+def test_an_overlay_holds_the_distance(model):
+    a, b = picture(64, 64), picture(90, 64, seed=1)
+    d = model.distance(a, b)
+    for method in ("layers", "features", "gradient"):
+        found = overlay(model, a, b, method=method, steps=1)
+        assert found.distance == pytest.approx(d.item(), rel=1e-6)
+    found = overlay(model, a, b)
+    assert f"the distance, {d.item():.3g})" in found.title
+    assert found.values.mean().item() == pytest.approx(d.item(), rel=0.05)  # exactly so over pixels
+    drawn = draw_overlay(found, a, b, names=("one", "two"))
+    assert drawn.tobytes() == draw_difference(model, a, b, names=("one", "two")).tobytes()
 
 
 def test_the_map_of_tensors_is_theirs(model):

@@ -229,13 +229,13 @@ def test_pictures_that_the_encoder_cannot_tell_apart():
 
 
 def test_no_gradient_no_map():
-    with pytest.raises(InputError, match="gives no gradients: use method='places'"):
+    with pytest.raises(InputError, match="gives no gradients: use method='layers'"):
         gradient_map(seeing(Blind(), Preprocessing(size=4)), images(1, 4, 4), images(1, 4, 4, seed=1))
 
 
 def test_refused(metric):
     a, b = images(1), images(1, seed=1)
-    with pytest.raises(InputError, match="method='grad' is none of places, features, gradient"):
+    with pytest.raises(InputError, match="method='grad' is none of layers, features, gradient"):
         difference_map(metric, a, b, method="grad")
     with pytest.raises(InputError, match="steps must be at least 1, not 0"):
         gradient_map(metric, a, b, steps=0)

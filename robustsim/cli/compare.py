@@ -12,11 +12,14 @@ import typer
 
 from robustsim.cli import output, pictures
 from robustsim.cli.drawing import check_png, write_png
-from robustsim.errors import ImageError
-from robustsim.explain.methods import MapMethod
+from robustsim.errors import EncodingError, ImageError, RobustSimError
+from robustsim.explain.methods import METHOD, MapMethod
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from robustsim.cli.pictures import Picture
+    from robustsim.explain.drawing import Overlay
     from robustsim.metric import RobustSim
 
 _CHUNK, _MOST_TOLD, _MOST_MEANT = 256, 5, 10
@@ -37,6 +40,23 @@ class _Job:
     opened: "dict[str, Picture]" = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
     alone: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Map:
+    """A map that is wanted beside the distance.
+
+    Attributes:
+        file: where it is drawn.
+        method: how it is made.
+        found: what was made.
+        error: why nothing was.
+    """
+
+    file: Path
+    method: MapMethod
+    found: "Overlay | None" = None
+    error: RobustSimError | None = None
 
 
 def compare(
@@ -62,8 +82,8 @@ def compare(
     map_method: Annotated[
         MapMethod | None,
         typer.Option(
-            help="What --map draws: features by their directions (places, if nothing is said), features with their "
-            "lengths, or what adds up to the distance."
+            help="What --map draws: how the distance is shared out by several layers (layers, if nothing is said), "
+            "the last layer's differences, or what each pixel adds to the distance."
         ),
     ] = None,
 ) -> None:
@@ -71,12 +91,12 @@ def compare(
     output.check_format(as_json, as_csv)
     if map_file is None and map_method is not None:
         raise typer.BadParameter("--map-method goes with --map")
-    method: MapMethod = map_method or "places"
-    if map_file is not None:
-        check_png(map_file, "--map", images)
+    map_ = _Map(map_file, map_method or METHOD) if map_file is not None else None
+    if map_ is not None:
+        check_png(map_.file, "--map", images)
     job = _job(images, follow_links)
-    if map_file is not None:
-        _check_map(map_file, job)
+    if map_ is not None:
+        _check_map(map_.file, job)
     output.tell_passed_over(job.passed_over)
     _tell_alone(job.alone)
     metric = output.load_metric(model, device)
@@ -84,7 +104,7 @@ def compare(
     for start in range(0, len(job.pairs), _CHUNK):
         chunk = job.pairs[start : start + _CHUNK]
         try:
-            rows += _distances(metric, chunk, job, squared)
+            rows += _distances(metric, chunk, job, squared, map_)
         except ImageError:
             broken = _broken(metric, chunk, job)
             for path, error in broken.items():
@@ -92,10 +112,10 @@ def compare(
                     raise error from None
                 output.report_bad(error)
             bad += len(broken)
-            rows += _distances(metric, [pair for pair in chunk if not broken.keys() & set(pair)], job, squared)
+            rows += _distances(metric, [pair for pair in chunk if not broken.keys() & set(pair)], job, squared, map_)
     parts = output.unseen(metric.card, dict.fromkeys(path for a, b, *_ in rows for path in (a, b)), job.opened)
     if as_json:
-        drawn = {"file": str(map_file), "method": method} if map_file is not None and rows else None
+        drawn = {"file": str(map_.file), "method": map_.method} if map_ is not None and rows else None
         output.print_json({**_document(metric, rows, parts, job, squared), "map": drawn})
     elif as_csv:
         known = metric.card.calibration
@@ -108,10 +128,10 @@ def compare(
         typer.echo(output.explain(metric.card, squared))
     if not as_json:
         output.tell_unseen(parts, aside=as_csv)
-    if map_file is not None and rows:  # last: what goes wrong with it takes no number with it
-        _draw_map(metric, job, map_file, method)
+    if map_ is not None and rows:  # last: what goes wrong with it takes no number with it
+        _draw_map(job, map_)
         if not (as_json or as_csv):
-            typer.echo(f"{map_file}: where they differ, by the method {method!r}.")
+            typer.echo(f"{map_.file}: where they differ, by the method {map_.method!r}.")
     output.finish(bad, len(rows), strict)
 
 
@@ -121,12 +141,15 @@ def _check_map(path: Path, job: _Job) -> None:
     check_png(path, "--map", job.pairs[0])  # files of folders were not among the words
 
 
-def _draw_map(metric: "RobustSim", job: _Job, path: Path, method: MapMethod) -> None:
-    from robustsim.explain import draw_difference
+def _draw_map(job: _Job, map_: _Map) -> None:
+    from robustsim.explain.drawing import draw_overlay
 
+    if map_.error is not None:
+        raise map_.error
+    assert map_.found is not None
     a, b = job.pairs[0]
     pictures = (job.opened.get(name, name) for name in (a, b))
-    write_png(draw_difference(metric, *pictures, method=method, names=(a, b)), path)
+    write_png(draw_overlay(map_.found, *pictures, names=(a, b)), map_.file)
 
 
 def _tell_meaning(metric: "RobustSim", rows: list[Any], squared: bool) -> None:
@@ -234,18 +257,37 @@ def _tell_alone(alone: list[str]) -> None:
 
 
 def _distances(
-    metric: "RobustSim", pairs: list[tuple[str, str]], job: _Job, squared: bool
+    metric: "RobustSim", pairs: list[tuple[str, str]], job: _Job, squared: bool, map_: _Map | None
 ) -> list[tuple[str, str, float, float]]:
     """(a, b, distance, similarity) of each pair; what is the same in all of them is encoded once."""
     if not pairs:
         return []
     left = [job.opened.get(a, a) for a, _ in pairs]
     right = [job.opened.get(b, b) for _, b in pairs]
-    is_one = len({a for a, _ in pairs}) == 1
-    squares = metric.distance(left[0] if is_one else left, right, squared=True)
+    if map_ is not None:
+        squares = _squares_with_map(metric, left[0], right[0], map_)
+    else:
+        is_one = len({a for a, _ in pairs}) == 1
+        squares = metric.distance(left[0] if is_one else left, right, squared=True)
     distances = (squares if squared else squares.sqrt()).tolist()
     values = zip(pairs, distances, (1 - squares).tolist(), strict=True)
     return [(a, b, distance, similarity) for (a, b), distance, similarity in values]
+
+
+def _squares_with_map(metric: "RobustSim", a: Any, b: Any, map_: _Map) -> "Tensor":
+    """The squared distance of the pair that is drawn, (1,), of the pass that makes its map."""
+    import torch
+
+    from robustsim.explain.drawing import overlay
+
+    try:
+        map_.found = overlay(metric, a, b, method=map_.method)
+    except (EncodingError, ImageError):  # neither is there a distance
+        raise
+    except RobustSimError as error:  # told after the numbers
+        map_.error = error
+        return metric.distance(a, b, squared=True)
+    return torch.tensor([map_.found.squared_distance])
 
 
 def _broken(metric: "RobustSim", pairs: list[tuple[str, str]], job: _Job) -> dict[str, ImageError]:

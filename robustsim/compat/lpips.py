@@ -38,7 +38,8 @@ class LPIPS(DropIn):
         version: without effect.
         lpips: without effect.
         spatial: give maps (N, 1, H, W) instead of one number for a pair, as
-            [`difference_map`][robustsim.explain.difference_map] makes them.
+            [`difference_map`][robustsim.explain.difference_map] makes them by `layers`: the mean of a map, over what
+            the model looks at, is the number.
         pnet_rand: False; an encoder of random weights is none of this package's.
         pnet_tune: False; the encoder is frozen.
         use_dropout: without effect: there is none.

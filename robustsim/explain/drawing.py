@@ -1,5 +1,6 @@
 """Two pictures with the map of their difference over them, drawn with Pillow alone."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,11 @@ from torch.nn import functional as F
 
 from robustsim.errors import InputError
 from robustsim.explain.colours import colours
-from robustsim.explain.differences import place_distances
-from robustsim.explain.gradients import integrated_gradients
-from robustsim.explain.methods import STEPS, MapMethod, check_method
+from robustsim.explain.differences import compared
+from robustsim.explain.gradients import gradients_with_squares
+from robustsim.explain.methods import METHOD, STEPS, MapMethod, check_method
 from robustsim.explain.panels import INK, MARGIN, PAPER, TEXT, font, row, shortened, sized
-from robustsim.explain.resolution import interpolated
+from robustsim.explain.resolution import interpolated, of_one_size
 from robustsim.images.decode import read_image
 from robustsim.images.inputs import ImageInput, count_images, split_images, unit_range
 from robustsim.images.preprocessing import Preprocessing
@@ -30,8 +31,8 @@ _CELL = 8
 _BAR = 18
 _TICKS = 5
 _TITLES = {
-    "places": "how far apart the model finds each place (0: alike, 1: nothing in common)",
-    "features": "how far apart the model finds each place, by what it found there (0: alike)",
+    "layers": "how the distance is shared out to the places (their mean is the distance, {distance:.3g})",
+    "features": "how far apart the model's last layer finds each place (0: alike)",
     "gradient": "what each place adds to the distance, as a multiple of its share of the area (negative: takes away)",
 }
 
@@ -46,6 +47,7 @@ class Overlay:
         signed: whether values may be negative.
         title: what the numbers are.
         preprocessing: where the square lies on a picture.
+        squared_distance: of the pair, to the bits that `metric.distance(a, b, squared=True)` gives.
     """
 
     values: Tensor
@@ -53,6 +55,12 @@ class Overlay:
     signed: bool
     title: str
     preprocessing: Preprocessing
+    squared_distance: float = 0.0
+
+    @property
+    def distance(self) -> float:
+        """That of the pair; the map was made in the same pass."""
+        return math.sqrt(self.squared_distance)
 
     def over(self, picture: "Image.Image") -> "Image.Image":
         """The map over a picture of any size, RGB; grey alone where the encoder does not look."""
@@ -95,9 +103,9 @@ class Overlay:
 
 
 def overlay(
-    metric: RobustSim, a: ImageInput, b: ImageInput, *, method: MapMethod = "places", steps: int = STEPS
+    metric: RobustSim, a: ImageInput, b: ImageInput, *, method: MapMethod = METHOD, steps: int = STEPS
 ) -> Overlay:
-    """The map of one pair, made once, to be drawn over pictures of any size.
+    """The map of one pair, made once, to be drawn over pictures of any size; it holds the pair's distance too.
 
     `gradient` is drawn by cells of 8 x 8 of the encoder's pixels, as multiples of what a cell would add if all that is
     looked at added the same.
@@ -106,20 +114,21 @@ def overlay(
         ImageError, InputError: as for `difference_map`.
     """
     check_method(method)
-    x, y = metric.preprocess(a), metric.preprocess(b)
+    parts, size = of_one_size(a)
+    x, y, pre = metric.preprocess(parts), metric.preprocess(b), metric.card.preprocessing
     if method != "gradient":
-        values = place_distances(metric, x, y, squared=False, together=method == "features").detach().cpu()
+        found = compared(metric, x, y, method=method)
+        values, squares = found.on_square(size, pre, squared=False).detach().cpu(), found.squares
     else:
-        amounts = integrated_gradients(metric, x, y, steps=steps, squared=False).cpu()
+        amounts, squares = gradients_with_squares(metric, x, y, steps=steps, squared=False)
         total, side = float(amounts.sum()), amounts.shape[1]
-        cells = F.adaptive_avg_pool2d(amounts[None], max(1, side // _CELL))[0]
+        cells = F.adaptive_avg_pool2d(amounts.cpu()[None], max(1, side // _CELL))[0]
         values = cells * (side**2 / total if total > 0 else 0.0)
-    most = float(values.abs().max())
+    square, most = float(squares), float(values.abs().max())
     end = most if most > 0 else 1.0
-    pre = metric.card.preprocessing
     crops = pre.seen(3, 2) != (0, 0, 3, 2)
-    title = _TITLES[method] + ("; without colour: not looked at" if crops else "")
-    return Overlay(values, end, method == "gradient", title, pre)
+    title = _TITLES[method].format(distance=math.sqrt(square)) + ("; without colour: not looked at" if crops else "")
+    return Overlay(values, end, method == "gradient", title, pre, square)
 
 
 def draw_difference(
@@ -127,7 +136,7 @@ def draw_difference(
     a: ImageInput,
     b: ImageInput,
     *,
-    method: MapMethod = "places",
+    method: MapMethod = METHOD,
     steps: int = STEPS,
     names: tuple[str, str] = ("a", "b"),
 ) -> "Image.Image":
@@ -151,11 +160,15 @@ def draw_difference(
         ImageError: a file that cannot be read.
         InputError: as for `difference_map`, or more than one picture on a side.
     """
+    sides = [_one(side) for side in (a, b)]
+    return draw_overlay(overlay(metric, *sides, method=method, steps=steps), *sides, names=names)
+
+
+def draw_overlay(found: Overlay, a: ImageInput, b: ImageInput, *, names: tuple[str, str] = ("a", "b")) -> "Image.Image":
+    """As `draw_difference`, of a map that was made before, over the pair that it was made of."""
     from PIL import Image
 
-    sides = [_one(side) for side in (a, b)]
-    found = overlay(metric, *sides, method=method, steps=steps)
-    pictures = [_shown(side) for side in sides]
+    pictures = [_shown(_one(side)) for side in (a, b)]
     panels = [sized(picture, Image.Resampling.LANCZOS) for picture in pictures]
     widest = max(max(panel.width for panel in panels), 200)
     captions = [shortened(name, widest) for name in names]

@@ -44,6 +44,13 @@ def integrated_gradients(
         InputError: counts that differ, no steps, or an encoder without gradients.
         EncodingError: values that are not finite.
     """
+    return gradients_with_squares(metric, a, b, steps=steps, squared=squared, closed=closed)[0]
+
+
+def gradients_with_squares(
+    metric: RobustSim, a: Tensor, b: Tensor, *, steps: int, squared: bool, closed: bool = True
+) -> tuple[Tensor, Tensor]:
+    """As `integrated_gradients`, with the squared distances, (N,), to the bits that `metric.distance` gives."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, not {steps}")
     counts = [a.shape[0], b.shape[0]]
@@ -53,17 +60,19 @@ def integrated_gradients(
     with torch.inference_mode(False), torch.enable_grad():
         a, b = (side.detach().clone() for side in (a, b))
         one = [metric.embed_pixels(side) if side.shape[0] < count else None for side in (a, b)]
-        maps = []
+        maps, squares = [], []
         for first in range(0, count, rows):
             x, y = (side if side.shape[0] < count else side[first : first + rows] for side in (a, b))
             with torch.no_grad():
                 new = [side for side, z in zip((x, y), one, strict=True) if z is None]
                 fresh = iter(encode_together(metric.embed_pixels, new))
                 u, v = (next(fresh) if z is None else z for z in one)
-                d = pair_distance(u, v, same_pictures(x, y), squared=squared)
+                same = same_pictures(x, y)
+                d = pair_distance(u, v, same, squared=squared)
+                squares.append(pair_distance(u, v, same, squared=True))
             values = _line(metric, x, y, v, steps, squared)
             maps.append(_closed(values, x, y, d) if closed else values)
-    return finite(joined(maps))
+    return finite(joined(maps)), joined(squares)
 
 
 def _line(metric: RobustSim, x: Tensor, y: Tensor, v: Tensor, steps: int, squared: bool) -> Tensor:
@@ -75,7 +84,7 @@ def _line(metric: RobustSim, x: Tensor, y: Tensor, v: Tensor, steps: int, square
         at = (y + float(point) * change).requires_grad_()
         d = pair_distance(metric.embed_pixels(at), v, None, squared=squared)
         if not d.requires_grad:
-            raise InputError(f"{metric.card.name!r} gives no gradients: use method='places'")
+            raise InputError(f"{metric.card.name!r} gives no gradients: use method='layers'")
         total += float(weight) * torch.autograd.grad(d.sum(), at)[0]
     return (change * total).sum(1)
 

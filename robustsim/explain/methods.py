@@ -4,8 +4,10 @@ from typing import Literal, get_args
 
 from robustsim.errors import InputError
 
-#: Directions of features place by place; features with their lengths; or integrated gradients of the distance.
-MapMethod = Literal["places", "features", "gradient"]
+#: What several layers find together; the last layer's features; or integrated gradients of the distance.
+MapMethod = Literal["layers", "features", "gradient"]
+#: That of maps for which nothing is said.
+METHOD: MapMethod = "layers"
 #: Steps of `gradient`: with their backward passes, about as much as a dozen forward passes of both pictures.
 STEPS = 12
 

@@ -48,6 +48,26 @@ def interpolated(places: Tensor, size: tuple[int, int], preprocessing: Preproces
         return down @ places @ across.transpose(0, 1)
 
 
+def enlarged(places: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Values of places, (N, h, w), at those of a finer grid on the same square, (N, H, W), bilinearly."""
+    if places.shape[1:] == grid:
+        return places
+    with full_precision(places):
+        down, across = (_weights(grid[i], places.shape[1 + i], 0, grid[i], places) for i in range(2))
+        return down @ places @ across.transpose(0, 1)
+
+
+def mean_of_pixels(places: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
+    """The mean of what `interpolated` gives, over the pixels that the encoder looks at, (N,); 0 where it sees none."""
+    height, width = size
+    left, top, right, bottom = preprocessing.square(width, height)
+    with full_precision(places):
+        down = _weights(height, places.shape[1], top, bottom, places).sum(0)
+        across = _weights(width, places.shape[2], left, right, places).sum(0)
+        total = (places * (down[:, None] * across)).sum((1, 2))
+        return total / (down.sum() * across.sum()).clamp_min(1)
+
+
 def shared_out(amounts: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
     """Amounts of the square's pixels as those of a picture's pixels, with the same sum.
 
