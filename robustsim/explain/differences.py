@@ -229,7 +229,8 @@ def _root(u: Tensor, v: Tensor, *, together: bool) -> Tensor:
         sizes = [(sizes[0] + sizes[1]) / 2] * 2
     # Without features, divided by 1, as the gradient of what is not taken must be finite too.
     u, v = (one / torch.where(size > 0, size, 1.0).sqrt() for one, size in zip((u, v), sizes, strict=True))
-    return torch.linalg.vector_norm(u - v, dim=1) * 0.5**0.5
+    root: Tensor = torch.linalg.vector_norm(u - v, dim=1) * 0.5**0.5
+    return root
 
 
 def _encoded(metric: RobustSim, pixels: Tensor, method: MapMethod) -> list[Tensor]:
@@ -237,6 +238,6 @@ def _encoded(metric: RobustSim, pixels: Tensor, method: MapMethod) -> list[Tenso
     features = metric.encoder.features(pixels, layers=method == "layers")
     layers = features.layers
     if not layers:
-        layers = (features.tokens.transpose(1, 2).unflatten(2, features.grid),)
+        layers = (features.tokens.transpose(1, 2).reshape(len(pixels), -1, *features.grid),)
     embeddings = F.normalize(features.embedding.to(torch.float32), dim=1)
     return [*(one.to(torch.float32) for one in layers), embeddings]
