@@ -17,6 +17,7 @@ from robustsim.cli import (
     embed,
     evaluate,
     explain,
+    export,
     forget,
     index,
     info,
@@ -56,6 +57,7 @@ app.command("models")(models.models)
 app.command("info")(info.info)
 app.command("calibrate")(calibrate.calibrate)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 app.command("train")(train.train)
 app.command("finetune")(train.finetune)
 app.command("recipes")(train.recipes)

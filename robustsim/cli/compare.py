@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from robustsim.cli import output, pictures
 from robustsim.cli.drawing import check_png, write_png
+from robustsim.cli.engine import EngineOption, Scorer, load_scorer
 from robustsim.errors import EncodingError, ImageError, RobustSimError
 from robustsim.explain.methods import METHOD, MapMethod
 
@@ -70,6 +71,7 @@ def compare(
     ],
     model: output.ModelOption = output.DEFAULT_MODEL,
     device: output.DeviceOption = None,
+    engine: EngineOption = None,
     squared: output.SquaredOption = False,
     follow_links: output.FollowLinksOption = False,
     as_json: output.JsonOption = False,
@@ -99,7 +101,7 @@ def compare(
         _check_map(map_.file, job)
     output.tell_passed_over(job.passed_over)
     _tell_alone(job.alone)
-    metric = output.load_metric(model, device)
+    metric = load_scorer(model, device, engine, torch_for="--map" if map_file is not None else None)
     rows, bad = [], 0
     for start in range(0, len(job.pairs), _CHUNK):
         chunk = job.pairs[start : start + _CHUNK]
@@ -152,7 +154,7 @@ def _draw_map(job: _Job, map_: _Map) -> None:
     write_png(draw_overlay(map_.found, *pictures, names=(a, b)), map_.file)
 
 
-def _tell_meaning(metric: "RobustSim", rows: list[Any], squared: bool) -> None:
+def _tell_meaning(metric: Scorer, rows: list[Any], squared: bool) -> None:
     """What the numbers mean, a line for each, as long as they are few."""
     known = metric.card.calibration
     if known is None:
@@ -166,7 +168,7 @@ def _tell_meaning(metric: "RobustSim", rows: list[Any], squared: bool) -> None:
         typer.echo(f"--json and --csv say it of all {len(rows):,} pairs.")
 
 
-def _document(metric: "RobustSim", rows: list[Any], parts: list[Any], job: _Job, squared: bool) -> dict[str, Any]:
+def _document(metric: Scorer, rows: list[Any], parts: list[Any], job: _Job, squared: bool) -> dict[str, Any]:
     known = metric.card.calibration
     return {
         "model": metric.card.name,
@@ -257,19 +259,20 @@ def _tell_alone(alone: list[str]) -> None:
 
 
 def _distances(
-    metric: "RobustSim", pairs: list[tuple[str, str]], job: _Job, squared: bool, map_: _Map | None
+    metric: Scorer, pairs: list[tuple[str, str]], job: _Job, squared: bool, map_: _Map | None
 ) -> list[tuple[str, str, float, float]]:
     """(a, b, distance, similarity) of each pair; what is the same in all of them is encoded once."""
     if not pairs:
         return []
     left = [job.opened.get(a, a) for a, _ in pairs]
     right = [job.opened.get(b, b) for _, b in pairs]
+    squares: Any
     if map_ is not None:
-        squares = _squares_with_map(metric, left[0], right[0], map_)
+        squares = _squares_with_map(cast("RobustSim", metric), left[0], right[0], map_)  # torch was asked for
     else:
         is_one = len({a for a, _ in pairs}) == 1
         squares = metric.distance(left[0] if is_one else left, right, squared=True)
-    distances = (squares if squared else squares.sqrt()).tolist()
+    distances = (squares if squared else squares**0.5).tolist()
     values = zip(pairs, distances, (1 - squares).tolist(), strict=True)
     return [(a, b, distance, similarity) for (a, b), distance, similarity in values]
 
@@ -290,14 +293,14 @@ def _squares_with_map(metric: "RobustSim", a: Any, b: Any, map_: _Map) -> "Tenso
     return torch.tensor([map_.found.squared_distance])
 
 
-def _broken(metric: "RobustSim", pairs: list[tuple[str, str]], job: _Job) -> dict[str, ImageError]:
+def _broken(metric: Scorer, pairs: list[tuple[str, str]], job: _Job) -> dict[str, ImageError]:
     """Which files cannot be read, and why."""
+    from robustsim.images.arrays import read_square
     from robustsim.images.files import prefetch
-    from robustsim.images.inputs import load_square
 
     def check(path: str) -> ImageError | None:
         try:
-            load_square(job.opened.get(path, path), metric.card.preprocessing)
+            read_square(job.opened.get(path, path), metric.card.preprocessing)
         except ImageError as error:
             return ImageError(str(error))
         return None

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from robustsim.cli import output
+from robustsim.cli.engine import EngineOption, load_hybrid
 
 
 def embed(
@@ -16,6 +17,7 @@ def embed(
     ],
     model: output.ModelOption = output.DEFAULT_MODEL,
     device: output.DeviceOption = None,
+    engine: EngineOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per encoding.")] = 32,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an earlier run has left.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
@@ -30,7 +32,7 @@ def embed(
     if out.suffix not in FORMATS:
         raise typer.BadParameter(f"{out.name!r} ends in none of {', '.join(FORMATS)}", param_hint="--output")
     total = sum(1 for _ in find_images(folder, follow_links=follow_links))
-    metric = output.load_metric(model, device)
+    metric = load_hybrid(model, device, engine)
     metric.batch_size = batch_size
     output.tell_cropping(metric.card)
 

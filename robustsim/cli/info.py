@@ -4,6 +4,7 @@ import os
 from importlib import metadata
 
 from robustsim.cli import output
+from robustsim.cli.engine import choose_engine
 
 
 def info(as_json: output.JsonOption = False) -> None:
@@ -20,10 +21,11 @@ def info(as_json: output.JsonOption = False) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: _version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm", "huggingface_hub")},
-        **{name: _version(name) for name in ("safetensors", "pillow", "numpy")},
+        **{name: _version(name) for name in ("safetensors", "pillow", "numpy", "onnxruntime")},
         "device": _device_name(),
         "threads": str(torch.get_num_threads()),
         "default model": output.DEFAULT_MODEL,
+        "engine": " because ".join(choose_engine(output.DEFAULT_MODEL, None, None)),
         "cache": constants.HF_HUB_CACHE,
         "hub": os.environ.get("HF_ENDPOINT") or constants.ENDPOINT,
         "offline": str(bool(constants.HF_HUB_OFFLINE)).lower(),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from robustsim.cli import output
+from robustsim.cli.engine import EngineOption, load_hybrid
 from robustsim.errors import ImageError
 
 _MOST_SHOWN = 12
@@ -15,6 +16,7 @@ def matrix(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of images; folders in it count too.")],
     model: output.ModelOption = output.DEFAULT_MODEL,
     device: output.DeviceOption = None,
+    engine: EngineOption = None,
     squared: output.SquaredOption = False,
     follow_links: output.FollowLinksOption = False,
     as_json: output.JsonOption = False,
@@ -35,7 +37,7 @@ def matrix(
     if not count:
         raise ImageError(f"the folder {str(folder)!r} holds no readable images: {what_is_there(walk.passed_over)}")
     output.tell_passed_over(walk.passed_over)
-    metric = output.load_metric(model, device)
+    metric = load_hybrid(model, device, engine)
     names, rows, bad = [], [], 0
     for found, result in embed_images(metric, folder, follow_links=follow_links):
         if isinstance(result, ImageError):

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from robustsim.encoders.card import Architecture, EncoderCard, Head, Source, list_models, load_card
     from robustsim.encoders.conversion import convert
     from robustsim.encoders.encoder import Encoder, Features
+    from robustsim.encoders.export.files import Exported
+    from robustsim.encoders.export.write import export_encoder
     from robustsim.encoders.fast.execution import Execution
     from robustsim.encoders.load import load_encoder, save_encoder
     from robustsim.encoders.tail import Tail
@@ -20,6 +22,7 @@ __all__ = [
     "Encoder",
     "EncoderCard",
     "Execution",
+    "Exported",
     "Features",
     "Head",
     "Share",
@@ -27,6 +30,7 @@ __all__ = [
     "Tail",
     "Yardstick",
     "convert",
+    "export_encoder",
     "list_models",
     "load_card",
     "load_encoder",
@@ -42,6 +46,7 @@ __getattr__, __dir__ = lazy_names(
         "Encoder": "encoder",
         "EncoderCard": "card",
         "Execution": "fast.execution",
+        "Exported": "export.files",
         "Features": "encoder",
         "Head": "card",
         "Share": "calibration",
@@ -49,6 +54,7 @@ __getattr__, __dir__ = lazy_names(
         "Tail": "tail",
         "Yardstick": "calibration",
         "convert": "conversion",
+        "export_encoder": "export.write",
         "list_models": "card",
         "load_card": "card",
         "load_encoder": "load",

@@ -281,7 +281,7 @@ def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapp
             encoder.card,
             source=None,
             weights_sha256=sha256(weights_file),
-            calibration=None if extra else _valid(encoder),
+            calibration=None if extra else valid_calibration(encoder),
         )
         card_file.write_text(card.to_json(), encoding="utf-8")
     return root
@@ -296,7 +296,8 @@ def image_sha256(encoder: Encoder) -> str:
     return hashlib.sha256(f"{state_sha256(encoder, without='text.', typed=False)} {before}".encode()).hexdigest()
 
 
-def _valid(encoder: Encoder) -> Calibration | None:
+def valid_calibration(encoder: Encoder) -> Calibration | None:
+    """The card's calibration, if it was measured with these weights."""
     calibration = encoder.card.calibration
     return calibration if calibration is not None and calibration.weights == image_sha256(encoder) else None
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from robustsim import __version__
 from robustsim.encoders.card import EncoderCard
@@ -19,6 +19,8 @@ from robustsim.errors import CardError, CorruptFileError, WeightsError
 
 #: Of the layout of the metadata.
 EXPORT_VERSION = 1
+
+ExportFormat = Literal["onnx", "torch-export"]
 
 INPUT, OUTPUT = "pixels", "embeddings"
 
