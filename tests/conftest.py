@@ -8,6 +8,8 @@ os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_D
 os.environ.update(HF_HUB_ETAG_TIMEOUT="600", HF_HUB_DOWNLOAD_TIMEOUT="600")
 # Of the processes that tests start: where cores are busy, threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The engine of commands is torch unless a test says otherwise: the other keeps what it makes in the user's cache.
+os.environ["ROBUSTSIM_ENGINE"] = "torch"
 for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
     os.environ.pop(name, None)
 

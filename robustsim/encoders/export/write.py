@@ -5,6 +5,7 @@ import io
 import json
 import os
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def export_encoder(
             f"an encoder in {encoder.mean.dtype} on {encoder.mean.device} is not exported: load it with device='cpu' "
             "and dtype=torch.float32"
         )
-    card = dataclasses.replace(encoder.card, calibration=valid_calibration(encoder))
+    card = encoder.card
+    if card.calibration is not None and valid_calibration(encoder) is None:  # its weights are others by now
+        card = dataclasses.replace(card, calibration=None, weights_sha256=None, source=None)
     said = describe(card, image_sha256(encoder))
     training = encoder.training
     encoder.eval()
@@ -110,15 +113,8 @@ def _onnx(encoder: Encoder, said: Exported, int8: bool) -> tuple[bytes, Exported
     from robustsim.encoders.export.packing import pack
     from robustsim.encoders.export.session import open_session
 
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the format onnx needs {error.name}, which is not installed: pip install 'robustsim[fast]'"
-        ) from error
     card = said.card
+    _require("onnx", "onnxruntime")
     if card.architecture.library == "robustsim" and encoder.head is None:
         from robustsim.encoders.export.lite_graph import lite_graph
 
@@ -140,7 +136,18 @@ def _onnx(encoder: Encoder, said: Exported, int8: bool) -> tuple[bytes, Exported
     return data, said
 
 
+def _require(*packages: str) -> None:
+    for name in packages:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"the format onnx needs {name}, which is not installed: pip install 'robustsim[fast]'"
+            ) from error
+
+
 def _traced(encoder: Encoder) -> Any:
+    _require("onnxscript")
     program = torch.onnx.export(
         _Embeds(encoder).eval(),
         (pictures(2, encoder.card.preprocessing.size),),
