@@ -310,6 +310,9 @@ def test_the_cache_is_made_anew_if_it_is_damaged(tmp_path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # where nothing can be written
     assert bundled_model("lite") == made
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingDependencyError, match=r"made with onnx.*robustsim\[fast\]"):
+        bundled_model("lite")
 
 
 # Each export by torch takes seconds: one file of each kind; timm's vision transformer comes with int8 below.
@@ -484,6 +487,12 @@ def test_the_engine_is_chosen_by_what_is_there_and_what_is_said(engines, lite_fi
         engine, why = choose_engine("lite", None, None)
         assert engine == "torch"
         assert "onnxruntime is not installed" in why
+    with engines.context() as patch:  # there, and broken
+        patch.setitem(sys.modules, "onnxruntime", None)
+        assert run("compare", CHELSEA, COFFEE)[0] == 0
+        code, _, err = run("compare", CHELSEA, COFFEE, "--engine", "onnx")
+        assert code == 1
+        assert "robustsim[fast]" in err
     engines.setenv("ROBUSTSIM_ENGINE", "torch")
     assert choose_engine("lite", None, None) == ("torch", "ROBUSTSIM_ENGINE says so")
     assert choose_engine("lite", None, "onnx")[0] == "onnx"

@@ -10,7 +10,7 @@ import typer
 
 from robustsim.cli import output
 from robustsim.encoders.card import list_models, load_card
-from robustsim.errors import InputError
+from robustsim.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from robustsim.metric import RobustSim
@@ -66,7 +66,12 @@ def load_scorer(model: str, device: str | None, engine: Engine | None, *, torch_
         return output.load_metric(model, device)
     from robustsim.onnx import bundled, from_onnx
 
-    metric = from_onnx(model) if _is_file(model) else bundled(model)
+    try:
+        metric = from_onnx(model) if _is_file(model) else bundled(model)
+    except MissingDependencyError:  # installed, and cannot be imported
+        if engine is not None or _is_file(model):
+            raise
+        return output.load_metric(model, device)
     output.settle(metric.card)
     return metric
 

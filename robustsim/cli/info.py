@@ -1,7 +1,6 @@
 """`robustsim info`: what a bug report needs."""
 
 import os
-from importlib import metadata
 
 from robustsim.cli import output
 from robustsim.cli.engine import choose_engine
@@ -37,6 +36,8 @@ def info(as_json: output.JsonOption = False) -> None:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,5 +1,6 @@
 """The ONNX form of a bundled model: made once of its weights file, without torch, and kept in the cache."""
 
+import hashlib
 import os
 from contextlib import suppress
 from importlib.resources import files
@@ -8,7 +9,7 @@ from pathlib import Path
 from robustsim import __version__
 from robustsim.encoders.card import EncoderCard, load_card
 from robustsim.encoders.export.files import EXPORT_VERSION, describe, read_sealed
-from robustsim.errors import CorruptFileError, OutputError, WeightsError
+from robustsim.errors import CorruptFileError, MissingDependencyError, OutputError, WeightsError
 
 
 def bundled_model(name: str) -> bytes:
@@ -32,17 +33,22 @@ def bundled_model(name: str) -> bytes:
 
 
 def cached_path(card: EncoderCard) -> Path:
-    """Where the ONNX form of these weights is kept: `robustsim/onnx` in the user's cache."""
+    """Where the ONNX form of a card's weights is kept: `robustsim/onnx` in the user's cache."""
+    known = hashlib.sha256(card.to_json().encode()).hexdigest()[:16]  # the weights' checksum is in the card
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustsim" / "onnx"
-    return cache / f"{card.name}-{(card.weights_sha256 or '')[:16]}-{EXPORT_VERSION}-{__version__}.onnx"
+    return cache / f"{card.name}-{known}-{EXPORT_VERSION}-{__version__}.onnx"
 
 
 def _made(card: EncoderCard) -> bytes:
-    import hashlib
-
     from robustsim.encoders.export.lite_graph import lite_graph
     from robustsim.encoders.export.packing import pack
 
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the ONNX form of {card.name!r} is made with onnx, which is not installed: pip install 'robustsim[fast]'"
+        ) from error
     held = files("robustsim.encoders").joinpath("bundled").joinpath(card.name).joinpath("model.safetensors")
     data = held.read_bytes()
     if hashlib.sha256(data).hexdigest() != card.weights_sha256:
