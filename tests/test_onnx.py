@@ -462,7 +462,15 @@ def test_the_engine_is_chosen_by_what_is_there_and_what_is_said(engines, lite_fi
     from robustsim.cli.engine import choose_engine
 
     assert choose_engine("lite", None, None)[0] == "onnx"
-    assert choose_engine(str(lite_file), None, None)[0] == "onnx"
+    assert choose_engine(str(lite_file), None, None) == ("onnx", "the model is a file of ONNX")
+    for words, named in (
+        (("compare", CHELSEA, COFFEE, "--engine", "torch"), "--engine torch"),
+        (("matrix", EXAMPLES), ""),
+    ):
+        code, _, err = run(*words, "--model", lite_file)
+        assert code == 1
+        assert "is a file of ONNX, and" in err
+        assert named in err
     for model, device, torch_for, words in (
         ("clip-vit-b-32", None, None, "not bundled"),
         ("lite", "cuda", None, "runs on the CPU"),

@@ -48,12 +48,18 @@ def choose_engine(
     wanted, by = engine or os.environ.get(_VARIABLE) or None, "--engine" if engine else _VARIABLE
     if wanted not in (None, "torch", "onnx"):
         raise InputError(f"{_VARIABLE} is {wanted!r}: it is torch, onnx, or not set")
+    if _is_file(model):
+        if against := f"--engine {engine}" if engine == "torch" else torch_for:
+            raise InputError(
+                f"{model!r} is a file of ONNX, and {against} needs a model in torch: give its name or folder"
+            )
+        return "onnx", "the model is a file of ONNX"
     if wanted == "torch":
         return "torch", f"{by} says so"
     against = _against_onnx(model, device, torch_for)
     if engine == "onnx" and against is not None:
         raise InputError(f"--engine onnx cannot be used: {against}")
-    if against is None and wanted is None and device is None and not _is_file(model) and _has_accelerator():
+    if against is None and wanted is None and device is None and _has_accelerator():
         against = "an accelerator is seen"
     if against is not None:
         return "torch", against
@@ -80,7 +86,7 @@ def load_hybrid(model: str, device: str | None, engine: Engine | None) -> "Robus
     """A metric in torch whose embeddings ONNX Runtime computes, if it may; arguments and errors as for
     `choose_engine`.
     """
-    chosen, _ = choose_engine(model, device, engine, torch_for="a file of ONNX" if _is_file(model) else None)
+    chosen, _ = choose_engine(model, device, engine, torch_for="this command" if _is_file(model) else None)
     metric = output.load_metric(model, "cpu" if chosen == "onnx" else device)
     if chosen == "onnx":
         import torch
@@ -104,8 +110,6 @@ def _against_onnx(model: str, device: str | None, torch_for: str | None) -> str 
         return f"it runs on the CPU, and not on {device!r}"
     if find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install 'robustsim[fast]')"
-    if _is_file(model):
-        return None
     if model not in list_models() or load_card(model).source is not None:
         return f"{model!r} is not bundled: `robustsim export` makes a file of it, which --model takes"
     from robustsim.encoders.export.making import cached_path

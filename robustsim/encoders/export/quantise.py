@@ -30,7 +30,7 @@ def quantised(model: Any, said: Exported, embed: Callable[[Tensor], Tensor], pix
         pixels: what to measure on.
 
     Raises:
-        InputError: there is no such product in it: convolutions are not made faster this way.
+        InputError: there is no such product in it.
     """
     import numpy as np
     import onnx
@@ -40,7 +40,8 @@ def quantised(model: Any, said: Exported, embed: Callable[[Tensor], Tensor], pix
     products = [node for node in model.graph.node if node.op_type in _KINDS and constant & {*node.input}]
     if len(products) < 2:  # a projection at the end alone
         raise InputError(
-            f"{said.card.name!r} is made of convolutions, which 8 bits with dynamic scales make slower: leave int8 out"
+            f"{said.card.name!r} is made of convolutions, and has no products of matrices to put into 8 bits: leave "
+            "int8 out"
         )
     with TemporaryDirectory() as folder:
         source, target = (Path(folder) / name for name in ("float32.onnx", "int8.onnx"))
