@@ -26,8 +26,8 @@ _SIDE, _QUALITY = 640, 88
 _SMALL = 256  # smaller ones are enlarged by a whole factor
 _HARD_TO_SEE = 8 / 255
 _METHODS = {
-    "layers": "Where several layers of the encoder find a difference, the last one included, gets a share of the distance. "
-    "Places beside a change are not 0: each has seen some of what surrounds it.",
+    "layers": "Where several layers of the encoder find a difference, the last one included, gets a share of the "
+    "distance. Places beside a change are not 0: each has seen some of what surrounds it.",
     "features": "Features of the encoder’s last layer, place by place. They are coarse: read the map as “about here”.",
     "gradient": "Integrated gradients from B to A: what the pixels that differ add to the distance. Brown drives the "
     "pictures apart, blue brings them together. Of two unrelated photographs this is grain.",
