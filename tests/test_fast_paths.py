@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustsim import EncoderCard
-from robustsim.encoders import Architecture, Execution, load_encoder, save_encoder
+from robustsim.encoders import Architecture, Execution, lite, load_encoder, save_encoder
 from robustsim.encoders.clip import ClipTrunk
 from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.fast import onednn, products, vit
@@ -271,6 +271,51 @@ def test_onednn_is_not_asked_for_what_torch_was_told_otherwise(onednn_linear):
     products.linear(x.double(), weight.double(), None)
     torch.vmap(lambda one: products.linear(one, weight, None))(x)
     assert not onednn_linear
+
+
+# --- lite
+
+
+@pytest.fixture
+def block_calls(monkeypatch):
+    """How often the blocks of `lite` are run by torch's own graph."""
+    calls, forward = [], lite._Block.forward
+    monkeypatch.setattr(lite._Block, "forward", lambda self, x: calls.append(self) or forward(self, x))
+    return calls
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 70)])
+def test_lites_gradient_is_that_of_its_graph(metric, block_calls, size):
+    trunk = metric.encoder.trunk
+    graph = copy.deepcopy(trunk)
+    graph.blocks[3].register_forward_hook(lambda *_: None)
+    x = pixels(3, 97)[..., : size[0], : size[1]]
+    out, gradient = with_gradient(trunk, x)
+    assert not block_calls
+    expected, wanted = with_gradient(graph, x)
+    assert len(block_calls) == 16
+    assert far(out, expected) < 1e-5
+    assert far(gradient, wanted) < 1e-5
+    small, small_graph = (copy.deepcopy(one).bfloat16() for one in (trunk, graph))
+    (out, gradient), (theirs, their_gradient) = (with_gradient(one, x.bfloat16()) for one in (small, small_graph))
+    assert far(out, expected) < 1.2 * far(theirs, expected)
+    assert far(gradient, wanted) < 1.2 * far(their_gradient, wanted)
+
+
+def test_lite_trains_and_differentiates_twice(block_calls):
+    trunk = layouts.randomise(lite.LiteTrunk()).requires_grad_(False)
+    x = pixels(1, 64).requires_grad_()
+    (gradient,) = torch.autograd.grad(trunk(x).square().sum(), x, create_graph=True)
+    (twice,) = torch.autograd.grad(gradient.square().sum(), x)
+    trunk.stem.requires_grad_(True)  # outside the blocks: these stay on their way
+    trunk(x).sum().backward()
+    assert trunk.stem.weight.grad is not None
+    block_calls.clear()
+    trunk.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(trunk(x).square().sum(), x, create_graph=True)
+    (wanted,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert len(block_calls) == 16
+    assert far(twice, wanted) < 1e-4
 
 
 # --- the surroundings

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustsim.encoders.card import EncoderCard
+from robustsim.encoders.fast import inverted
 from robustsim.encoders.lite_plan import HEAD, STAGES, STEM, cells, same_padding
 from robustsim.errors import CardError
 from robustsim.images.tracing import is_transformed
@@ -35,14 +36,18 @@ def build(card: EncoderCard) -> "LiteTrunk":
 class _SameConv2d(nn.Conv2d):
     """TensorFlow's "SAME" padding: with stride 2 on an even size, one more row and column at the end than before."""
 
+    def border(self, x: Tensor) -> tuple[int, int, int, int]:
+        """What is added to an input on the left, right, top and bottom beyond torch's own padding."""
+        if self.stride == (1, 1):
+            return 0, 0, 0, 0
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        (left, right), (top, bottom) = (same_padding(length, kernel, stride) for length in (x.shape[-1], x.shape[-2]))
+        return left, right, top, bottom
+
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == (1, 1):
             return super().forward(x)
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        border: list[int] = []
-        for length in (x.shape[-1], x.shape[-2]):
-            border += same_padding(length, kernel, stride)
-        return F.conv2d(F.pad(x, border), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(F.pad(x, self.border(x)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -94,7 +99,7 @@ class LiteTrunk(nn.Module):
         # Channels last is what the CPU's and the GPU's convolutions are fastest with; vmap knows no such thing.
         if not is_transformed(x):
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self.blocks(F.relu6(self.stem(x)))
+        x = inverted.run(self.blocks, F.relu6(self.stem(x)))
         return F.relu6(self.head(x))
 
     def forward(self, x: Tensor) -> Tensor:
