@@ -59,7 +59,7 @@ FLOORS = {
         {"tasks", "reports"},
         {"running"},
         {"tails"},
-        {"run", "calibration", "inversion"},
+        {"run", "calibration", "inversion", "attention"},
     ],
     "search": [{"formats", "scan"}, {"duplicates", "embedding", "storage"}, {"rates"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from robustsim.evaluation.attention import evaluate_attention
     from robustsim.evaluation.calibration import Measured, calibrate
     from robustsim.evaluation.inversion import evaluate_inversion
     from robustsim.evaluation.reports.comparison import Comparison, compare_reports
@@ -41,6 +42,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "distort",
     "distortion_ladder",
     "evaluate",
+    "evaluate_attention",
     "evaluate_inversion",
     "just_noticeable",
     "load_metric",
@@ -68,6 +70,7 @@ __getattr__, __dir__ = lazy_names(
         "distort": "tasks.distortions",
         "distortion_ladder": "tasks.ladder",
         "evaluate": "run",
+        "evaluate_attention": "attention",
         "evaluate_inversion": "inversion",
         "just_noticeable": "tasks.questions",
         "load_metric": "subjects",

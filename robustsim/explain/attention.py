@@ -72,7 +72,17 @@ def attention_of(
         ImageError, InputError: likewise.
     """
     parts, size = of_one_size(images)
-    pixels = metric.preprocess(parts, input_range=input_range)
+    return attention_of_pixels(metric, metric.preprocess(parts, input_range=input_range), size, texts, form=form)
+
+
+def attention_of_pixels(
+    metric: RobustSim, pixels: Tensor, size: tuple[int, int], texts: list[Tensor], *, form: AttentionForm
+) -> list[Tensor]:
+    """Likewise, of squares as the encoder sees them, (N, 3, S, S), made of pictures of one (height, width).
+
+    Raises:
+        InputError: likewise.
+    """
     for one in texts:
         if len(one) not in (1, len(pixels)):
             raise InputError(f"{len(one)} texts for {len(pixels)} images: pass one text, or one for each")

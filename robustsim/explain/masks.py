@@ -1,18 +1,18 @@
 """How well text-guided attention finds objects whose masks are known (CTGA paper, appendix A, Table A1)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from robustsim.encoders.attention import AttentionForm, complementary_attention
 from robustsim.errors import ImageError, InputError
-from robustsim.explain.attention import attention_of, soft_iou
+from robustsim.explain.attention import attention_of_pixels, soft_iou
 from robustsim.images.decode import opened, read_image
 from robustsim.images.files import find_images
 from robustsim.metric import RobustSim
@@ -76,36 +76,103 @@ def mask_scores(
             a mask of another size than its picture, or nothing to score.
         ImageError: one of the folders is none.
     """
-    for pattern in (prompt, against):
-        if pattern.count("{}") != 1:
-            raise InputError(f"the prompt {pattern!r} must hold {{}} once, where the name of the class goes")
-    if not os.path.isdir(masks):
-        raise ImageError(f"{os.fspath(masks)!r} is not a folder")
+    patterns = check_prompts(prompt, against)
     texts: dict[str, list[Tensor]] = {}
     rows, skipped = [], []
-    for path in find_images(images):
-        if len(path.parts) < 2:
-            raise InputError(f"{str(path)!r} lies in no folder of a class: put it into one that names what it shows")
+    for path in masked_files(images, masks):
         tell(str(path))
-        label = path.parts[0].replace("_", " ")
+        label = label_of(path)
         if label not in texts:
-            # Not by format, to which other brackets would mean something.
-            texts[label] = [metric.embed_text(pattern.replace("{}", label)) for pattern in (prompt, against)]
+            texts[label] = texts_of(metric, label, patterns)
         try:
-            picture = read_image(Path(images) / path)
-            mask = _read_mask((Path(masks) / path).with_suffix(".png"), picture.size)
+            picture, mask = read_masked(images, masks, path)
         except ImageError as error:
             skipped.append(str(error))
             continue
-        with torch.no_grad():
-            of_class, of_rest = attention_of(metric, picture, texts[label], form=form)
-            both = torch.cat((of_class, complementary_attention(of_class, of_rest)))
-            tga, comp_tga = soft_iou(both, mask.expand_as(both)).tolist()
+        pixels = metric.preprocess([picture])
+        tga, comp_tga = score_square(metric, pixels, mask, texts[label], form=form)
         rows.append(MaskScore(path.as_posix(), label, tga, comp_tga))
     if not rows:
         why = f" ({skipped[0]})" if skipped else ""
         raise InputError(f"no picture of {os.fspath(images)!r} has a mask in {os.fspath(masks)!r}{why}")
     return MaskScores(rows, skipped)
+
+
+def check_prompts(prompt: str, against: str) -> tuple[str, str]:
+    """Both prompts, if each has one place for the class.
+
+    Raises:
+        InputError: one has not.
+    """
+    for pattern in (prompt, against):
+        if pattern.count("{}") != 1:
+            raise InputError(f"the prompt {pattern!r} must hold {{}} once, where the name of the class goes")
+    return prompt, against
+
+
+def masked_files(images: "str | os.PathLike[str]", masks: "str | os.PathLike[str]") -> list[Path]:
+    """The pictures of classes' folders, relative to the folder of them all.
+
+    Raises:
+        InputError: a picture outside of the classes' folders.
+        ImageError: one of the folders is none.
+    """
+    if not os.path.isdir(masks):
+        raise ImageError(f"{os.fspath(masks)!r} is not a folder")
+    files = list(find_images(images))
+    for path in files:
+        if len(path.parts) < 2:
+            raise InputError(f"{str(path)!r} lies in no folder of a class: put it into one that names what it shows")
+    return files
+
+
+def label_of(path: Path) -> str:
+    """The class of a picture, as texts name it."""
+    return path.parts[0].replace("_", " ")
+
+
+def texts_of(metric: RobustSim, label: str, patterns: Sequence[str]) -> list[Tensor]:
+    """The embeddings of the prompts for a class, (1, D) each."""
+    # Not by format, to which other brackets would mean something.
+    return [metric.embed_text(pattern.replace("{}", label)) for pattern in patterns]
+
+
+def mask_of(masks: "str | os.PathLike[str]", path: Path) -> Path:
+    """Where the mask of a picture is."""
+    return (Path(masks) / path).with_suffix(".png")
+
+
+def read_masked(
+    images: "str | os.PathLike[str]", masks: "str | os.PathLike[str]", path: Path
+) -> tuple[Image.Image, Tensor]:
+    """A picture and its mask, (1, H, W) bool.
+
+    Raises:
+        ImageError: one of them cannot be read, or the mask is empty.
+        InputError: they differ in size.
+    """
+    picture = read_image(Path(images) / path)
+    return picture, _read_mask(mask_of(masks, path), picture.size)
+
+
+def score_square(
+    metric: RobustSim, pixels: Tensor, mask: Tensor, texts: list[Tensor], *, form: AttentionForm
+) -> tuple[float, float]:
+    """Soft IoU of the attention to a class, and of the complementary one, with the mask of the picture.
+
+    Args:
+        metric: as for `mask_scores`.
+        pixels: (1, 3, S, S), the picture as the encoder sees it.
+        mask: (1, H, W), as large as the picture itself.
+        texts: the embeddings of both prompts.
+        form: as for `mask_scores`.
+    """
+    with torch.no_grad():
+        size = (mask.shape[1], mask.shape[2])
+        of_class, of_rest = attention_of_pixels(metric, pixels, size, texts, form=form)
+        both = torch.cat((of_class, complementary_attention(of_class, of_rest)))
+        tga, comp_tga = soft_iou(both, mask.expand_as(both)).tolist()
+    return tga, comp_tga
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:

@@ -97,6 +97,8 @@ def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
     both = np.array([x is None and y is None for x, y in zip(a.items["error"], b.items["error"], strict=True)])
     if not both.any():
         raise InputError(f"{a.path.name} and {b.path.name} have no readable item in common")
+    if a.task == "attention":
+        return _of_attention(names, (a, b), both, seed)
     found = [
         _by_bootstrap(measure, names, statistic, [one.items["distance"][both] for one in (a, b)], a, both, seed)
         for measure, statistic in _STATISTICS.get(a.task, {}).items()
@@ -113,6 +115,24 @@ def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
             measure = f"{threat['norm']} {threat['eps']}"
             found.append(_by_exchange(measure, names, held, a, attacked, seed))
     return found
+
+
+def _of_attention(names: tuple[str, str], reports: tuple[Report, Report], rows: Array, seed: int) -> list[Comparison]:
+    """Soft IoU without attack, and under attacks that both have met in the same way."""
+    a, b = reports
+    alike = _plan(a) is not None and _plan(a) == _plan(b)
+    shared = [name for name in a.items if name.startswith(("tga", "comp_tga")) and name in b.items]
+    return [
+        _by_exchange(name, names, [one.items[name][rows].astype(float) for one in reports], a, rows, seed)
+        for name in shared
+        if alike or name in ("tga", "comp_tga")
+    ]
+
+
+def _plan(report: Report) -> Any:
+    """How adversarial examples for the attention were made, but for the radii."""
+    plan = report.content["adversarial"]
+    return plan and {**{key: value for key, value in plan.items() if key != "eps"}, "seed": report.content["seed"]}
 
 
 def _setting(report: Report) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def _plain(figure: dict[str, Any] | None, interval: bool) -> str:
 
 def _cells(report: Report, setting: str, groups: bool, interval: bool) -> dict[str, str]:
     results = report.results
+    if report.task == "attention":
+        return _attention(report, groups, interval)
     found: dict[str, Any] = {}
     if "accuracy" in results:
         found["clean"] = results["accuracy"]
@@ -186,8 +188,22 @@ def _cells(report: Report, setting: str, groups: bool, interval: bool) -> dict[s
     return {name: percent(one, interval=interval) for name, one in found.items()}
 
 
+def _attention(report: Report, groups: bool, interval: bool) -> dict[str, str]:
+    found = {}
+    for part in (report.results["clean"], *report.results["adversarial"]):
+        aside = f", {part['norm']} {part['eps']}" if "eps" in part else ""
+        for name, label in (("tga", "TGA"), ("comp_tga", "Comp-TGA")):
+            found[f"{label}{aside}"] = _plain(part[name], interval)
+            if groups:
+                of_classes = part[name]["groups"].items()
+                found.update({f"{label}{aside}, {group}": _plain(one, interval) for group, one in of_classes})
+    return found
+
+
 def _notes(report: Report, setting: str, interval: bool) -> list[str]:
     content = report.content
+    if report.task == "attention":
+        return _attention_notes(report, interval)
     what = {
         "ladder": "Share of pairs of levels ordered rightly, in %",
         "jnd": "Figures are times 100",
@@ -219,6 +235,28 @@ def _notes(report: Report, setting: str, interval: bool) -> list[str]:
             )
     if content["skipped"]:
         notes.append(f"{report.metric}: {len(content['skipped'])} items were skipped, as a picture could not be read.")
+    return notes
+
+
+def _attention_notes(report: Report, interval: bool) -> list[str]:
+    content = report.content
+    read = report.results["clean"]["tga"]["n"]
+    bounds = ", with 95 % bootstrap intervals over classes" if interval else ""
+    notes = [f"Mean soft IoU of the attention to a picture's class with its mask{bounds}; {read} pictures."]
+    if (attack := content["adversarial"]) is not None:
+        notes.append(
+            f"Adversarial examples: {attack['steps']} steps of PGD on the cross-entropy of the zero-shot "
+            f"classification among the folder's classes, seed {content['seed']}."
+        )
+        for part in (report.results["clean"], *report.results["adversarial"]):
+            under = f"under {part['norm']} {part['eps']}" if "eps" in part else "without attack"
+            notes.append(
+                f"{report.metric} classifies {percent(part['accuracy'], interval=interval)} % rightly {under}."
+            )
+    if content["skipped"]:
+        notes.append(
+            f"{report.metric}: {len(content['skipped'])} pictures were skipped: they or their masks could not be read."
+        )
     return notes
 
 
