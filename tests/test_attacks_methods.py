@@ -378,7 +378,7 @@ def test_of_a_randomised_model_most_draws_decide():
 
     def unsure(images):
         scores = inner(images)
-        lucky = torch.rand(len(images), 1, generator=noise) < 0.2
+        lucky = torch.rand(len(images), 1, generator=noise) < 0.1  # hardly ever in half of 20 draws
         return torch.where(lucky, scores.flip(1), scores)
 
     objective, images = right(inner, 60)

@@ -87,7 +87,7 @@ def test_mlp_file(published, tmp_path):
     encoder = load_encoder(tmp_path / "out")
     with torch.no_grad():
         z = model.encode_image(encoder.normalize(pixels()))
-        torch.testing.assert_close(encoder(pixels()), z + fc2(torch.relu(fc1(z))))
+        torch.testing.assert_close(encoder(pixels()), z + fc2(torch.relu(fc1(z))), rtol=1e-4, atol=1e-4)
 
 
 def test_peft_folder_of_a_convnext(published, tmp_path):
@@ -143,7 +143,8 @@ def test_peft_folder_of_a_clip_vit_in_dinos_naming(published, tmp_path):
     with torch.no_grad():
         for block, delta in zip(expected.visual.transformer.resblocks, deltas, strict=True):
             block.attn.in_proj_weight += delta
-        torch.testing.assert_close(encoder(pixels()), expected.encode_image(encoder.normalize(pixels())))
+        wanted = expected.encode_image(encoder.normalize(pixels()))
+        torch.testing.assert_close(encoder(pixels()), wanted, rtol=1e-4, atol=1e-4)
     for one, eps in ((encoder, 1e-6), (load_encoder(folder), 1e-5)):
         norms = [module for module in one.trunk.modules() if isinstance(module, torch.nn.LayerNorm)]
         assert len(norms) == 6  # ln_pre, ln_post, and two in each block

@@ -318,6 +318,23 @@ def test_lite_trains_and_differentiates_twice(block_calls):
     assert far(twice, wanted) < 1e-4
 
 
+def test_a_backward_inside_an_autocast_region_keeps_the_forwards_type(metric, onednn_linear):
+    """Who calls `backward` in such a region gets the gradient of the float32 forward, to the bit."""
+    weight, bias = torch.randn(64, 96), torch.randn(64)
+    for function, x in (
+        (metric.encoder.trunk, pixels(1, 64)),
+        (lambda x: products.linear(x, weight, bias), torch.randn(300, 96)),
+        (lambda x: products._Attention.apply(x, x, x), torch.randn(1, 2, 5, 8)),
+    ):
+        x = x.clone().requires_grad_()
+        found = []
+        for enabled in (False, True):
+            total = function(x).square().sum()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found += torch.autograd.grad(total, x)
+        assert torch.equal(*found)
+
+
 # --- the surroundings
 
 

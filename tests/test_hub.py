@@ -46,7 +46,7 @@ def test_open_clip_repository_agrees_with_open_clip(hub, load, published, kind):
     metric = load("org/model")
     with torch.no_grad():
         expected = model.encode_image(normalised(pixels(), layouts.OPENAI_MEAN, layouts.OPENAI_STD), normalize=True)
-    torch.testing.assert_close(metric.embed(pixels()), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(metric.embed(pixels()), expected, rtol=0, atol=1e-5)
     assert metric.card.embedding_dim == expected.shape[1]
     assert hub.count("GET", "open_clip_config.json") == 1
 

@@ -126,13 +126,13 @@ def test_the_end_of_one_name_is_not_taken_for_another(published):
 
 
 def test_at_first_nothing_has_changed(encoder):
-    # PyTorch chooses kernels by which gradients are wanted: of both those of the pixels.
+    # But for rounding: what is adapted is run by its library's modules.
     before, x = copy.deepcopy(encoder).requires_grad_(False), pixels().requires_grad_()
     assert add_lora(encoder, r=4) is encoder
-    assert torch.equal(encoder(x), before(x))
+    assert relative(encoder(x), before(x)) < 1e-6
     ours, theirs = encoder.features(x), before.features(x)
-    assert torch.equal(ours.tokens, theirs.tokens)
-    assert torch.equal(ours.embedding, theirs.embedding)
+    assert relative(ours.tokens, theirs.tokens) < 1e-6
+    assert relative(ours.embedding, theirs.embedding) < 1e-6
     assert ours.grid == theirs.grid
 
 

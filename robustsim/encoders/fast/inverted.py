@@ -42,6 +42,7 @@ class _Block(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(ctx: Any, x: Tensor, block: Any) -> Tensor:
         wide = x if block.expand is None else _widened(x, block)  # without, the stride is 1: there is no border
         filtered = _filter(wide, block.depthwise).clamp_(0, _TOP)
@@ -51,6 +52,8 @@ class _Block(torch.autograd.Function):
         return out.add_(x) if block.residual else out
 
     @staticmethod
+    # Whatever type the caller of the backward has chosen since.
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (grad,), (x, wide, filtered), block = gradients, ctx.saved_tensors, ctx.block
         if torch.is_grad_enabled():  # somebody wants to differentiate this once more

@@ -106,11 +106,14 @@ class _Linear(torch.autograd.Function):
     """The operator, which has no gradients of its own."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _product(x, weight, bias)
 
     @staticmethod
+    # Whatever type the caller of the backward has chosen since.
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,), (x, weight) = gradients, ctx.saved_tensors
         rows = grad.flatten(0, -2) if grad.ndim > 1 else grad[None]

@@ -75,12 +75,15 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = F.scaled_dot_product_attention(q, k, v)
         ctx.save_for_backward(q, k, v, out)
         return out
 
     @staticmethod
+    # Whatever type the caller of the backward has chosen since.
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Contiguous heads: products of strided ones copy them each time.
         q, k, v, out, grad = (one.contiguous() for one in (*ctx.saved_tensors, *gradients))
