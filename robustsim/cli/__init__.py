@@ -8,6 +8,7 @@ import typer
 
 from robustsim.cli import (
     attack,
+    benchmark,
     calibrate,
     check,
     compare,
@@ -58,6 +59,7 @@ app.command("info")(info.info)
 app.command("calibrate")(calibrate.calibrate)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
+app.command("benchmark")(benchmark.benchmark)
 app.command("train")(train.train)
 app.command("finetune")(train.finetune)
 app.command("recipes")(train.recipes)
