@@ -47,7 +47,7 @@ def benchmark(
             continue
         measured, whole = measure(encoder, batch_size=batch_size, seconds=seconds, compiled=compiled)
         said = encoder.describe()
-        engine, why = choose_engine(name, device, None)
+        engine, why = ("torch", "its weights are random") if random_weights else choose_engine(name, device, None)
         result = {
             "model": name,
             "device": str(said.device),

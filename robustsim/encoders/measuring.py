@@ -25,12 +25,13 @@ class Measured:
 
     Attributes:
         mode: `modules` (the library's own, float32), `default`, `bfloat16`, `float16`, `compiled` or `onnx`.
-        images_per_second: forward, median of the rounds.
+        images_per_second: forward, by the median of its calls.
         gradients_per_second: pictures a second, forward and backward to the pixels.
         error_median: 1 - cosine of embeddings to those of `modules`, over the pictures of the batch.
         error_worst: likewise.
         model_bytes: what the parameters and buffers take, or the file.
-        peak_bytes: CUDA's peak of allocated memory, this mode's and that of what else is held; None elsewhere.
+        peak_bytes: of CUDA, the largest amount of memory that was allocated in a round, with what the other modes hold;
+            None elsewhere.
         problem: why the mode was left, or empty.
     """
 
@@ -81,7 +82,10 @@ def measure(
                 if mode.differentiable:
                     _gradient(mode, pixels)
             except Exception as error:  # an unsupported type, an operator that is missing, no memory: one mode less
-                said.problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+                said.problem = _first_line(error)
+                continue
+            if not bool(found.isfinite().all()):
+                said.problem = "its embeddings are not finite"
                 continue
             reference = found if reference is None else reference
             errors = (1 - (found * reference).sum(1)).clamp(min=0)
@@ -89,7 +93,10 @@ def measure(
             modes.append(mode)
         for _ in range(_ROUNDS):
             for mode in modes:
-                _round(mode, pixels, seconds / _ROUNDS)
+                try:
+                    _round(mode, pixels, seconds / _ROUNDS)
+                except Exception as error:
+                    mode.said.problem = _first_line(error)
     except KeyboardInterrupt:
         return told, False
     return told, True
@@ -182,7 +189,7 @@ def _onnx(encoder: Encoder, said: Measured) -> _Mode:
     from robustsim.encoders.export.session import open_session
 
     if load_card(encoder.card.name).weights_sha256 != encoder.card.weights_sha256:
-        raise MissingDependencyError(f"no ONNX form of these weights is there: they are not the bundled {said.mode}")
+        raise MissingDependencyError("these weights are not the bundled ones, and have no ONNX form")
     model = bundled_model(encoder.card.name)
     said.model_bytes = len(model)
     session = open_session(model, f"the ONNX form of {encoder.card.name!r}")
@@ -194,7 +201,7 @@ def _onnx(encoder: Encoder, said: Measured) -> _Mode:
 
 
 def _round(mode: _Mode, pixels: Tensor, seconds: float) -> None:
-    """One round of one mode; its medians are those of all rounds so far."""
+    """One round of one mode; its medians are those of all calls so far."""
     cuda = pixels.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(pixels.device)
@@ -204,8 +211,7 @@ def _round(mode: _Mode, pixels: Tensor, seconds: float) -> None:
         while True:
             start = time.perf_counter()
             function(mode, pixels)
-            if cuda:
-                torch.cuda.synchronize(pixels.device)
+            _wait_for(pixels.device)
             now = time.perf_counter()
             mode.seconds[part].append(now - start)
             if now >= end:
@@ -217,6 +223,17 @@ def _round(mode: _Mode, pixels: Tensor, seconds: float) -> None:
             mode.said.gradients_per_second = rate
     if cuda:
         mode.said.peak_bytes = max(mode.said.peak_bytes or 0, torch.cuda.max_memory_allocated(pixels.device))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _forward(mode: _Mode, pixels: Tensor) -> Tensor:
