@@ -18,7 +18,11 @@ EPS = {"linf": (2 / 255, 4 / 255, 8 / 255), "l2": (0.2, 0.5, 1.0), "l1": (2.0, 5
 THEIRS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["standard", "robust"])
+# The robust one tells attacks apart; beside it the other, on which all of them succeed, takes minutes.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, id="standard", marks=pytest.mark.slow), pytest.param(True, id="robust")],
+)
 def problem(request):
     """A model, and images that it gets right, with their labels."""
     model = trained(robust=request.param)

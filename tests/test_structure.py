@@ -197,6 +197,7 @@ def test_the_bundled_model_needs_torch_alone():
         ("finetune",),
         ("index",),
         ("search",),
+        ("benchmark",),
     ],
     ids=" ".join,
 )
