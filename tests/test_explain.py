@@ -13,6 +13,7 @@ from robustsim import RobustSim
 from robustsim.encoders.timm_models import TimmTrunk
 from robustsim.errors import InputError
 from robustsim.explain import difference_map, differences
+from robustsim.explain.resolution import interpolated
 from robustsim.images import Preprocessing
 from tests.conftest import EXAMPLES
 
@@ -379,3 +380,10 @@ def test_no_places_no_map():
     encoder.trunk = TimmTrunk(Closed())
     with pytest.raises(InputError, match="no access to the last feature map of Closed"):
         difference_map(RobustSim(encoder), images(1), images(1, seed=1))
+
+
+def test_of_a_tiny_cropped_picture_the_nearest_pixels_count():
+    """No pixel's centre lies in what the model sees of 2 x 1 pixels: the map must not be 0 for that."""
+    cropping = Preprocessing(size=224, resize=256, mode="shortest")
+    for size in ((1, 2), (1, 4), (2, 1), (1, 3), (300, 451)):
+        assert interpolated(torch.ones(1, 7, 7), size, cropping).max() == pytest.approx(1, abs=1e-6), size

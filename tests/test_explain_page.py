@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from robustsim import RobustSim
@@ -20,6 +21,7 @@ from robustsim.errors import InputError, OutputError
 from robustsim.explain import explain_pair, write_page
 from robustsim.explain.report.page import page
 from robustsim.explain.report.scale import scale
+from robustsim.pages import text
 from tests import layouts, trainings
 from tests.conftest import EXAMPLES
 from tests.test_explain_drawing import luminance
@@ -371,3 +373,41 @@ def test_in_a_browser(browser, document, tmp_path, width, scheme):
     for ink, paper, words in seen["texts"]:
         low, high = sorted(float(luminance(rgb(colour))) for colour in (ink, paper))
         assert (high + 0.05) / (low + 0.05) >= 4.5, words
+
+
+# -- what a review found
+
+
+def test_a_copy_is_told_from_the_picture(metric, run, tmp_path):
+    """Of a large picture a copy is attacked, whose distance is another one: of a picture to itself it is not 0."""
+    Image.open(EXAMPLES / "chelsea.png").convert("RGB").resize((300, 200)).save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    code, out, _ = run("explain", path, path, "--max-side", 64, "--steps", 1, "-o", tmp_path / "p.html")
+    written = (tmp_path / "p.html").read_text()
+    assert code == 0
+    assert "a copy of A of 64 x 43" in out
+    assert "The dot is the copy of A with B as it is" in written
+    assert 'aria-label="The copy of A with B is at' in written
+    assert "The pair is at 0.0000" in written
+    assert str(tmp_path) not in written
+
+
+def test_it_needs_no_gradients_of_its_caller(metric):
+    files = (str(EXAMPLES / "chelsea.png"), str(EXAMPLES / "coffee.png"))
+    for around in (torch.no_grad, torch.inference_mode):
+        with around():
+            assert explain_pair(metric, *files, steps=1, max_side=32).nearest.changed
+
+
+@pytest.mark.parametrize("given", ["99999999999999", "\u00b2", "soon"])
+def test_a_date_that_is_none_is_told_before_the_work(run, tmp_path, monkeypatch, given):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", given)
+    path = str(EXAMPLES / "chelsea.png")
+    code, _, err = run("explain", path, path, "-o", tmp_path / "p.html")
+    assert code != 0
+    assert "SOURCE_DATE_EPOCH" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_that_are_no_text_and_blanks_of_no_width_are_written_out():
+    assert text("a\u200bb\ufeff\udcff").encode() == b"a\\u200bb\\ufeff\\udcff"

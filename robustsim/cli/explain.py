@@ -14,6 +14,7 @@ from robustsim.cli import output, pictures
 from robustsim.cli.attack import radius_of
 from robustsim.cli.drawing import check_file
 from robustsim.cli.invert import check_text
+from robustsim.errors import InputError
 from robustsim.explain.methods import MapMethod
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def explain(
 ) -> None:
     """Write a page about two pictures: their distance, where they differ, and what invisible changes make of it."""
     check_file(out, "--output", [a, b], suffixes=_SUFFIXES, why="so that whoever gets it can open it")
-    radius = radius_of(eps, "linf")
+    radius, today = radius_of(eps, "linf"), _today()
     if text is not None:
         check_text([model], [text])
 
@@ -74,7 +75,7 @@ def explain(
         text=text,
         progress=sys.stderr.isatty(),
     )
-    write_page(found, out, command=_command(), date=f"{_now():%Y-%m-%d}")
+    write_page(found, out, command=_command(a, b), date=today)
     parts = output.unseen(metric.card, dict.fromkeys([a, b]), opened)
     if as_json:
         output.print_json({**_document(found, a, b), "page": str(out), "not_looked_at": parts})
@@ -82,6 +83,7 @@ def explain(
     typer.echo(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB")
     rows = [
         ("as they are", found.distance),
+        *([(f"a copy of A of {' x '.join(map(str, found.attacked.size))}", found.start)] if found.is_copy else []),
         ("A changed, as near as was found", found.nearest.distance),
         ("A changed, as far as was found", found.farthest.distance),
     ]
@@ -91,15 +93,25 @@ def explain(
     output.tell_unseen(parts, aside=False)
 
 
-def _command() -> str:
-    """What was typed."""
-    return shlex.join(["robustsim", *sys.argv[1:]])
+def _command(a: str, b: str) -> str:
+    """What was typed, without folders, which are nobody's business; nothing where it cannot be typed again."""
+    if pictures.STANDARD_INPUT in (a, b):
+        return ""
+    words = [os.path.basename(word) if os.path.isdir(os.path.dirname(word)) else word for word in sys.argv[1:]]
+    return shlex.join(["robustsim", *words])
 
 
-def _now() -> datetime:
-    """The date, or the one that is to be taken for it, as reproducible builds have it."""
-    given = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return datetime.fromtimestamp(int(given) if given.isdigit() else time.time(), tz=timezone.utc)
+def _today() -> str:
+    """The date, or the one that is to be taken for it, as reproducible builds have it.
+
+    Raises:
+        InputError: there is one, and it is none.
+    """
+    given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
+    try:
+        return f"{datetime.fromtimestamp(int(given), tz=timezone.utc):%Y-%m-%d}"
+    except (ValueError, OverflowError, OSError):
+        raise InputError(f"SOURCE_DATE_EPOCH is {given!r}: it is a date in seconds since 1970, or not set") from None
 
 
 def _document(found: "Explanation", a: str, b: str) -> dict[str, Any]:

@@ -95,7 +95,9 @@ def _weights(pixels: int, places: int, low: float, high: float, like: Tensor) ->
     centres = torch.arange(pixels, device=like.device, dtype=torch.float32) + 0.5
     at = ((centres - low) * (places / (high - low)) - 0.5).clamp(0, places - 1)
     weights = (1 - (at[:, None] - torch.arange(places, device=like.device)).abs()).clamp_min(0)
-    return weights * ((centres >= low) & (centres <= high))[:, None]
+    # Of a tiny picture that is cropped, no pixel's centre may lie inside: then the nearest ones do.
+    beyond = torch.maximum(low - centres, centres - high)
+    return weights * (beyond <= beyond.min().clamp_min(0))[:, None]
 
 
 def _shares(pixels: int, places: int, low: float, high: float, like: Tensor) -> Tensor:

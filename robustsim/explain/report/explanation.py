@@ -77,10 +77,10 @@ class Explanation:
         meaning: what the distance means, in the words of the card's calibration; None if that was not measured.
         map: where they differ.
         method: by which.
-        nearest: the changed `a` with the smallest distance to `b` that was found.
+        nearest: the changed `attacked` with the smallest distance to `b` that was found, at most `start`.
         farthest: likewise with the largest.
         attacked: `a` as it was attacked, RGB: a smaller copy of a large picture.
-        start: the distance of that copy to `b`.
+        start: the distance of that copy to `b`; of a copy it is not `distance`.
         eps: the largest change of a channel, of values in [0, 1].
         steps: of each of the two attacks.
         seed: of their random starts.

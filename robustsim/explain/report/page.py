@@ -138,8 +138,9 @@ def _reach(one: Explanation) -> str:
     low, high = one.nearest.distance, one.farthest.distance
     band = unrelated_band(one.card.calibration)
     width, height = one.attacked.size
-    copy = ""
+    copy, what = "", "The pair"
     if one.is_copy:
+        what = "The copy of A with B"
         copy = (
             f"<p>Attacked was a copy of A of {width} × {height} pixels, whose own distance to B is {one.start:.4f}.</p>"
         )
@@ -156,8 +157,9 @@ def _reach(one: Explanation) -> str:
         f"direction) found distances from {low:.4f} to {high:.4f}.</p>"
         "<p>That is what this attack found, and no proof: the smallest distance within reach is this one <em>or "
         "less</em>, the largest this one <em>or more</em>. More steps may find more.</p>" + copy,
-        f"{scale(one.start, band=band, reach=(low, high))}"
-        f'<p class="soft">The dot is the pair as it is, the line between the marks what the attack has reached. '
+        f"{scale(one.start, what=what, band=band, reach=(low, high))}"
+        f'<p class="soft">The dot is {what[0].lower()}{what[1:]} as it is, the line between the marks what the '
+        "attack has reached. "
         f"{'' if band is None else _shaded(band)}</p>"
         f'<div class="cards">{cards}</div>',
     )
@@ -243,8 +245,8 @@ def _made(one: Explanation, command: str, date: str) -> str:
     return _section(
         "made",
         "How this was made",
-        "<p>On the same machine, the same command makes the same numbers and pictures. This page is one file; it has "
-        "no script and loads nothing.</p>",
+        f"<p>{'On the same machine, the same command makes the same numbers and pictures. ' if command else ''}"
+        "This page is one file; it has no script and loads nothing.</p>",
         f'<dl class="facts">{told}</dl>',
     )
 

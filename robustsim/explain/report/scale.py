@@ -18,16 +18,21 @@ def unrelated_band(calibration: Calibration | None) -> "tuple[float, float] | No
 
 
 def scale(
-    distance: float, *, band: "tuple[float, float] | None" = None, reach: "tuple[float, float] | None" = None
+    distance: float,
+    *,
+    what: str = "The pair",
+    band: "tuple[float, float] | None" = None,
+    reach: "tuple[float, float] | None" = None,
 ) -> str:
     """The line, with the pair on it.
 
     Args:
         distance: of the pair.
+        what: that is, at the beginning of a sentence.
         band: of unrelated photographs.
         reach: the smallest and the largest distance that attacks found.
     """
-    words = f"The pair is at {distance:.4f} on a line from 0 to 1.414."
+    words = f"{what} is at {distance:.4f} on a line from 0 to 1.414."
     parts = ['<rect class="line" x="0" y="27" width="100%" height="6" rx="3"/>']
     if band is not None:
         parts.append(_rect("band", *band, 22, 16))

@@ -58,8 +58,9 @@ def tamper(
     options: dict[str, Any] = {"progress": progress, "callback": callback}
     result = APGD(norm=norm, eps=reachable, steps=steps, generator=generator, **options)(objective, images)
     # The random start has changed what the model does not look at, too. A grey picture tells: nothing is clipped there.
-    grey = torch.full_like(images, 0.5, requires_grad=True)
-    slope = torch.autograd.grad(metric.card.preprocessing.apply_tensor(grey).sum(), grey)[0]
+    with torch.inference_mode(False), torch.enable_grad():
+        grey = torch.full_like(images, 0.5, requires_grad=True)
+        slope = torch.autograd.grad(metric.card.preprocessing.apply_tensor(grey).sum(), grey)[0]
     return replace(result, images=torch.where(slope != 0, result.images, images))
 
 
