@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from robustsim.encoders.calibration import Calibration
 from robustsim.encoders.card import EncoderCard
 from robustsim.encoders.export.files import INPUT, OUTPUT, Exported, check_sealed, read_metadata, read_sealed
 from robustsim.encoders.export.session import open_session
-from robustsim.errors import CardError, CorruptFileError, EncodingError, InputError
+from robustsim.errors import CardError, CorruptFileError, EncodingError, InputError, WeightsError
 from robustsim.images.arrays import no_range, split_source, stream_arrays
 from robustsim.vectors import NO_EMBEDDING, NOT_FINITE, are_embeddings, check_counts
 
@@ -219,9 +220,15 @@ def bundled(name: str) -> OnnxMetric:
         MissingDependencyError: onnxruntime or onnx is not installed.
         WeightsError: the weights are damaged.
     """
+    from robustsim.encoders.card import load_card
     from robustsim.encoders.export.making import bundled_model
 
-    return OnnxMetric(bundled_model(name), f"the ONNX form of {name!r}")
+    what = f"the ONNX form of {name!r}"
+    with suppress(WeightsError, CardError):  # whatever is wrong with what is kept, it can be made anew
+        kept = OnnxMetric(bundled_model(name), what)
+        if kept.card == load_card(name):
+            return kept
+    return OnnxMetric(bundled_model(name, anew=True), what)
 
 
 def _as_array(images: Any) -> Any:
@@ -250,9 +257,7 @@ def _split(images: Any) -> list[Any]:
         return split_source(images)
     if array.ndim not in (3, 4) or array.shape[-3] != 3 or 0 in array.shape:
         raise InputError(f"a tensor of shape {array.shape} is not an image: tensors are (3, H, W) or (N, 3, H, W)")
-    if array.dtype == np.uint8:  # resized as a tensor is, without a step back to 8 bits
-        array = array.astype(np.float32) / np.float32(255)
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" and array.dtype != np.uint8:
         raise InputError(no_range(array.dtype))
     return list(np.moveaxis(array.reshape(-1, *array.shape[-3:]), 1, -1))
 

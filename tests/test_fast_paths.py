@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from robustsim import EncoderCard
@@ -333,6 +334,46 @@ def test_a_backward_inside_an_autocast_region_keeps_the_forwards_type(metric, on
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 found += torch.autograd.grad(total, x)
         assert torch.equal(*found)
+
+
+def test_adapters_and_others_in_lites_blocks_are_called(metric):
+    """What is not a block as this library makes it counts, whether gradients are wanted or not."""
+    peft = pytest.importorskip("peft")
+    adapted, wrapped = (copy.deepcopy(metric.encoder.trunk) for _ in range(2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(target_modules=["expand", "project"], r=2, init_lora_weights=False)
+        peft.inject_adapter_in_model(config, adapted)
+    wrapped.blocks[2].expand = nn.Sequential(wrapped.blocks[2].expand, nn.Hardtanh(-1, 1))
+    x = pixels(1, 64)
+    for trunk in (adapted, wrapped):
+        trunk.eval().requires_grad_(False)
+        out, _ = with_gradient(trunk, x)
+        with torch.no_grad():
+            assert far(out, trunk(x)) < 1e-5
+        assert far(out, metric.encoder.trunk(x)) > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:FutureWarning")  # torch's, of forward mode
+def test_what_autograd_can_do_with_modules_works(metric, onednn_linear):
+    """Gradients in batches, forward mode, no pictures, and the error about weights that were changed in between."""
+    trunk = layouts.randomise(lite.LiteTrunk()).requires_grad_(False)
+    weight, bias = torch.randn(64, 96), torch.randn(64)
+    for function, x in ((trunk, pixels(1, 64)), (lambda x: products.linear(x, weight, bias), torch.randn(300, 96))):
+        x = x.clone().requires_grad_()
+        out = function(x)
+        directions = torch.randn(3, *out.shape)
+        (batched,) = torch.autograd.grad(out, x, directions, is_grads_batched=True, retain_graph=True)
+        for found, direction in zip(batched, directions, strict=True):
+            assert far(found, torch.autograd.grad(out, x, direction, retain_graph=True)[0]) < 1e-4
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+        assert tangent.shape == out.shape
+    assert trunk(pixels(1, 64)[:0].requires_grad_()).shape == (0, 1280)
+    out = trunk(pixels(1, 64).requires_grad_())
+    trunk.blocks[4].project.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 # --- the surroundings

@@ -315,6 +315,40 @@ def test_the_cache_is_made_anew_if_it_is_damaged(tmp_path, monkeypatch):
         bundled_model("lite")
 
 
+def test_the_cache_is_made_anew_if_it_holds_something_else(tmp_path, monkeypatch):
+    """Another model, another format, or no graph at all, each with a checksum that is right."""
+    from robustsim.encoders.export.making import bundled_model, cached_path
+    from robustsim.onnx import bundled
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path, made = cached_path(load_card("lite")), bundled_model("lite")
+    older = changed(path, robustsim_format_version="0")
+    for other in (bundled_model("lite-clean"), older, sealed(b"no graph")):
+        path.write_bytes(other)
+        assert bundled("lite").card.name == "lite"
+        assert path.read_bytes() == made
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    from pathlib import Path
+
+    from robustsim.encoders.export.making import bundled_model, cached_path
+
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cached_path(load_card("lite")) is None
+    assert check_sealed(bundled_model("lite"), "it")
+
+
+def test_tensors_of_8_bits_have_a_range_of_their_own(lite, metric):
+    a, b = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for input_range in ((0, 1), (-1, 1), (0, 255)):
+        close(lite.distance(a, b, input_range=input_range), metric.distance(a, b, input_range=input_range))
+
+
 # Each export by torch takes seconds: one file of each kind; timm's vision transformer comes with int8 below.
 @pytest.mark.parametrize("name", ["vit", "classifier"])
 def test_traced_models_give_the_numbers_of_torch_for_any_batch(published, tmp_path, name):

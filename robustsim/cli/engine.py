@@ -53,6 +53,8 @@ def choose_engine(
             raise InputError(
                 f"{model!r} is a file of ONNX, and {against} needs a model in torch: give its name or folder"
             )
+        if device not in (None, "cpu"):
+            raise InputError(f"{model!r} is a file of ONNX, which runs on the CPU, and not on {device!r}")
         return "onnx", "the model is a file of ONNX"
     if wanted == "torch":
         return "torch", f"{by} says so"
@@ -87,13 +89,18 @@ def load_hybrid(model: str, device: str | None, engine: Engine | None) -> "Robus
     `choose_engine`.
     """
     chosen, _ = choose_engine(model, device, engine, torch_for="this command" if _is_file(model) else None)
-    metric = output.load_metric(model, "cpu" if chosen == "onnx" else device)
+    runner = None
     if chosen == "onnx":
-        import torch
-
         from robustsim.onnx import bundled
 
-        runner = bundled(model)
+        try:
+            runner = bundled(model)
+        except MissingDependencyError:  # installed, and cannot be imported
+            if engine is not None:
+                raise
+    metric = output.load_metric(model, device if runner is None else "cpu")
+    if runner is not None:
+        import torch
 
         def embed_pixels(pixels: "torch.Tensor") -> "torch.Tensor":
             runner.batch_size = metric.batch_size
@@ -114,7 +121,8 @@ def _against_onnx(model: str, device: str | None, torch_for: str | None) -> str 
         return f"{model!r} is not bundled: `robustsim export` makes a file of it, which --model takes"
     from robustsim.encoders.export.making import cached_path
 
-    if find_spec("onnx") is None and not cached_path(load_card(model)).is_file():
+    kept = cached_path(load_card(model))
+    if find_spec("onnx") is None and (kept is None or not kept.is_file()):
         return "onnx is not installed (pip install 'robustsim[fast]')"
     return None
 

@@ -4,6 +4,7 @@ import os
 
 from robustsim.cli import output
 from robustsim.cli.engine import choose_engine
+from robustsim.errors import InputError
 
 
 def info(as_json: output.JsonOption = False) -> None:
@@ -24,7 +25,7 @@ def info(as_json: output.JsonOption = False) -> None:
         "device": _device_name(),
         "threads": str(torch.get_num_threads()),
         "default model": output.DEFAULT_MODEL,
-        "engine": " because ".join(choose_engine(output.DEFAULT_MODEL, None, None)),
+        "engine": _engine(),
         "cache": constants.HF_HUB_CACHE,
         "hub": os.environ.get("HF_ENDPOINT") or constants.ENDPOINT,
         "offline": str(bool(constants.HF_HUB_OFFLINE)).lower(),
@@ -33,6 +34,13 @@ def info(as_json: output.JsonOption = False) -> None:
         output.print_json(facts)
     else:
         output.print_table(("", ""), list(facts.items()))
+
+
+def _engine() -> str:
+    try:
+        return " because ".join(choose_engine(output.DEFAULT_MODEL, None, None))
+    except InputError as error:  # what is wrong with it is what is looked for here
+        return str(error)
 
 
 def _version(package: str) -> str:

@@ -99,7 +99,7 @@ class LiteTrunk(nn.Module):
         # Channels last is what the CPU's and the GPU's convolutions are fastest with; vmap knows no such thing.
         if not is_transformed(x):
             x = x.contiguous(memory_format=torch.channels_last)
-        x = inverted.run(self.blocks, F.relu6(self.stem(x)))
+        x = inverted.run(self.blocks, F.relu6(self.stem(x)), _Block, _SameConv2d)
         return F.relu6(self.head(x))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def stream_arrays(
     input_range: tuple[float, float] = (0, 1),
     batch_size: int | None = None,
 ) -> "Iterator[NDArray[np.float32]]":
-    """Files, bytes, PIL images and float32 arrays (H, W, C) as batches (N, 3, size, size) in [0, 1], in order.
+    """Files, bytes, PIL images and float32 or uint8 arrays (H, W, C) as batches (N, 3, size, size) in [0, 1], in order.
 
     As [`stream_pixels`][robustsim.images] without tensors; threads decode ahead.
 
@@ -159,6 +159,8 @@ def _load(part: Any, preprocessing: Preprocessing, input_range: tuple[float, flo
         square = np.ascontiguousarray(read_square(part, preprocessing).transpose(2, 0, 1))
         unit: NDArray[np.float32] = np.divide(square, np.float32(255), dtype=np.float32)
         return unit
+    if part.dtype == np.uint8:  # a tensor's, resized as one, without a step back to 8 bits; it has a range of its own
+        return _square(part.transpose(2, 0, 1).astype(np.float32) / np.float32(255), preprocessing)
     low, high = input_range
     if (low, high) != (0, 1):
         part = (part - np.float32(low)) / np.float32(high - low)

@@ -11,9 +11,16 @@ from robustsim.encoders.card import EncoderCard, load_card
 from robustsim.encoders.export.files import EXPORT_VERSION, describe, read_sealed
 from robustsim.errors import CorruptFileError, MissingDependencyError, OutputError, WeightsError
 
+# Whatever decides on the graph: another one is another file.
+_SOURCES = ("export/lite_graph.py", "export/packing.py", "lite_plan.py")
 
-def bundled_model(name: str) -> bytes:
+
+def bundled_model(name: str, *, anew: bool = False) -> bytes:
     """A bundled model as an exported file's bytes, from the cache if it is there and whole.
+
+    Args:
+        name: of the model.
+        anew: whatever is in the cache.
 
     Raises:
         MissingDependencyError: onnx is not installed, and nothing is in the cache.
@@ -21,9 +28,12 @@ def bundled_model(name: str) -> bytes:
     """
     card = load_card(name)
     path = cached_path(card)
-    with suppress(WeightsError):  # whatever is wrong with it, it can be made anew
-        return read_sealed(path)
+    if path is not None and not anew:
+        with suppress(WeightsError):  # whatever is wrong with it, it can be made anew
+            return read_sealed(path)
     model = _made(card)
+    if path is None:
+        return model
     with suppress(OutputError):  # a home that cannot be written to costs the making each time, no more
         from robustsim.encoders.weights import whole_file
 
@@ -32,11 +42,16 @@ def bundled_model(name: str) -> bytes:
     return model
 
 
-def cached_path(card: EncoderCard) -> Path:
-    """Where the ONNX form of a card's weights is kept: `robustsim/onnx` in the user's cache."""
-    known = hashlib.sha256(card.to_json().encode()).hexdigest()[:16]  # the weights' checksum is in the card
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustsim" / "onnx"
-    return cache / f"{card.name}-{known}-{EXPORT_VERSION}-{__version__}.onnx"
+def cached_path(card: EncoderCard) -> Path | None:
+    """Where the ONNX form of a card's weights is kept: `robustsim/onnx` in the user's cache; None without a home."""
+    known = hashlib.sha256(card.to_json().encode())  # the weights' checksum is in the card
+    for source in _SOURCES:
+        known.update(files("robustsim.encoders").joinpath(source).read_bytes())
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustsim" / "onnx"
+    except RuntimeError:  # nobody's home
+        return None
+    return cache / f"{card.name}-{known.hexdigest()[:16]}-{EXPORT_VERSION}-{__version__}.onnx"
 
 
 def _made(card: EncoderCard) -> bytes:

@@ -20,10 +20,16 @@ def open_session(model: bytes, what: str) -> Any:
     """
     try:
         import onnxruntime
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"{what} is run by onnxruntime, which is not installed: pip install 'robustsim[fast]'"
         ) from error
+    except Exception as error:  # built for another NumPy, a library that is missing: of any kind
+        raise MissingDependencyError(
+            f"{what} is run by onnxruntime, which is installed and cannot be imported ({error}): pip install "
+            "--force-reinstall onnxruntime"
+        ) from error
+    onnxruntime.disable_telemetry_events()  # nobody asked for it
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count()
     options.inter_op_num_threads = 1

@@ -6,34 +6,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustsim.encoders.fast.plain import is_plain, is_plain_tensor, is_recorded, is_unwatched
+from robustsim.encoders.fast.plain import is_batched, is_dual, is_plain, is_plain_tensor, is_unwatched, why_not_now
 from robustsim.images.tracing import is_transformed
 
 _TOP = 6.0  # where ReLU6 ends
 
 
-def run(blocks: nn.Sequential, x: Tensor) -> Tensor:
+def run(blocks: nn.Sequential, x: Tensor, kind: type[nn.Module], conv: type[nn.Conv2d]) -> Tensor:
     """`blocks(x)`; where gradients of `x` alone are wanted on a CPU, by functions of the blocks' parameters.
 
     Args:
-        blocks: each with `expand` (or None), `depthwise`, `project` and `residual`, as `lite`'s.
+        blocks: each with `expand` (or None), `depthwise`, `project` and `residual`.
         x: (N, C, H, W).
+        kind: of each block; anything else that may stand there, such as an adapter, is called.
+        conv: of their convolutions, likewise.
     """
-    wanted = torch.is_grad_enabled() and x.requires_grad and x.device.type == "cpu"
+    wanted = torch.is_grad_enabled() and x.requires_grad and x.device.type == "cpu" and x.numel() > 0
     if (
         not wanted
-        or is_recorded()
-        or not (is_plain(blocks, nn.Sequential) and is_plain_tensor(x))
+        or why_not_now(x) is not None
         or is_transformed(x)
+        or is_dual(x)
         or torch.is_autocast_enabled("cpu")
         or any(parameter.requires_grad or not is_plain_tensor(parameter) for parameter in blocks.parameters())
-        or not all(map(is_unwatched, blocks.modules()))
+        or not (is_plain(blocks, nn.Sequential) and all(_is_plain_block(block, kind, conv) for block in blocks))
     ):
         result: Tensor = blocks(x)
         return result
     for block in blocks:
         x = _Block.apply(x, block)
     return x
+
+
+def _is_plain_block(block: Any, kind: type[nn.Module], conv: type[nn.Conv2d]) -> bool:
+    if not is_plain(block, kind):
+        return False
+    own = [one for one in (block.expand, block.depthwise, block.project) if one is not None]
+    return all(is_plain(one, conv) for one in own) and all(map(is_unwatched, block.modules()))
+
+
+def _weights(block: Any) -> list[Tensor]:
+    return [one.weight for one in (block.expand, block.depthwise, block.project) if one is not None]
 
 
 class _Block(torch.autograd.Function):
@@ -48,17 +61,19 @@ class _Block(torch.autograd.Function):
         filtered = _filter(wide, block.depthwise).clamp_(0, _TOP)
         out = _pointwise(filtered, block.project)
         ctx.block = block
-        ctx.save_for_backward(x, wide, filtered)
+        # The weights are saved for torch to tell if somebody changes them before the backward.
+        ctx.save_for_backward(x, wide, filtered, *_weights(block))
         return out.add_(x) if block.residual else out
 
     @staticmethod
     # Whatever type the caller of the backward has chosen since.
     @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (grad,), (x, wide, filtered), block = gradients, ctx.saved_tensors, ctx.block
-        if torch.is_grad_enabled():  # somebody wants to differentiate this once more
+        (grad,), (x, wide, filtered, *_), block = gradients, ctx.saved_tensors, ctx.block
+        again = torch.is_grad_enabled()  # somebody wants to differentiate this once more
+        if again or is_batched(grad):
             with torch.enable_grad():
-                return torch.autograd.grad(block(x), x, grad, create_graph=True)[0], None
+                return torch.autograd.grad(block(x), x, grad, create_graph=again)[0], None
         inner = _back(grad, block.project)
         inner = _filter_back(_masked(inner, filtered, inner), wide, block.depthwise)
         if block.expand is not None:

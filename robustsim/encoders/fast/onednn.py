@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robustsim.encoders.fast.plain import is_plain_tensor, is_recorded
+from robustsim.encoders.fast.plain import is_batched, is_dual, is_plain_tensor, is_recorded
 from robustsim.images.tracing import is_transformed
 
 # The largest error, as a share of the result's length, that is float32's: about 3e-7; bfloat16 has 3e-3.
@@ -39,6 +39,7 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and weight.ndim == 2
         and x.numel() > 0
         and not any(map(is_transformed, (x, weight)))
+        and not is_dual(x, weight, bias)
         and not torch.is_autocast_enabled("cpu")
         and _flags_are_untouched()
         and _is_exact_here()  # last: measured where nothing asks for less
@@ -116,12 +117,13 @@ class _Linear(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,), (x, weight) = gradients, ctx.saved_tensors
-        rows = grad.flatten(0, -2) if grad.ndim > 1 else grad[None]
+        rows = grad.reshape(-1, grad.shape[-1])
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_x = grad @ weight if len(rows) < _ROWS else _Linear.apply(grad, weight.t().contiguous(), None)
+            few = len(rows) < _ROWS or is_batched(grad)
+            to_x = grad @ weight if few else _Linear.apply(grad, weight.t().contiguous(), None)
         if ctx.needs_input_grad[1]:
-            to_weight = rows.t() @ (x.flatten(0, -2) if x.ndim > 1 else x[None])
+            to_weight = rows.t() @ x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
         return to_x, to_weight, to_bias

@@ -4,7 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
+
+from robustsim.images.tracing import is_transformed
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -30,6 +33,19 @@ def is_unwatched(module: nn.Module) -> bool:
 def is_plain_tensor(value: object) -> bool:
     """Whether this is a tensor as torch has them: no subclass that computes in its own way, nor a missing one."""
     return type(value) in (Tensor, nn.Parameter)
+
+
+def is_dual(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode differentiation is at work on one of them, of which functions written here know nothing."""
+    unpack: Any = forward_ad.unpack_dual
+    return any(one is not None and unpack(one).tangent is not None for one in tensors)
+
+
+def is_batched(gradient: Tensor) -> bool:
+    """Whether several gradients are asked for at once (`is_grads_batched`, `torch.func`), for which not every operator
+    has a rule.
+    """
+    return is_transformed(gradient) or torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def is_recorded() -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustsim.encoders.fast import onednn
-from robustsim.encoders.fast.plain import is_plain, is_plain_tensor
+from robustsim.encoders.fast.plain import is_dual, is_plain, is_plain_tensor
 from robustsim.images.tracing import is_transformed
 
 
@@ -54,7 +54,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mixed: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
         return mixed
     differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if differentiated and _slow_backward(q):
+    if differentiated and not is_dual(q, k, v) and _slow_backward(q):
         out: Tensor = _Attention.apply(q, k, v)
         return out
     return F.scaled_dot_product_attention(q, k, v)
@@ -62,9 +62,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _slow_backward(q: Tensor) -> bool:
     """Whether torch's fused kernel has a backward that loses against products: in 16 bits, where these are fast."""
-    if q.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return q.dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(q.dtype)
+    supported: Any = getattr(torch.ops.mkldnn, name, None) if name else None  # not in each build of torch
+    return supported is not None and bool(supported())
 
 
 class _Attention(torch.autograd.Function):
