@@ -233,3 +233,28 @@ def test_in_the_terminal(run, tmp_path):
     code, _, err = run("evaluate", "inversion", *words, "-m", "ssim")
     assert code == 2
     assert "name it with --judge" in err
+
+
+def test_what_could_not_be_read_is_tried_again_and_left_out_for_all_models(models, folder, tmp_path, monkeypatch):
+    """Read by one model and not by another, in either order; and read by all once the fault has gone."""
+    real = inversion.load_square
+    for number, metrics in enumerate((models, models[::-1])):
+        broken, output = {"left": 1}, tmp_path / f"out{number}"
+
+        def load(path, preprocessing, broken=broken, **options):
+            asked = broken.setdefault("asked", 0)
+            broken["asked"] += 1
+            # The second model's first reading alone.
+            if broken["left"] and asked == 6:
+                broken["left"] = 0
+                raise ImageError("the network is away")
+            return real(path, preprocessing, **options)
+
+        monkeypatch.setattr(inversion, "load_square", load)
+        report = judge(metrics, folder, output)
+        assert [one["error"] for one in report.content["skipped"]] == ["the network is away"]
+        monkeypatch.setattr(inversion, "load_square", real)
+        again = judge(metrics, folder, output)
+        assert again.content["skipped"] == report.content["skipped"]  # a report that is there is the answer
+        report.path.unlink()
+        assert judge(metrics, folder, output).content["skipped"] == []

@@ -146,9 +146,8 @@ def _check_map(path: Path, job: _Job) -> None:
 def _draw_map(job: _Job, map_: _Map) -> None:
     from robustsim.explain.drawing import draw_overlay
 
-    if map_.error is not None:
-        raise map_.error
-    assert map_.found is not None
+    if map_.found is None:
+        raise map_.error or RuntimeError("the pair that is drawn was not encoded")
     a, b = job.pairs[0]
     pictures = (job.opened.get(name, name) for name in (a, b))
     write_png(draw_overlay(map_.found, *pictures, names=(a, b)), map_.file)

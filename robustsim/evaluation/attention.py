@@ -157,7 +157,12 @@ def _do(
     from tqdm import tqdm
 
     parts = [CLEAN, *radii]
-    left = [place for place in range(len(files)) if any((place, part) not in journal.done for part in parts)]
+
+    def is_done(place: int, part: str) -> bool:
+        found = journal.done.get((place, part))
+        return found is not None and "error" not in found  # what could not be read is tried again
+
+    left = [place for place in range(len(files)) if not all(is_done(place, part) for part in parts)]
     classes = torch.cat([of_class for of_class, _ in texts.values()])
     order = list(texts)
 
@@ -174,7 +179,7 @@ def _do(
                 journal.add(place, part, {"error": str(error)})
             continue
         for part in parts:
-            if (place, part) in journal.done:
+            if is_done(place, part):
                 continue
             shown, found = pixels, {}
             if part != CLEAN:

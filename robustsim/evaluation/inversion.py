@@ -199,11 +199,14 @@ def _rebuild(
 
     def is_done(place: int, journal: Journal) -> bool:
         found = journal.done.get((place, _PART))
-        return found is not None and ("error" in found or generator.picture(place).is_file())
+        return found is not None and "error" not in found and generator.picture(place).is_file()
+
+    def is_told(place: int, journal: Journal) -> bool:
+        return is_done(place, journal) or "error" in journal.done.get((place, _PART), {})
 
     with Journal(generator.folder, generator.identity, worker=workers.number) as journal:
         mine = [place for place in range(len(files)) if place % workers.count == workers.number]
-        left = [place for place in mine if not is_done(place, journal)]
+        left = [place for place in mine if not is_done(place, journal)]  # what could not be read is tried again
         show = progress and workers.is_main and bool(left)
         with tqdm(total=len(left) * (steps + 1), desc=generator.seen.name, unit=" steps", disable=not show) as bar:
 
@@ -225,7 +228,7 @@ def _rebuild(
                 journal.add(place, _PART, {"similarity": float(found.similarity)})
         workers.wait()
         journal.read_all()
-        if workers.is_main and (missing := sum(not is_done(place, journal) for place in range(len(files)))):
+        if workers.is_main and (missing := sum(not is_told(place, journal) for place in range(len(files)))):
             raise OutputError(
                 f"{missing} pictures of the run are missing: did its processes work on devices of several kinds? The "
                 "same command continues"
@@ -244,10 +247,12 @@ def _judged(
     batch_size: int,
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The results and what was skipped for the report, and its columns: a row for each model and photograph."""
-    errors = {place: one["error"] for place, one in enumerate(made[0]) if "error" in one}
+    # A picture may be one for the one model and none for the other, as where a crop makes a thread of it a picture.
+    failed = {place: one["error"] for found in made for place, one in enumerate(found) if "error" in one}
+    errors = dict(sorted(failed.items()))
     read = [place for place in range(len(files)) if place not in errors]
     if not read:
-        raise ImageError(f"not a single photograph could be read; the first: {errors[0]}")
+        raise ImageError(f"not a single photograph could be read; the first: {next(iter(errors.values()))}")
     others = _others(len(read), seed)
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "group", "cluster", "answer", "error", "other", "reached", "picture")

@@ -76,7 +76,7 @@ class Report:
 
     def same_data(self, other: "Report") -> bool:
         """Whether another report is on the same items of the same files, as far as names and sizes tell."""
-        names = ("items_sha256", "files_sha256", "scoring")
+        names = ("items_sha256", "files_sha256", "masks_files_sha256", "scoring")
         return self.task == other.task and all(
             self.content["data"].get(name) == other.content["data"].get(name) for name in names
         )

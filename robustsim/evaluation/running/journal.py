@@ -95,7 +95,9 @@ class Journal:
                 entry = parse_line(line)
                 if entry is None:
                     break
-                self.done.setdefault((entry["chunk"], entry["part"]), entry["found"])
+                key = entry["chunk"], entry["part"]
+                if "error" in self.done.get(key, {"error": ""}):  # what was read after all counts
+                    self.done[key] = entry["found"]
 
     def remove(self) -> None:
         """Leave nothing behind."""
