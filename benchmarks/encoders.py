@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustsim.encoders import load_card, load_encoder
-from robustsim.encoders.encoder import build_encoder
+from robustsim.encoders import load_encoder
 from robustsim.encoders.fast import inverted
+from robustsim.encoders.measuring import random_encoder
 
 MODELS = ("clip-vit-b-32", "clip-vit-b-16", "clip-convnext-base", "dino-vit-b-16", "lite")
 
@@ -62,20 +62,6 @@ def compare(name: str, batch: int, runs: int) -> None:
                 f"  {what:14} {way:8} {own[0] / cpu:5.2f} times by CPU, {own[1] / clock:5.2f} by the clock; "
                 f"{deviation(found[way], found['own'], what)}"
             )
-
-
-def random_encoder(name: str) -> Any:
-    """The architecture of a catalogue's model with values of its library's own initial spread."""
-    torch.manual_seed(0)
-    encoder = build_encoder(load_card(name))
-    for parameter_name, parameter in encoder.named_parameters():
-        with torch.no_grad():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.02)
-            else:
-                parameter.fill_(float(parameter_name.endswith("weight")))
-                parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    return encoder
 
 
 def own_module(trunk: Any) -> Callable[[Tensor], Tensor]:
