@@ -658,6 +658,31 @@ def test_dreamsim_is_the_packages(name, files, small_dreamsim):
     mine = np.asarray(ours.preprocessing.apply(picture)).transpose(2, 0, 1) / np.float32(255)
     assert np.array_equal(mine, preprocess(picture)[0].numpy())
     assert not any(extractor._feats for extractor in ours.library.extractor_list)
+    for extractor in ours.library.extractor_list:  # DINO's blocks, all of them
+        assert {type(block).__module__ for block in extractor.model.blocks} == {"robustsim.encoders.fast.dino"}
+    wanted, found = (slope(lambda x, metric=metric: metric(x, b), a) for metric in (theirs, ours))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def slope(function, images):
+    x = images.clone().requires_grad_()
+    return torch.autograd.grad(function(x).sum(), x)[0]
+
+
+def test_blocks_that_compute_something_else_stay():
+    from robustsim.encoders.fast.dino import fuse_blocks
+
+    with undisturbed():
+        blocks = small_vit().eval().requires_grad_(False).blocks[:4]
+    before = {key: value.clone() for key, value in blocks.state_dict().items()}
+    blocks[0].attn.scale = 0.9  # a number that is no child
+    blocks[1].attn.qkv = torch.nn.Conv1d(24, 72, 1)
+    blocks[2].train()
+    assert fuse_blocks(blocks, only_first=True) == 1
+    assert [type(block).__name__ for block in blocks] == ["Block", "Block", "Block", "_Block"]
+    assert blocks.state_dict().keys() == before.keys()
+    x = torch.randn(2, 7, 24, generator=generator())
+    assert blocks[3](x).shape == (2, 1, 24)
 
 
 def test_dreamsim_of_its_real_size(tmp_path, monkeypatch):

@@ -258,6 +258,30 @@ def test_models_take_onednns_layers(onednn_linear, published):
         assert far(gradient, wanted) < 1e-4
 
 
+def test_timms_attention_is_differentiated_by_products_in_bfloat16(published, monkeypatch):
+    trunk = load_encoder(published["dino"][0]).trunk.bfloat16().requires_grad_(False)
+    x = pixels(2, 64).bfloat16()
+    out, expected = with_gradient(trunk.model, x)
+    calls, backward = [], products._Attention.backward
+    monkeypatch.setattr(products, "_slow_backward", lambda q: True)
+    monkeypatch.setattr(products._Attention, "backward", lambda ctx, *grads: calls.append(1) or backward(ctx, *grads))
+    found, gradient = with_gradient(trunk, x)
+    assert len(calls) == len(trunk.model.blocks)
+    assert torch.equal(found, out)
+    assert far(gradient, expected) < 0.05
+    monkeypatch.setattr(products, "_slow_backward", lambda q: False)
+    assert far(with_gradient(trunk, x)[1], expected) == 0
+
+
+def test_attention_that_is_masked_or_scaled_stays_torchs(monkeypatch):
+    monkeypatch.setattr(products, "_slow_backward", lambda q: True)
+    monkeypatch.setattr(products, "_attend", lambda *heads: pytest.fail("not plain attention"))
+    q = torch.randn(1, 2, 4, 8, requires_grad=True)
+    with products.products(q):
+        for options in ({"attn_mask": torch.zeros(4, 4)}, {"is_causal": True}, {"scale": 0.1}, {"dropout_p": 0.5}):
+            assert F.scaled_dot_product_attention(q, q, q, **options).shape == q.shape
+
+
 def test_onednn_is_not_asked_for_what_torch_was_told_otherwise(onednn_linear):
     assert onednn._is_exact_here()
     onednn_linear.clear()
@@ -389,6 +413,9 @@ def test_describe_says_which_path_and_why():
     assert encoder.describe().path == "open_clip"
     assert "checkpointing" in encoder.describe().reason
     assert encoder_of(tower()).to("meta").describe().path == "open_clip"
+    assert not encoder.describe().compiled
+    encoder.compile()
+    assert encoder.describe().compiled
 
 
 def test_weights_keep_their_names_and_encoders_their_copies(published, tmp_path):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from robustsim.baselines.base import Baseline, cosine_distance
 from robustsim.baselines.libraries import need, to_buffer, undisturbed, version_of
+from robustsim.encoders.fast.dino import fuse_blocks
+from robustsim.encoders.fast.products import products
 from robustsim.errors import HubError, InputError, WeightsError
 
 _PATCH = "_patch"
@@ -40,7 +42,8 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 
 
 class DreamSim(Baseline):
-    """1 - cosine of the embeddings of the package `dreamsim`, its adapter merged into the weights.
+    """1 - cosine of the embeddings of the package `dreamsim`, its adapter merged into the weights, its networks' blocks
+    computed with fused attention.
 
     An embedding is what the networks give side by side, less its mean, scaled to length 1: the class token before the
     last norm for DINO, DINOv2 and SynCLR, CLIP's after its projection. In the types of patches, each token is treated
@@ -78,6 +81,7 @@ class DreamSim(Baseline):
         for extractor in model.extractor_list:
             if isinstance(getattr(extractor, "proj", None), Tensor):
                 to_buffer(extractor, "proj", extractor.proj, persistent=True)
+            fuse_blocks(extractor.model.blocks, only_first=not model.is_patch)
         self.library: nn.Module = model
         self._freeze()
 
@@ -90,7 +94,8 @@ class DreamSim(Baseline):
 
     def _embed(self, images: Tensor) -> Tensor:
         library: Any = self.library
-        embedding: Tensor = library.embed(images)
+        with products(images):
+            embedding: Tensor = library.embed(images)
         if library.is_patch:  # (N, 1 + patches, D), the class token first
             embedding = torch.cat((embedding[:, 0], embedding[:, 1:].mean(1)), 1)
         for extractor in library.extractor_list:  # they hold on to the last features, and so to the whole graph

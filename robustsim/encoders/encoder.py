@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robustsim.encoders.card import EncoderCard
-from robustsim.encoders.fast.execution import Execution, memory_format
+from robustsim.encoders.fast.execution import Execution, is_compiled, memory_format
 from robustsim.encoders.heads import ResidualMLP
 from robustsim.errors import InputError
 
@@ -115,7 +115,13 @@ class Encoder(nn.Module):
         trunk: Any = self.trunk
         path, reason = trunk.path()
         return Execution(
-            self.card.architecture.name, path, reason, self.mean.dtype, self.mean.device, memory_format(self.trunk)
+            self.card.architecture.name,
+            path,
+            reason,
+            self.mean.dtype,
+            self.mean.device,
+            memory_format(self.trunk),
+            is_compiled(self),
         )
 
     def encode_text(self, texts: list[str]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from robustsim.encoders.card import IMAGENET_MEAN, IMAGENET_STD, Architecture, EncoderCard, did_you_mean
-from robustsim.encoders.fast.onednn import linears
+from robustsim.encoders.fast.products import products
 from robustsim.encoders.layers import spread
 from robustsim.errors import CardError, InputError
 from robustsim.images.preprocessing import Preprocessing
@@ -23,7 +23,7 @@ class TimmTrunk(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        with linears():
+        with products(x):
             features: Tensor = self.model(x)
         return features
 
@@ -55,7 +55,7 @@ class TimmTrunk(nn.Module):
         model: Any = self.model
         if not hasattr(model, "forward_intermediates"):
             raise InputError(f"timm gives no access to the last feature map of {type(model).__name__}")
-        with linears():
+        with products(x):
             last, maps = model.forward_intermediates(x, indices=indices, norm=True, output_fmt="NCHW")
             return model.forward_head(last, pre_logits=True), maps
 

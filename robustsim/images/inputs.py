@@ -100,7 +100,11 @@ def stack_squares(squares: Sequence[Tensor], device: torch.device) -> Tensor:
     """
     if len({square.dtype for square in squares}) > 1:
         squares = [square if square.is_floating_point() else square.to(torch.float32).div(255) for square in squares]
-    return unit_pixels(torch.stack(tuple(squares)), device)
+    batch = None
+    if device.type == "cuda":  # in pinned memory: the next batch is decoded while this one travels
+        shape, dtype = (len(squares), *squares[0].shape), squares[0].dtype
+        batch = torch.empty(shape, dtype=dtype, pin_memory=True)
+    return unit_pixels(torch.stack(tuple(squares), out=batch), device)
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -19,6 +19,7 @@ class Execution:
         dtype: of its parameters.
         device: where they are.
         memory_format: `channels_last` where convolutions have their channels innermost, else `contiguous`.
+        compiled: whether `torch.compile` runs its library's own modules instead.
     """
 
     architecture: str
@@ -27,6 +28,12 @@ class Execution:
     dtype: torch.dtype
     device: torch.device
     memory_format: Literal["channels_last", "contiguous"]
+    compiled: bool = False
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled where it stands, by `module.compile()`."""
+    return getattr(module, "_compiled_call_impl", None) is not None
 
 
 def memory_format(module: nn.Module) -> Literal["channels_last", "contiguous"]:

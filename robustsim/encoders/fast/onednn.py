@@ -7,7 +7,6 @@ on a measured error, never on a measured time: the same machine gives the same n
 """
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from robustsim.encoders.fast.plain import is_batched, is_dual, is_plain_tensor, is_recorded
 from robustsim.images.tracing import is_transformed
@@ -127,20 +125,3 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
         return to_x, to_weight, to_bias
-
-
-def linears() -> AbstractContextManager[object]:
-    """A block whose linear layers are computed by oneDNN where it is better; whosever modules are called in it."""
-    return _Linears() if not is_recorded() and is_better_here() else nullcontext()
-
-
-class _Linears(TorchFunctionMode):
-    """Brings the linear layers of others' modules to oneDNN, for the block and for this thread alone."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        if func is F.linear and not options and 1 < len(args) < 4:
-            x, weight, bias = (*args, None)[:3]
-            if applies(x, weight, bias):
-                return linear(x, weight, bias)
-        return func(*args, **options)

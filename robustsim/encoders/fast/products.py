@@ -1,13 +1,15 @@
 """What transformers spend their time with: products with weights, and attention."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from robustsim.encoders.fast import onednn
-from robustsim.encoders.fast.plain import is_dual, is_plain, is_plain_tensor
+from robustsim.encoders.fast.plain import is_dual, is_plain, is_plain_tensor, is_recorded
 from robustsim.images.tracing import is_transformed
 
 
@@ -46,6 +48,43 @@ def attention_of_first(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     k, v = kv.view(count, length, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
     q = q.view(count, 1, heads, size).transpose(1, 2)
     return _attend(q, k, v).transpose(1, 2).reshape(count, 1, heads * size)
+
+
+def products(x: Tensor) -> AbstractContextManager[object]:
+    """A block whose linear layers and attention, whosever modules are called in it, are those of this file.
+
+    Args:
+        x: what goes into the modules.
+    """
+    if is_recorded() or x.device.type != "cpu":
+        return nullcontext()
+    return _Products() if onednn.is_better_here() or _slow_backward(x) else nullcontext()
+
+
+class _Products(TorchFunctionMode):
+    """Brings the products of others' modules here, for the block and for this thread alone."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is F.linear and not options and 1 < len(args) < 4:
+            x, weight, bias = (*args, None)[:3]
+            if onednn.applies(x, weight, bias):
+                return onednn.linear(x, weight, bias)
+        if func is F.scaled_dot_product_attention and len(args) == 3 and _is_plain_attention(args, options):
+            return _attend(*args)
+        return func(*args, **options)
+
+
+def _is_plain_attention(heads: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Whether nothing is masked, dropped or scaled otherwise; of four dimensions, as many heads everywhere."""
+    others = [value for name, value in options.items() if name != "attn_mask"]
+    return (
+        options.get("attn_mask") is None
+        and not any(others)
+        and all(is_plain_tensor(one) and one.ndim == 4 for one in heads)
+        and len({one.shape[:2] for one in heads}) == 1
+        and not torch.is_autocast_enabled(heads[0].device.type)
+    )
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustsim.encoders.fast.onednn import linears
 from robustsim.encoders.fast.plain import is_plain, is_plain_tensor, is_unwatched, why_not_now
-from robustsim.encoders.fast.products import attention, attention_of_first, call, linear
+from robustsim.encoders.fast.products import attention, attention_of_first, call, linear, products
 
 
 def why_not(visual: nn.Module) -> str | None:
@@ -55,7 +54,7 @@ def _is_plain_block(block: Any) -> bool:
 def forward(visual: nn.Module, x: Tensor) -> Any:
     """`visual(x)`."""
     if why_not(visual) is not None or why_not_now(x) is not None:
-        with linears():
+        with products(x):
             return visual(x)
     return type(visual).forward(_Tower(visual, whole=False), x)
 
@@ -64,7 +63,7 @@ def forward_intermediates(visual: nn.Module, x: Tensor, **options: Any) -> dict[
     """`visual.forward_intermediates(x, **options)`."""
     tower: Any = visual
     if why_not(visual) is not None or why_not_now(x) is not None:
-        with linears():
+        with products(x):
             result: dict[str, Any] = tower.forward_intermediates(x, **options)
     else:
         result = type(tower).forward_intermediates(_Tower(visual, whole=True), x, **options)
