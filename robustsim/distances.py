@@ -6,12 +6,14 @@ batches have other sizes, and to a mere checksum another picture could be made.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustsim.errors import EncodingError, InputError
+from robustsim.images.checks import Checks
 from robustsim.images.tracing import concrete, is_traced
 from robustsim.vectors import NO_EMBEDDING, NOT_FINITE
 
@@ -20,13 +22,14 @@ _UNIT = 1e-5  # within this of 1, a length is left as it is
 _DIGEST = 32  # bytes
 
 
-def unit_embeddings(z: Tensor, size: int, model: str) -> Tensor:
+def unit_embeddings(z: Tensor, size: int, model: str, checks: Checks | None = None) -> Tensor:
     """Somebody's embeddings, (N, D) or (D,), as unit ones (N, D) float32; those that have length 1 stay as they are.
 
     Args:
         z: what was passed.
         size: D.
         model: whose embeddings they should be, for the message.
+        checks: to which the lengths are left, if there is any; whoever gave it settles it.
 
     Raises:
         InputError: another shape or type, or, where nothing is compiled, another length than 1.
@@ -39,15 +42,21 @@ def unit_embeddings(z: Tensor, size: int, model: str) -> Tensor:
     z = z.to(torch.float32).reshape(-1, size)
     length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
     if not torch.compiler.is_compiling():  # the check would break the graph
-        low, high = torch.stack(torch.aminmax(concrete(length))).tolist()
-        if not (low >= 1 - NO_EMBEDDING and high <= 1 + NO_EMBEDDING):
-            raise InputError(
-                f"a tensor of shape {tuple(z.shape)} could be embeddings of {model!r}, but these have length 1, and "
-                f"its rows {low:.4g} to {high:.4g}. If they are embeddings, divide them by their lengths "
-                "(torch.nn.functional.normalize); if it is a grey image, give it three channels "
-                "(tensor.expand(3, -1, -1))"
-            )
+        asked = checks or Checks()
+        asked.ask(torch.stack(torch.aminmax(concrete(length))), partial(_check_lengths, tuple(z.shape), model))
+        if checks is None:
+            asked.settle()
     return z / torch.where((length - 1).abs() < _UNIT, torch.ones_like(length), length.clamp_min(1e-12))
+
+
+def _check_lengths(shape: tuple[int, ...], model: str, found: Sequence[float]) -> None:
+    low, high = found
+    if not (low >= 1 - NO_EMBEDDING and high <= 1 + NO_EMBEDDING):
+        raise InputError(
+            f"a tensor of shape {shape} could be embeddings of {model!r}, but these have length 1, and its rows "
+            f"{low:.4g} to {high:.4g}. If they are embeddings, divide them by their lengths "
+            "(torch.nn.functional.normalize); if it is a grey image, give it three channels (tensor.expand(3, -1, -1))"
+        )
 
 
 def encode_together(encode: Callable[[Tensor], Any], batches: Sequence[Tensor]) -> Sequence[Any]:

@@ -36,6 +36,7 @@ from robustsim.encoders.encoder import Encoder
 from robustsim.encoders.load import load_encoder, save_encoder
 from robustsim.encoders.placement import find_device, parse_dtype, refuse_overflow
 from robustsim.errors import CardError, InputError
+from robustsim.images.checks import Checks
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
 from robustsim.onnx import OnnxMetric, from_onnx
 from robustsim.vectors import are_embeddings, check_counts
@@ -302,25 +303,27 @@ class RobustSim(nn.Module):
     def _encode_groups(self, groups: Sequence[ImagesOrEmbeddings], input_range: Range) -> _Encoded:
         """Embed groups of N images, or of 1 that stands against all of them; pictures of one batch go together."""
         z: list[Any] = [None] * len(groups)
-        parts: dict[int, list[Any]] = {}
+        parts, checks = dict[int, list[Any]](), Checks()
         for place, group in enumerate(map(self._stand_in, groups)):
             if _is_embedding(group):
-                z[place] = self._embedding(group)
+                z[place] = self._embedding(group, checks)
             else:
                 parts[place] = split_images(group)
         counts = [count_images(parts[i]) if z[i] is None else z[i].shape[0] for i in range(len(groups))]
+        if not parts or len({1, *counts}) > 2:  # else with the first pictures, in one wait with their range of values
+            checks.settle()
         check_counts(counts)
         if torch.compiler.is_compiling() or sum(counts[i] for i in parts) <= self.batch_size:
             streamed, size = list(parts), None
         else:
             streamed = [i for i in parts if counts[i] == max(counts)]
             size = max(1, self.batch_size // max(1, len(streamed)))
-        seen = {i: next(self._stream(parts[i], input_range)) for i in parts if i not in streamed}
+        seen = {i: next(self._stream(parts[i], input_range, None, checks)) for i in parts if i not in streamed}
         for i, pixels in seen.items():
             z[i] = self.embed_pixels(pixels)
         same = {(i, j): [same_pictures(seen[i], seen[j])] for i, j in combinations(seen, 2)}
         encoded: dict[int, list[Tensor]] = {i: [] for i in streamed}
-        for batch in zip(*(self._stream(parts[i], input_range, size) for i in streamed), strict=True):
+        for batch in zip(*(self._stream(parts[i], input_range, size, checks) for i in streamed), strict=True):
             for i, embedded in zip(streamed, encode_together(self.embed_pixels, batch), strict=True):
                 encoded[i].append(embedded)
             seen.update(zip(streamed, batch, strict=True))
@@ -346,8 +349,8 @@ class RobustSim(nn.Module):
             pictures.append(joined(known))
         return joined(encoded)
 
-    def _embedding(self, z: Tensor) -> Tensor:
-        return unit_embeddings(z, self.card.embedding_dim, self.card.name).to(self.device)
+    def _embedding(self, z: Tensor, checks: Checks | None = None) -> Tensor:
+        return unit_embeddings(z, self.card.embedding_dim, self.card.name, checks).to(self.device)
 
     def _stand_in(self, images: ImagesOrEmbeddings) -> ImagesOrEmbeddings:
         """An array of embeddings, such as np.load gives, as a tensor; any other array (H, W) is a grey picture."""
@@ -355,10 +358,11 @@ class RobustSim(nn.Module):
             return torch.from_numpy(np.array(images, dtype=np.float32))
         return images
 
-    def _stream(self, parts: list[Any], input_range: Range, batch_size: int | None = None) -> Iterator[Tensor]:
-        return stream_pixels(
-            parts, self.card.preprocessing, device=self.device, input_range=input_range, batch_size=batch_size
-        )
+    def _stream(
+        self, parts: list[Any], input_range: Range, size: int | None = None, checks: Checks | None = None
+    ) -> Iterator[Tensor]:
+        before, device = self.card.preprocessing, self.device
+        return stream_pixels(parts, before, device=device, input_range=input_range, batch_size=size, checks=checks)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As for any module; empty inside a bigger module's if `persistent` is False."""

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from robustsim import RobustSim
 from robustsim.distances import identities, same_of_all, same_pictures
 from robustsim.errors import EncodingError, InputError
+from tests.conftest import EXAMPLES
 
 
 def blocks(count, side=8, seed=0):
@@ -127,6 +129,53 @@ def test_what_has_no_unit_length_is_no_embedding(metric):
     for stored in (unit.half(), unit.bfloat16()):  # rounded, they are embeddings still
         torch.testing.assert_close(metric.embed(stored).norm(dim=1), torch.ones(3))
     assert metric.embed(unit.half().numpy()).shape == (3, size)
+
+
+# --- a device is waited for as seldom as may be
+
+
+class Waits(TorchFunctionMode):
+    """Counts the calls that bring values from a device, wherever the tensors of a test are."""
+
+    ASKING = frozenset({"tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"})
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in self.ASKING:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def waits(call):
+    with Waits() as seen:
+        call()
+    return len(seen.names)
+
+
+def test_what_is_checked_of_a_call_is_fetched_together(tiny):
+    x, y = blocks(2), blocks(2, seed=1)
+    z = tiny.embed(y)
+    assert waits(lambda: tiny.embed(z)) == 2  # so they are counted: its length, and whether it is finite
+    for call in (lambda: tiny(x, z), lambda: tiny(z, x, squared=True), lambda: tiny(z, z)):
+        assert waits(call) == 2
+    assert waits(lambda: tiny.two_afc(x, z, z)) == 2
+    assert waits(lambda: tiny(x.mul(255).to(torch.uint8), z)) == 2
+
+
+def test_an_embedding_that_is_none_is_told_before_anything_is_encoded(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.encoder, "forward", None)
+    x, z = blocks(2), torch.ones(2, tiny.card.embedding_dim)
+    some = [x, x * 9, x.mul(255).to(torch.uint8), x[:1], blocks(3), str(EXAMPLES / "chelsea.png")]
+    for images in some:  # of the right range and of none, as many and not
+        for call in (lambda images=images: tiny(images, z), lambda images=images: tiny.two_afc(z, z, images)):
+            with pytest.raises(InputError, match="could be embeddings of"):
+                call()
+    with pytest.raises(InputError, match="values from 0 to 9"):
+        tiny(x * 9, F.normalize(z, dim=1))
 
 
 # --- what comes out is finite

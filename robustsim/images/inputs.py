@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustsim.errors import InputError
 from robustsim.images.arrays import check_input_range, check_range, no_range, read_square, split_source
+from robustsim.images.checks import Checks
 from robustsim.images.files import prefetch
 from robustsim.images.preprocessing import Preprocessing, clip
 from robustsim.images.tracing import concrete
@@ -62,11 +63,16 @@ def _batched(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 4 else tensor[None]
 
 
-def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
+def unit_range(tensor: Tensor, input_range: tuple[float, float], checks: Checks | None = None) -> Tensor:
     """Any accepted tensor as floating point in [0, 1], of at least 32 bits.
 
+    Args:
+        tensor: an image, or several.
+        input_range: of floating-point values.
+        checks: what was asked of the device already; the range is asked with it, so that there is one wait.
+
     Raises:
-        InputError: values outside the range, or a type without one.
+        InputError: values outside the range, or a type without one; what `checks` finds comes first.
     """
     if tensor.dtype == torch.uint8:
         return tensor.to(torch.float32).div(255)
@@ -79,7 +85,11 @@ def unit_range(tensor: Tensor, input_range: tuple[float, float]) -> Tensor:
         tensor = (tensor - low) / (high - low)
     if torch.compiler.is_compiling():
         return clip(tensor)  # the check would break the graph
-    seen_low, seen_high = torch.stack(torch.aminmax(concrete(tensor))).tolist()  # one wait for the device, not two
+    seen: list[float] = []
+    checks = checks or Checks()
+    checks.ask(torch.stack(torch.aminmax(concrete(tensor))), seen.extend)
+    checks.settle()
+    seen_low, seen_high = seen
     check_range(seen_low, seen_high, input_range)
     return clip(tensor) if seen_low < 0 or seen_high > 1 else tensor
 
@@ -129,12 +139,14 @@ def stream_pixels(
     device: torch.device,
     input_range: tuple[float, float] = (0, 1),
     batch_size: int | None = None,
+    checks: Checks | None = None,
 ) -> Iterator[Tensor]:
     """The parts of `split_images` as batches of float32 (N, 3, size, size) in [0, 1] on `device`, in order.
 
     Files, bytes, PIL images and uint8 arrays go through Pillow, decoded by threads ahead of the batch they belong to;
     tensors and float arrays go through the differentiable path. All batches but the last are of `batch_size`, tensors
-    are cut for that; without one, there is a single batch.
+    are cut for that; without one, there is a single batch. `checks` as for `unit_range`; they are settled before the
+    first batch is there.
 
     Raises:
         ImageError: a file that cannot be read.
@@ -146,11 +158,13 @@ def stream_pixels(
     ahead = 2 * batch_size if batch_size else 64
     squares = prefetch(decode, files, ahead=ahead) if len(files) > 1 else map(decode, files)
     for batch in _batches(parts, batch_size):
+        if checks is not None and not any(isinstance(part, Tensor) and part.is_floating_point() for part in batch):
+            checks.settle()  # else with the range of values
         if not any(isinstance(part, Tensor) for part in batch):
             yield stack_squares([next(squares) for _ in batch], device)
             continue
         pixels = [
-            preprocessing.apply_tensor(unit_range(part.to(device), input_range))
+            preprocessing.apply_tensor(unit_range(part.to(device), input_range, checks))
             if isinstance(part, Tensor)
             else stack_squares([next(squares)], device)
             for part in batch
