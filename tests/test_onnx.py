@@ -440,24 +440,101 @@ def test_changed_weights_lose_the_calibration_of_others(tmp_path):
     assert robustsim.from_onnx(tmp_path / "x.onnx").exported == said
 
 
-def test_compare_and_from_onnx_import_no_torch(cache, lite, lite_file):
+HEAVY = {"torch", "torchvision", "timm", "open_clip", "huggingface_hub", "safetensors", "onnx", "rich.table"}
+
+
+def in_a_new_process(cache, prelude, *commands):
+    """What commands print, one after the other in one process, and the modules that are loaded at its end."""
     code = (
-        "import sys, robustsim\n"
-        f"robustsim.from_onnx({str(lite_file)!r}).distance({CHELSEA!r}, {COFFEE!r})\n"
-        f"sys.argv = ['robustsim', 'compare', '--engine', 'onnx', '--csv', {CHELSEA!r}, {COFFEE!r}]\n"
-        "from robustsim.cli import main\ntry: main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+        f"import sys, robustsim\n{prelude}\nfrom robustsim.cli import main\n"
+        f"for words in {[list(map(str, words)) for words in commands]!r}:\n"
+        "    sys.argv = ['robustsim', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code, (words, stop.code)\n"
+        "    print('--')\n"
+        "print(*sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-    )
-    _, pair, modules = done.stdout.splitlines()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "ROBUSTSIM_ENGINE": "onnx"}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    *printed, modules = done.stdout.split("--\n")
+    return printed, set(modules.split())
+
+
+def test_compare_and_from_onnx_import_no_torch(cache, lite, lite_file):
+    first = f"robustsim.from_onnx({str(lite_file)!r}).distance({CHELSEA!r}, {COFFEE!r})"
+    (printed,), modules = in_a_new_process(cache, first, ("compare", "--csv", CHELSEA, COFFEE))
+    _, pair = printed.splitlines()
     assert float(pair.split(",")[2]) == pytest.approx(float(lite.distance(CHELSEA, COFFEE)[0]), abs=1e-6)
-    heavy = {"torch", "torchvision", "timm", "open_clip", "huggingface_hub", "safetensors", "onnx", "rich.table"}
-    assert not heavy & set(modules.split())
+    assert not HEAVY & modules
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, path in (("a.png", CHELSEA), ("b.png", COFFEE), ("c.jpg", ROCKET)):
+        (folder / name).symlink_to(path)
+    (folder / "d.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_matrix_and_embed_import_no_torch(cache, lite_file, metric, photos, tmp_path):
+    files = [tmp_path / f"out{suffix}" for suffix in (".npz", ".parquet", ".safetensors")]
+    (as_csv, as_json, from_file, *_), modules = in_a_new_process(
+        cache,
+        "",
+        ("matrix", photos, "--csv"),
+        ("matrix", photos, "--json", "--squared"),
+        ("matrix", photos, "--csv", "--model", lite_file),
+        *(("embed", photos, "-o", path) for path in files),
+    )
+    assert not HEAVY & modules
+    expected = metric.embed([CHELSEA, COFFEE, ROCKET])
+    distances = metric.distance_matrix(expected)
+    for printed in (as_csv, from_file):
+        found = [[float(cell) for cell in row[1:]] for row in list(csv.reader(io.StringIO(printed)))[1:]]
+        close(np.array(found, np.float32), distances)
+    close(np.array(json.loads(as_json)["distances"], np.float32), distances.square())
+    kept = np.load(files[0])
+    assert kept["files"].tolist() == ["a.png", "b.png", "c.jpg"]
+    close(kept["embeddings"], expected)
+
+    from pyarrow.parquet import read_table
+    from safetensors.numpy import load_file
+
+    close(load_file(files[2])["embeddings"], expected)
+    close(np.stack(read_table(files[1])["embedding"].to_numpy()).astype(np.float32), expected)
+
+
+class _StopError(Exception):
+    pass
+
+
+def test_embed_is_continued_under_another_engine_unless_it_computes_otherwise(lite, metric, photos, tmp_path):
+    from copy import copy
+    from dataclasses import replace
+
+    from robustsim.search import embed_folder, embed_images
+
+    def stop(count):
+        if count:
+            raise _StopError
+
+    in_8_bits = copy(lite)
+    in_8_bits.exported = replace(lite.exported, int8={"pictures": 8})
+    out = tmp_path / "out.npz"
+    for first, second in ((lite, metric), (metric, lite)):
+        with pytest.raises(_StopError):
+            embed_folder(first, photos, out, progress=stop)
+        with pytest.raises(OutputError, match="another folder or model"):
+            embed_folder(in_8_bits, photos, out)
+        report = embed_folder(second, photos, out, overwrite=True)
+        assert (report.embedded, report.resumed) == (3, 1)
+        close(np.load(out)["embeddings"], metric.embed([CHELSEA, COFFEE, ROCKET]))
+        out.unlink()
+    (_, array), *_, (_, error) = embed_images(lite, photos)
+    close(array[None], metric.embed(CHELSEA))
+    assert isinstance(error, ImageError)
 
 
 def numbers(run, *words):
@@ -466,30 +543,63 @@ def numbers(run, *words):
     return [[float(cell) for cell in row if cell[:1].isdigit()] for row in list(csv.reader(io.StringIO(out)))[1:]]
 
 
-def test_commands_give_the_same_numbers_by_both_engines(run, engines, tmp_path):
+@pytest.fixture
+def calls(engines):
+    """How many pictures ONNX Runtime has embedded at each call."""
     from robustsim.onnx import OnnxMetric
 
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name, path in (("a.png", CHELSEA), ("b.png", COFFEE), ("c.jpg", ROCKET)):
-        (folder / name).symlink_to(path)
-    (folder / "d.png").write_bytes(b"no picture")
-    calls = []
+    seen = []
     original = OnnxMetric.embed_pixels
-    engines.setattr(
-        OnnxMetric, "embed_pixels", lambda self, pixels: calls.append(len(pixels)) or original(self, pixels)
-    )
-    for words in (("compare", CHELSEA, COFFEE, CHELSEA), ("compare", CHELSEA, folder), ("matrix", folder)):
+    engines.setattr(OnnxMetric, "embed_pixels", lambda self, pixels: seen.append(len(pixels)) or original(self, pixels))
+    return seen
+
+
+def test_commands_give_the_same_numbers_by_both_engines(run, calls, photos, tmp_path):
+    for words in (("compare", CHELSEA, COFFEE, CHELSEA), ("compare", CHELSEA, photos), ("matrix", photos)):
         theirs = numbers(run, *words, "--engine", "torch")
         assert not calls
         np.testing.assert_allclose(numbers(run, *words), theirs, rtol=0, atol=1e-6)
         assert calls
         calls.clear()
     for engine in ("torch", "onnx"):
-        assert run("embed", folder, "-o", tmp_path / f"{engine}.npz", "--engine", engine)[0] == 0
-    assert calls
+        assert run("embed", photos, "-o", tmp_path / f"{engine}.npz", "--engine", engine)[0] == 0
+        assert bool(calls) == (engine == "onnx")
     theirs, ours = (np.load(tmp_path / f"{engine}.npz")["embeddings"] for engine in ("torch", "onnx"))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_an_index_gives_the_same_neighbours_by_both_engines_and_is_continued_by_either(run, calls, photos, tmp_path):
+    pytest.importorskip("lance")
+    with Image.open(CHELSEA) as image:
+        image.resize((200, 133)).save(photos / "e.png")
+        image.crop((30, 20, 400, 280)).save(photos / "f.jpg", quality=40)
+    found = {}
+    for first, second in (("torch", "onnx"), ("onnx", "torch")):
+        index, moved = tmp_path / first, photos / "b.png"
+        aside = moved.rename(tmp_path / "b.png")
+        for engine, added in ((first, 4), (second, 1)):
+            code, _, err = run("index", index, photos, "--engine", engine)
+            assert code == 0
+            assert f"{added} added" in err
+            assert bool(calls) == (engine == "onnx")
+            calls.clear()
+            if not moved.exists():
+                aside.rename(moved)
+        for engine in ("torch", "onnx"):
+            code, out, _ = run("search", index, CHELSEA, ROCKET, "-k", 5, "--json", "--engine", engine)
+            assert code == 0
+            hits = [hit for query in json.loads(out)["queries"] for hit in query["hits"]]
+            found[first, engine] = [hit["path"] for hit in hits], [hit["distance"] for hit in hits]
+            assert bool(calls) == (engine == "onnx")
+            calls.clear()
+    paths, distances = found["torch", "torch"]
+    assert len(paths) == 10
+    for other_paths, other_distances in found.values():
+        assert other_paths == paths
+        np.testing.assert_allclose(other_distances, distances, rtol=0, atol=1e-6)
+    code, _, err = run("index", tmp_path / "new", photos, "--model", "dino-vit-b-16", "--engine", "onnx")
+    assert code == 1
+    assert "is not bundled" in err
 
 
 def test_the_engine_is_chosen_by_what_is_there_and_what_is_said(engines, lite_file, run, tmp_path):
@@ -499,7 +609,7 @@ def test_the_engine_is_chosen_by_what_is_there_and_what_is_said(engines, lite_fi
     assert choose_engine(str(lite_file), None, None) == ("onnx", "the model is a file of ONNX")
     for words, named in (
         (("compare", CHELSEA, COFFEE, "--engine", "torch"), "--engine torch"),
-        (("matrix", EXAMPLES), ""),
+        (("index", tmp_path / "index", EXAMPLES), "an index"),
     ):
         code, _, err = run(*words, "--model", lite_file)
         assert code == 1
@@ -515,7 +625,7 @@ def test_the_engine_is_chosen_by_what_is_there_and_what_is_said(engines, lite_fi
         assert words in why
         with pytest.raises(InputError, match=words):
             choose_engine(model, device, "onnx", torch_for=torch_for)
-    assert "engine" in json.loads(run("info", "--json")[1])
+    assert json.loads(run("info", "--json")[1])["engine"].startswith("onnx because")
     assert run("compare", CHELSEA, COFFEE, "--map", tmp_path / "map.png")[0] == 0
     code, out, _ = run("compare", "--model", lite_file, CHELSEA, COFFEE, "--json")
     assert code == 0
@@ -535,6 +645,11 @@ def test_the_engine_is_chosen_by_what_is_there_and_what_is_said(engines, lite_fi
         code, _, err = run("compare", CHELSEA, COFFEE, "--engine", "onnx")
         assert code == 1
         assert "robustsim[fast]" in err
+        (tmp_path / "onnxruntime.py").write_text("raise RuntimeError('built for another NumPy')")
+        patch.delitem(sys.modules, "onnxruntime")
+        patch.syspath_prepend(tmp_path)
+        told = "torch because onnxruntime is installed and cannot be imported (built for another NumPy)"
+        assert json.loads(run("info", "--json")[1])["engine"] == told
     engines.setenv("ROBUSTSIM_ENGINE", "torch")
     assert choose_engine("lite", None, None) == ("torch", "ROBUSTSIM_ENGINE says so")
     assert choose_engine("lite", None, "onnx")[0] == "onnx"

@@ -297,8 +297,8 @@ def test_reading_ahead_is_bounded(small, tmp_path, monkeypatch):
     for index in range(60):
         shutil.copy(EXAMPLES / "rocket.jpg", root / f"{index:02}.jpg")
     read = []
-    original = embedding.load_square
-    monkeypatch.setattr(embedding, "load_square", lambda path, pre: read.append(path) or original(path, pre))
+    original = embedding.read_square
+    monkeypatch.setattr(embedding, "read_square", lambda path, pre: read.append(path) or original(path, pre))
     found = embed_images(small, root)
     next(found)
     assert len(read) <= 3 * small.batch_size + 1

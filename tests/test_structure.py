@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "onnx": {"images", "encoders", "vectors"},
     "metric": {"images", "encoders", "distances", "onnx", "vectors"},
     "default": {"images", "encoders", "metric"},
-    "search": {"pages", "images", "encoders", "metric", "attacks"},
+    "search": {"pages", "images", "encoders", "metric", "onnx", "attacks"},
     "explain": {"pages", "images", "encoders", "distances", "metric", "attacks", "vectors"},
     "compat": {"images", "encoders", "distances", "metric", "explain", "vectors"},
     "attacks": set(),
@@ -61,7 +61,7 @@ FLOORS = {
         {"tails"},
         {"run", "calibration", "inversion", "attention"},
     ],
-    "search": [{"formats", "scan"}, {"duplicates", "embedding", "storage"}, {"rates"}, {"index"}],
+    "search": [{"engines", "formats", "scan"}, {"duplicates", "embedding", "storage"}, {"rates"}, {"index"}],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }
 LONGEST = 400  # lines of a file

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output
+from robustsim.cli.engine import Engine, EngineOption, load_hybrid
 from robustsim.cli.index import ByOption, LabelOption, TenantOption
 from robustsim.errors import ImageError, SearchError
 from robustsim.images.files import picture_suffixes, printable, suffix_of
@@ -61,6 +62,7 @@ def dedup(
         typer.Option("--model", "-m", help=f"What embeds the pictures of DIR; {output.DEFAULT_MODEL} if not given."),
     ] = None,
     device: output.DeviceOption = None,
+    engine: EngineOption = None,
     label: LabelOption = None,
     tenant: TenantOption = None,
     follow_links: output.FollowLinksOption = False,
@@ -107,7 +109,7 @@ def dedup(
     models = _models(model, named) if is_folder else []
     place = (index or _cache(source, models)) if is_folder else source
     with _cached(place if is_folder and index is None else None):
-        opened = _opened(place, models, device)
+        opened = _opened(place, models, device, engine)
         output.settle(opened.card)
         failed = 0
         find = partial(opened.duplicates, distances, false_positives, by=lines, keep=keep, label=label, tenant=tenant)
@@ -197,19 +199,22 @@ def _cached(place: Path | None) -> Iterator[None]:
         ) from error
 
 
-def _opened(place: Path, models: Sequence[str], device: str | None) -> "Index":
+def _opened(place: Path, models: Sequence[str], device: str | None, engine: Engine | None) -> "Index":
     """The index, made if it is not there and models for it are given."""
+    from functools import partial
+
     from robustsim.errors import OutputError
     from robustsim.search import Index
     from robustsim.search.storage.seal import NAME
 
+    load = partial(load_hybrid, device=device, engine=engine)
     if models and not os.path.exists(place / NAME):
         try:
-            return Index.create(place, models[0], also=models[1:], device=device)
+            return Index.create(place, models[0], also=models[1:], load=load)
         except OutputError:
             if not os.path.exists(place / NAME):
                 raise  # else another process was the first to make it
-    return Index.open(place, device=device)
+    return Index.open(place, load=load)
 
 
 def _sync(index: "Index", folder: Path, total: int, follow_links: bool, as_json: bool) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from robustsim.cli import output
-from robustsim.cli.engine import EngineOption, load_hybrid
+from robustsim.cli.engine import EngineOption, load_scorer
 
 
 def embed(
@@ -32,7 +32,7 @@ def embed(
     if out.suffix not in FORMATS:
         raise typer.BadParameter(f"{out.name!r} ends in none of {', '.join(FORMATS)}", param_hint="--output")
     total = sum(1 for _ in find_images(folder, follow_links=follow_links))
-    metric = load_hybrid(model, device, engine)
+    metric = load_scorer(model, device, engine)
     metric.batch_size = batch_size
     output.tell_cropping(metric.card)
 

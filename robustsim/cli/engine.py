@@ -68,6 +68,17 @@ def choose_engine(
     return "onnx", f"{by} says so" if wanted else "the model is bundled and onnxruntime is installed"
 
 
+def usable_engine(model: str, device: str | None) -> tuple[Engine, str]:
+    """The engine that runs where none is named, and why: `choose_engine`, and whether onnxruntime can be imported."""
+    chosen, why = choose_engine(model, device, None)
+    if chosen == "onnx":
+        try:
+            import onnxruntime  # noqa: F401
+        except Exception as error:  # built for another NumPy, a library that is missing: of any kind
+            return "torch", f"onnxruntime is installed and cannot be imported ({error})"
+    return chosen, why
+
+
 def load_scorer(model: str, device: str | None, engine: Engine | None, *, torch_for: str | None = None) -> Scorer:
     """The metric of a command that only scores; arguments and errors as for `choose_engine`."""
     if choose_engine(model, device, engine, torch_for=torch_for)[0] == "torch":
@@ -88,7 +99,7 @@ def load_hybrid(model: str, device: str | None, engine: Engine | None) -> "Robus
     """A metric in torch whose embeddings ONNX Runtime computes, if it may; arguments and errors as for
     `choose_engine`.
     """
-    chosen, _ = choose_engine(model, device, engine, torch_for="this command" if _is_file(model) else None)
+    chosen, _ = choose_engine(model, device, engine, torch_for="an index" if _is_file(model) else None)
     runner = None
     if chosen == "onnx":
         from robustsim.onnx import bundled

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustsim.cli import output
+from robustsim.cli.engine import Engine, EngineOption, load_hybrid
 
 if TYPE_CHECKING:
     from robustsim.search import Index
@@ -49,6 +50,7 @@ def index(
         ),
     ] = None,
     device: output.DeviceOption = None,
+    engine: EngineOption = None,
     also: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,14 +93,13 @@ def index(
     opened = None
     if not (index / NAME).exists():
         try:
-            opened = Index.create(
-                index, model or output.DEFAULT_MODEL, also=also or (), views=kinds(views), device=device
-            )
+            load = partial(load_hybrid, device=device, engine=engine)
+            opened = Index.create(index, model or output.DEFAULT_MODEL, also=also or (), views=kinds(views), load=load)
         except OutputError:
             if not (index / NAME).exists():
                 raise  # else another process was the first to make it
     if opened is None:
-        opened = open_index(index, model, also, device)
+        opened = open_index(index, model, also, device, engine)
         _check_views(opened, kinds(views) if views is not None else None)
     output.settle(opened.card)
     output.tell_cropping(opened.card)
@@ -136,12 +137,16 @@ def index(
     output.finish(counts["failed"], sum(counts.values()) - counts["failed"], strict)
 
 
-def open_index(index: Path, model: str | None, also: list[str] | None, device: str | None) -> "Index":
+def open_index(
+    index: Path, model: str | None, also: list[str] | None, device: str | None, engine: Engine | None
+) -> "Index":
     """An index that is there, with the models that are named, if any are."""
+    from functools import partial
+
     from robustsim.search import Index
 
-    named = [output.load_metric(name, device) for name in also or ()]
-    return Index.open(index, output.load_metric(model, device) if model else None, also=named, device=device)
+    load = partial(load_hybrid, device=device, engine=engine)
+    return Index.open(index, load(model) if model else None, also=list(map(load, also or ())), load=load)
 
 
 def _check_views(index: "Index", views: list[str] | None) -> None:

@@ -3,7 +3,7 @@
 import os
 
 from robustsim.cli import output
-from robustsim.cli.engine import choose_engine
+from robustsim.cli.engine import usable_engine
 from robustsim.errors import InputError
 
 
@@ -38,7 +38,7 @@ def info(as_json: output.JsonOption = False) -> None:
 
 def _engine() -> str:
     try:
-        return " because ".join(choose_engine(output.DEFAULT_MODEL, None, None))
+        return " because ".join(usable_engine(output.DEFAULT_MODEL, None))
     except InputError as error:  # what is wrong with it is what is looked for here
         return str(error)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from robustsim.cli import output
-from robustsim.cli.engine import EngineOption, load_hybrid
+from robustsim.cli.engine import EngineOption, load_scorer
 from robustsim.errors import ImageError
 
 _MOST_SHOWN = 12
@@ -24,7 +24,7 @@ def matrix(
     strict: output.StrictOption = False,
 ) -> None:
     """The distance of every image in a folder to every other; each is encoded once."""
-    import torch
+    import numpy as np
 
     from robustsim.images.files import find_images, what_is_there
     from robustsim.search import embed_images
@@ -37,7 +37,7 @@ def matrix(
     if not count:
         raise ImageError(f"the folder {str(folder)!r} holds no readable images: {what_is_there(walk.passed_over)}")
     output.tell_passed_over(walk.passed_over)
-    metric = load_hybrid(model, device, engine)
+    metric = load_scorer(model, device, engine)
     names, rows, bad = [], [], 0
     for found, result in embed_images(metric, folder, follow_links=follow_links):
         if isinstance(result, ImageError):
@@ -45,12 +45,12 @@ def matrix(
             output.report_bad(result)
         else:
             names.append(str(found))
-            rows.append(result)
+            rows.append(np.asarray(result))
     if not rows:
         held = what_is_there(walk.passed_over, unreadable=bad)
         raise ImageError(f"the folder {str(folder)!r} holds no readable images: {held}")
     parts = output.unseen(metric.card, (folder / name for name in names))
-    distances = metric.distance_matrix(torch.stack(rows), squared=squared).tolist()
+    distances = metric.distance_matrix(np.stack(rows), squared=squared).tolist()
     if as_json:
         output.print_json(
             {

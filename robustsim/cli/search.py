@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output
+from robustsim.cli.engine import EngineOption
 from robustsim.cli.index import ByOption, IndexArgument, LabelOption, TenantOption, ViewsOption, kinds, open_index
 from robustsim.errors import RobustSimError
 
@@ -52,6 +53,7 @@ def search(
         typer.Option("--also", metavar="MODEL", help="Likewise for its further models, in their order; repeatable."),
     ] = None,
     device: output.DeviceOption = None,
+    engine: EngineOption = None,
     as_json: output.JsonOption = False,
 ) -> None:
     """Find the pictures of an index that look like these; none is missed, unless --approximate is given.
@@ -65,7 +67,7 @@ def search(
     if by and not decides:
         raise typer.BadParameter("--by goes with --within or --false-positives: the nearest are those of the own model")
     try:
-        opened = open_index(index, model, also, device)
+        opened = open_index(index, model, also, device, engine)
         output.settle(opened.card)
         wanted: dict[str, Any] = {"views": kinds(views), "label": label, "tenant": tenant, "approximate": approximate}
         pictures = _pictures(opened, images, kinds(views))

@@ -131,6 +131,11 @@ def read_square(source: Any, preprocessing: Preprocessing) -> "NDArray[np.uint8]
         raise ImageError(f"{name}{error}") from None
 
 
+def unit_array(square: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+    """A square (S, S, 3) as float32 (3, S, S) in [0, 1], to the bit as tensors have it."""
+    return np.divide(np.ascontiguousarray(square.transpose(2, 0, 1)), np.float32(255), dtype=np.float32)
+
+
 def stream_arrays(
     parts: Sequence[Any],
     preprocessing: Preprocessing,
@@ -156,9 +161,7 @@ def stream_arrays(
 
 def _load(part: Any, preprocessing: Preprocessing, input_range: tuple[float, float]) -> "NDArray[np.float32]":
     if not isinstance(part, np.ndarray):
-        square = np.ascontiguousarray(read_square(part, preprocessing).transpose(2, 0, 1))
-        unit: NDArray[np.float32] = np.divide(square, np.float32(255), dtype=np.float32)
-        return unit
+        return unit_array(read_square(part, preprocessing))
     if part.dtype == np.uint8:  # a tensor's, resized as one, without a step back to 8 bits; it has a range of its own
         return _square(part.transpose(2, 0, 1).astype(np.float32) / np.float32(255), preprocessing)
     low, high = input_range

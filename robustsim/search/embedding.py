@@ -1,4 +1,7 @@
-"""Embed the images of a folder: decoding ahead, in constant memory, to be continued after any interruption."""
+"""Embed the images of a folder: decoding ahead, in constant memory, to be continued after any interruption.
+
+What is computed in torch needs torch; a metric on ONNX Runtime embeds without it.
+"""
 
 import json
 import os
@@ -8,20 +11,29 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from filelock import FileLock, Timeout
-from torch import Tensor
 
-from robustsim.encoders.weights import state_sha256, whole_file
+from robustsim.encoders.weights import whole_file
 from robustsim.errors import EncodingError, ImageError, InputError, OutputError, RobustSimError
+from robustsim.images.arrays import read_square
 from robustsim.images.files import find_images, prefetch, printable, what_is_there
-from robustsim.images.inputs import load_square, stack_squares
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.jsonl import parse_line
-from robustsim.metric import RobustSim
+from robustsim.onnx import OnnxMetric
+from robustsim.search.engines import Embeds, embed_squares, values_of
 from robustsim.search.formats import FORMATS, Writer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from robustsim.metric import RobustSim
+
+    Array = NDArray[np.float32]
+
 
 _LOCK = "lock"
 
@@ -43,15 +55,27 @@ class EmbedReport:
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
+@overload
 def embed_images(
-    metric: RobustSim, folder: "str | os.PathLike[str]", *, skip: int = 0, follow_links: bool = False
-) -> "Iterator[tuple[Path, Tensor | ImageError]]":
+    metric: OnnxMetric, folder: "str | os.PathLike[str]", *, skip: int = 0, follow_links: bool = False
+) -> "Iterator[tuple[Path, Array | ImageError]]": ...
+
+
+@overload
+def embed_images(
+    metric: "RobustSim", folder: "str | os.PathLike[str]", *, skip: int = 0, follow_links: bool = False
+) -> "Iterator[tuple[Path, Tensor | ImageError]]": ...
+
+
+def embed_images(
+    metric: Embeds, folder: "str | os.PathLike[str]", *, skip: int = 0, follow_links: bool = False
+) -> "Iterator[tuple[Path, Tensor | Array | ImageError]]":
     """(path below the folder, embedding (D,) or what is wrong with the file), in the order of `find_images`.
 
     Threads decode ahead while the encoder works; memory does not grow with the folder.
 
     Args:
-        metric: embeds, `metric.batch_size` images at a time.
+        metric: embeds, `metric.batch_size` images at a time; one on ONNX Runtime gives arrays, and imports no torch.
         folder: the images.
         skip: files to leave out at the beginning.
         follow_links: whether to walk linked folders too.
@@ -62,7 +86,12 @@ def embed_images(
     """
     walk = find_images(folder, follow_links=follow_links)
     for path, _, result in embed_stamped(metric, Path(folder), islice(walk, skip, None)):
-        yield path, result
+        if isinstance(result, ImageError) or isinstance(metric, OnnxMetric):
+            yield path, result
+        else:
+            import torch
+
+            yield path, torch.from_numpy(result)
 
 
 # What tells whether a file is still the one that was read: its name, size and time of change.
@@ -70,28 +99,28 @@ Stamp: TypeAlias = dict[str, Any]
 
 
 def embed_stamped(
-    metric: RobustSim, root: Path, paths: Iterable[Path], stamp: "Callable[[Path, Path], Stamp] | None" = None
-) -> "Iterator[tuple[Path, Stamp, Tensor | ImageError]]":
+    metric: Embeds, root: Path, paths: Iterable[Path]
+) -> "Iterator[tuple[Path, Stamp, Array | ImageError]]":
     """(path, its stamp, embedding (D,) or what is wrong with the file), in their order; threads decode ahead.
 
     Args:
         metric: embeds, `metric.batch_size` images at a time.
         root: what the paths begin at.
         paths: the files.
-        stamp: (root, path) -> what is to be known of a file, taken before it is read; its name, size and time of
-            change if not given.
 
     Raises:
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
-    decode = partial(_decode, root, metric.card.preprocessing, stamp or _stamp)
+    decode = partial(_decode, root, metric.card.preprocessing)
     decoded = prefetch(decode, paths, ahead=2 * metric.batch_size)
     while batch := list(islice(decoded, metric.batch_size)):
-        squares = [found for *_, found in batch if isinstance(found, Tensor)]
-        rows = iter(metric.embed_pixels(stack_squares(squares, metric.device)).cpu() if squares else ())
-        results = [(path, stamp, next(rows) if isinstance(found, Tensor) else found) for path, stamp, found in batch]
+        squares = [found for *_, found in batch if not isinstance(found, ImageError)]
+        rows = iter(embed_squares(metric, squares) if squares else ())
+        results = [
+            (path, stamp, found if isinstance(found, ImageError) else next(rows)) for path, stamp, found in batch
+        ]
         for path, _, result in results:
-            if isinstance(result, Tensor) and not (result.isfinite().all() and result.any()):
+            if not isinstance(result, ImageError) and not (np.isfinite(result).all() and result.any()):
                 raise no_embedding(metric.card.name, f"the embedding of {printable(root / path)!r}")
         yield from results
 
@@ -110,17 +139,17 @@ def no_embedding(model: str, what: str) -> EncodingError:
 
 
 def _decode(
-    root: Path, preprocessing: Preprocessing, stamp: "Callable[[Path, Path], Stamp]", path: Path
-) -> "tuple[Path, Stamp, Tensor | ImageError]":
-    known = stamp(root, path)  # before it is read: what changes meanwhile is noticed
+    root: Path, preprocessing: Preprocessing, path: Path
+) -> "tuple[Path, Stamp, NDArray[np.uint8] | ImageError]":
+    known = _stamp(root, path)  # before it is read: what changes meanwhile is noticed
     try:
-        return path, known, load_square(root / path, preprocessing)
+        return path, known, read_square(root / path, preprocessing)
     except ImageError as error:
         return path, known, ImageError(str(error))  # without the traceback, which holds the half-decoded picture
 
 
 def embed_folder(
-    metric: RobustSim,
+    metric: Embeds,
     folder: "str | os.PathLike[str]",
     output: "str | os.PathLike[str]",
     *,
@@ -137,7 +166,7 @@ def embed_folder(
     Files that cannot be read are skipped and counted.
 
     Args:
-        metric: embeds, `metric.batch_size` images at a time.
+        metric: embeds, `metric.batch_size` images at a time; one on ONNX Runtime imports no torch.
         folder: the images; see [`find_images`][robustsim.images.find_images] for what counts.
         output: a file ending in `.npz`, `.parquet` or `.safetensors`.
         restart: forget what an interrupted run has done.
@@ -204,7 +233,7 @@ def _remove_leftovers(folder: Path, name: str) -> None:
 
 
 def _run(
-    metric: RobustSim,
+    metric: Embeds,
     folder: Path,
     out: Path,
     partial_dir: Path,
@@ -217,7 +246,7 @@ def _run(
     identity = {
         "folder": os.fspath(folder.resolve()),
         "model": metric.card.to_identity(),
-        "weights": state_sha256(metric.encoder),
+        **values_of(metric),
         **({"follow_links": True} if follow_links else {}),
     }
     walk, resumed = find_images(folder, follow_links=follow_links), 0
@@ -320,13 +349,13 @@ class _Journal:
         for file in self._open:
             file.close()
 
-    def add(self, stamp: Stamp, *, embedding: Tensor | None = None, error: str | None = None) -> None:
+    def add(self, stamp: Stamp, *, embedding: "Array | None" = None, error: str | None = None) -> None:
         rows, lines = self._open
         entry = dict(stamp)
         if embedding is None:
             entry["error"], self.bad = error, self.bad + 1
         else:
-            rows.write(embedding.numpy().astype("<f4", copy=False).tobytes())  # the row first: a line vouches for it
+            rows.write(embedding.astype("<f4", copy=False).tobytes())  # the row first: a line vouches for it
             self.good += 1
         lines.write(json.dumps(entry).encode() + b"\n")
 

@@ -17,7 +17,7 @@ from robustsim.search.index.alike import duplicates
 from robustsim.search.index.answer import Answer
 from robustsim.search.index.ask import Clusters, Question
 from robustsim.search.index.deciding import ALL, RATE, decide, lines_of, measure
-from robustsim.search.index.models import Models
+from robustsim.search.index.models import Loader, Models
 from robustsim.search.rates import keep_tails, known_tails, read_tails
 from robustsim.search.storage.check import CheckReport, check_store
 from robustsim.search.storage.loaded import Loaded
@@ -25,8 +25,6 @@ from robustsim.search.storage.rows import check_words
 from robustsim.search.storage.store import Snapshot, Store
 
 if TYPE_CHECKING:
-    import torch
-
     from robustsim.encoders.tail import Tail
 
 
@@ -45,12 +43,12 @@ class Answering:
     def __init__(
         self,
         store: Store,
-        metrics: "Sequence[RobustSim | None]" = (),
-        device: "str | torch.device | None" = None,
+        metrics: "Sequence[RobustSim | None]",
+        load: Loader,
     ) -> None:
         self._store = store
         header = store.read().header
-        self._models = Models(self.path, header, metrics, device)
+        self._models = Models(self.path, header, metrics, load)
         self.lines = self._models.lines
         self.views = check_views(header.get("views", ()))
         self._snapshot: Snapshot | None = None  # what answers, from when it was first asked

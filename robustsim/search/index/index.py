@@ -13,7 +13,7 @@ from robustsim.images.inputs import ImageInput
 from robustsim.images.views.names import check_views
 from robustsim.metric import RobustSim
 from robustsim.search.index.answering import Answering, nothing
-from robustsim.search.index.models import describe
+from robustsim.search.index.models import Loader, describe
 from robustsim.search.index.update import Update, UpdateReport, parts_of
 from robustsim.search.storage.forget import ForgetReport, forget
 from robustsim.search.storage.rows import check_words
@@ -53,6 +53,7 @@ class Index(Answering):
         also: "Sequence[RobustSim | str | os.PathLike[str]]" = (),
         views: Sequence[str] = (),
         device: "str | torch.device | None" = None,
+        load: "Callable[[str], RobustSim] | None" = None,
     ) -> "Index":
         """An empty index.
 
@@ -64,16 +65,17 @@ class Index(Answering):
             views: which views are kept of each picture, beside the whole, each in a row of its own: names of
                 `robustsim.images.VIEWS`.
             device: where metrics that are named compute.
+            load: makes a metric of a name, in place of `RobustSim.from_pretrained`, also later.
 
         Raises:
             OutputError: the folder is in use, or cannot be written.
             InputError: two models have one name, or there is no such view.
             MissingDependencyError: Lance is not installed.
         """
-        kept = check_views(views)
-        models, metrics = describe([metric, *also], device)
+        kept, load = check_views(views), load or _loader(device)
+        models, metrics = describe([metric, *also], load)
         dims = [one.card.embedding_dim for one in metrics]
-        return cls(Store.create(path, dims, {"models": models, "views": list(kept)}), metrics)
+        return cls(Store.create(path, dims, {"models": models, "views": list(kept)}), metrics, load)
 
     @classmethod
     def open(
@@ -83,6 +85,7 @@ class Index(Answering):
         *,
         also: "Sequence[RobustSim | None]" = (),
         device: "str | torch.device | None" = None,
+        load: "Callable[[str], RobustSim] | None" = None,
     ) -> "Index":
         """An index that is there.
 
@@ -91,12 +94,13 @@ class Index(Answering):
             metric: the model that made it; None to load it by the name that the index knows, when it is needed.
             also: the further models likewise, in their order.
             device: where a metric that is loaded computes.
+            load: makes a metric of a name, in place of `RobustSim.from_pretrained`.
 
         Raises:
             SearchError: there is none, it is damaged, of a newer format, or of another model.
             MissingDependencyError: Lance is not installed.
         """
-        return cls(Store(path), [metric, *also], device)
+        return cls(Store(path), [metric, *also], load or _loader(device))
 
     def add(
         self,
@@ -201,6 +205,10 @@ class Index(Answering):
             self._store.tidy()
         finally:
             self._snapshot = self._loaded = None  # what was committed is seen, whatever came after
+
+
+def _loader(device: "str | torch.device | None") -> Loader:
+    return lambda name: RobustSim.from_pretrained(name, device=device)
 
 
 def _absolute(path: "str | os.PathLike[str]") -> Path:

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from robustsim.encoders.card import EncoderCard, list_models
 from robustsim.encoders.load import image_sha256
@@ -11,8 +11,8 @@ from robustsim.errors import InputError, ModelNotFoundError, SearchError
 from robustsim.metric import RobustSim
 from robustsim.search.rates import PHASH
 
-if TYPE_CHECKING:
-    import torch
+#: A model's name -> what embeds by it.
+Loader: TypeAlias = Callable[[str], RobustSim]
 
 # What two cards have in common if the same picture gives the same embedding, beside the weights.
 _DECISIVE = ("architecture", "embedding_dim", "preprocessing", "mean", "std", "head")
@@ -29,7 +29,7 @@ class Models:
         path: of the index, for messages.
         header: of the store.
         metrics: those that are loaded already, in the order of the header; None for one that is not.
-        device: where a metric that is loaded later computes.
+        load: loads those that are not, when they are needed.
 
     Raises:
         SearchError: the header names no models, or a metric is another one than it names.
@@ -40,9 +40,9 @@ class Models:
         path: str,
         header: Mapping[str, Any],
         metrics: Sequence[RobustSim | None],
-        device: "str | torch.device | None",
+        load: Loader,
     ) -> None:
-        self._path, self._device = path, device
+        self._path, self._load = path, load
         try:
             self._names = [str(made["model"]) for made in header["models"]]
             self._weights = [str(made["weights"]) for made in header["models"]]
@@ -76,7 +76,7 @@ class Models:
         if found is None:
             name = self._names[number]
             try:
-                metric = RobustSim.from_pretrained(name, device=self._device)
+                metric = self._load(name)
             except ModelNotFoundError as error:
                 how = "Index.open(path, also=...), --also" if number else "Index.open(path, metric), --model"
                 raise SearchError(
@@ -118,7 +118,7 @@ class Models:
 
 
 def describe(
-    models: "Sequence[RobustSim | str | os.PathLike[str]]", device: "str | torch.device | None"
+    models: "Sequence[RobustSim | str | os.PathLike[str]]", load: Loader
 ) -> tuple[list[dict[str, Any]], list[RobustSim]]:
     """What the header of a new index says of its models; and these, loaded.
 
@@ -130,7 +130,7 @@ def describe(
         if isinstance(model, RobustSim):
             name, metric = model.card.name, model
         else:
-            name, metric = _whole_name(model), RobustSim.from_pretrained(model, device=device)
+            name, metric = _whole_name(model), load(os.fsdecode(model))
         card = metric.card
         told.append({"model": name, "card": json.loads(card.to_json()), "weights": image_sha256(metric.encoder)})
         metrics.append(metric)
