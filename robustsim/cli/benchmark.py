@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsim.cli import output
-from robustsim.cli.engine import choose_engine
+from robustsim.cli.engine import usable_engine
 from robustsim.errors import InputError, RobustSimError
 
 if TYPE_CHECKING:
     from robustsim.encoders.encoder import Encoder
+
+_INTERRUPTED = 130  # as of a process that Ctrl-C ends
 
 
 def benchmark(
@@ -37,17 +39,21 @@ def benchmark(
     if threads is not None:
         torch.set_num_threads(threads)
     results: list[dict[str, Any]] = []
-    failed = False
+    code = 0
     for name in names or [output.DEFAULT_MODEL]:
         try:
             encoder = _load(name, device, random_weights)
         except RobustSimError as error:
             output.note(f"robustsim: {error}")
-            failed = True
+            code = 1
             continue
+        except KeyboardInterrupt:
+            output.note("interrupted: these are the models that were measured")
+            code = _INTERRUPTED
+            break
         measured, whole = measure(encoder, batch_size=batch_size, seconds=seconds, compiled=compiled)
         said = encoder.describe()
-        engine, why = ("torch", "its weights are random") if random_weights else choose_engine(name, device, None)
+        engine, why = ("torch", "its weights are random") if random_weights else usable_engine(name, device)
         result = {
             "model": name,
             "device": str(said.device),
@@ -58,6 +64,7 @@ def benchmark(
             "path_reason": said.reason,
             "engine": engine,
             "engine_reason": why,
+            "default_mode": "onnx" if engine == "onnx" else "default",
             "whole": whole,
             "modes": [vars(mode) for mode in measured],
         }
@@ -66,12 +73,12 @@ def benchmark(
             _print(result)
         if not whole:
             output.note("interrupted: these are the rounds that were done")
-            failed = True
+            code = _INTERRUPTED
             break
     if as_json:
         output.print_json(results)
-    if failed:
-        raise typer.Exit(1)
+    if code:
+        raise typer.Exit(code)
 
 
 def _load(name: str, device: str | None, random_weights: bool) -> "Encoder":
@@ -105,8 +112,8 @@ def _print(result: dict[str, Any]) -> None:
     output.print_table(header, rows, numbers=(1, 2, 3, 4, 5, 6))
     reason = f" ({result['path_reason']})" if result["path_reason"] else ""
     typer.echo(
-        f"In Python, `default` is run: path {result['path']}{reason}. Commands that only score take "
-        f"{result['engine']}, because {result['engine_reason']}."
+        f"By default, Python runs `default`: path {result['path']}{reason}. Commands that only embed run "
+        f"`{result['default_mode']}`, because {result['engine_reason']}."
     )
 
 

@@ -6,6 +6,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from robustsim.encoders.card import load_card
 from robustsim.encoders.encoder import Encoder, build_encoder
-from robustsim.errors import MissingDependencyError
+from robustsim.encoders.memory import peak_memory
 
 REFERENCE = "modules"
 _ROUNDS = 3  # in turn, so that what else the machine does falls on all modes alike
@@ -24,14 +27,17 @@ class Measured:
     """One mode of one model; what could not be measured is None.
 
     Attributes:
-        mode: `modules` (the library's own, float32), `default`, `bfloat16`, `float16`, `compiled` or `onnx`.
+        mode: `modules` (the library's own, float32), `default`, `bfloat16`, `float16`, `compiled`, `onnx` (on ONNX
+            Runtime, float32) or `onnx-int8` (likewise, with products of matrices in 8 bits).
         images_per_second: forward, by the median of its calls.
         gradients_per_second: pictures a second, forward and backward to the pixels.
         error_median: 1 - cosine of embeddings to those of `modules`, over the pictures of the batch.
         error_worst: likewise.
         model_bytes: what the parameters and buffers take, or the file.
-        peak_bytes: of CUDA, the largest amount of memory that was allocated in a round, with what the other modes hold;
-            None elsewhere.
+        peak_bytes: on CUDA, the largest amount of memory that was allocated in a round, with what the other modes hold.
+            On the CPU of Linux, the most by which the process grew in the mode's first calls or in a round, forward and
+            gradients together: the weights are not in it, nor what the allocator had kept and handed out again. None
+            elsewhere.
         problem: why the mode was left, or empty.
     """
 
@@ -43,6 +49,10 @@ class Measured:
     model_bytes: int | None = None
     peak_bytes: int | None = None
     problem: str = ""
+
+    def keep_peak(self, seen: int) -> None:
+        """Take a peak of memory into account."""
+        self.peak_bytes = max(self.peak_bytes or 0, seen)
 
 
 @dataclass
@@ -78,9 +88,11 @@ def measure(
             told.append(said)
             try:
                 mode = build(said)
-                found = _unit(_forward(mode, pixels))
-                if mode.differentiable:
-                    _gradient(mode, pixels)
+                with peak_memory(pixels.device, said.keep_peak):
+                    found = _forward(mode, pixels)
+                    if mode.differentiable:
+                        _gradient(mode, pixels)
+                found = _unit(found)
             except Exception as error:  # an unsupported type, an operator that is missing, no memory: one mode less
                 said.problem = _first_line(error)
                 continue
@@ -98,6 +110,9 @@ def measure(
                 except Exception as error:
                     mode.said.problem = _first_line(error)
     except KeyboardInterrupt:
+        for said in told:
+            if said.images_per_second is None and not said.problem:
+                said.problem = "interrupted before it was timed"
         return told, False
     return told, True
 
@@ -159,8 +174,14 @@ def _builders(encoder: Encoder, compiled: bool) -> dict[str, Callable[[Measured]
     }
     if compiled:
         builders["compiled"] = through_compiler
-    if _is_bundled(encoder) and encoder.mean.device.type == "cpu":
-        builders["onnx"] = lambda said: _onnx(encoder, said)
+    if encoder.mean.device.type == "cpu":
+
+        @cache  # an exporter takes seconds, and both modes begin with its file
+        def exported() -> bytes:
+            return _exported(encoder)
+
+        builders["onnx"] = lambda said: _session(exported(), said)
+        builders["onnx-int8"] = lambda said: _session(_in_8_bits(exported(), encoder), said)
     return builders
 
 
@@ -178,21 +199,39 @@ def _own_modules(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _is_bundled(encoder: Encoder) -> bool:
-    card = encoder.card
-    return card.source is None and card.architecture.library == "robustsim" and card.weights_sha256 is not None
+def _exported(encoder: Encoder) -> bytes:
+    """Its ONNX form in float32."""
+    from robustsim.encoders.export.write import export_encoder
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_encoder(encoder, path)
+        return path.read_bytes()
 
 
-def _onnx(encoder: Encoder, said: Measured) -> _Mode:
+def _in_8_bits(model: bytes, encoder: Encoder) -> bytes:
+    """The same with products of matrices in 8 bits."""
+    import onnx
+
+    from robustsim.encoders.export.files import describe
+    from robustsim.encoders.export.quantise import quantised
+
+    def embed(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _unit(encoder(pixels), torch.float32)
+
+    graph = onnx.load_from_string(model)
+    del graph.metadata_props[:]
+    shown = pictures(2, encoder.card.preprocessing.size)
+    return quantised(graph, describe(encoder.card, ""), embed, shown)[0]
+
+
+def _session(model: bytes, said: Measured) -> _Mode:
     from robustsim.encoders.export.files import INPUT, OUTPUT
-    from robustsim.encoders.export.making import bundled_model
     from robustsim.encoders.export.session import open_session
 
-    if load_card(encoder.card.name).weights_sha256 != encoder.card.weights_sha256:
-        raise MissingDependencyError("these weights are not the bundled ones, and have no ONNX form")
-    model = bundled_model(encoder.card.name)
     said.model_bytes = len(model)
-    session = open_session(model, f"the ONNX form of {encoder.card.name!r}")
+    session = open_session(model, "the ONNX form")
 
     def run(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.numpy()})[0])
@@ -202,9 +241,11 @@ def _onnx(encoder: Encoder, said: Measured) -> _Mode:
 
 def _round(mode: _Mode, pixels: Tensor, seconds: float) -> None:
     """One round of one mode; its medians are those of all calls so far."""
-    cuda = pixels.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(pixels.device)
+    with peak_memory(pixels.device, mode.said.keep_peak):
+        _time(mode, pixels, seconds)
+
+
+def _time(mode: _Mode, pixels: Tensor, seconds: float) -> None:
     parts = {"forward": _forward, "gradient": _gradient} if mode.differentiable else {"forward": _forward}
     for part, function in parts.items():
         end = time.perf_counter() + seconds / len(parts)
@@ -221,8 +262,6 @@ def _round(mode: _Mode, pixels: Tensor, seconds: float) -> None:
             mode.said.images_per_second = rate
         else:
             mode.said.gradients_per_second = rate
-    if cuda:
-        mode.said.peak_bytes = max(mode.said.peak_bytes or 0, torch.cuda.max_memory_allocated(pixels.device))
 
 
 def _wait_for(device: torch.device) -> None:
