@@ -33,10 +33,11 @@ from robustsim.distances import (
 from robustsim.encoders.calibration import Calibration
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.encoder import Encoder
-from robustsim.encoders.load import load_encoder, save_encoder
+from robustsim.encoders.load import load_encoder, publish_encoder, save_encoder
 from robustsim.encoders.placement import find_device, parse_dtype, refuse_overflow
 from robustsim.errors import CardError, InputError
 from robustsim.images.checks import Checks
+from robustsim.images.fast import Decode, check_decode
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
 from robustsim.onnx import OnnxMetric, from_onnx
 from robustsim.vectors import are_embeddings, check_counts
@@ -73,9 +74,12 @@ class RobustSim(nn.Module):
         persistent: whether the encoder belongs to the modules that contain this one: its weights to their checkpoints,
             its parameters to what they shard and synchronise. With False, no module sees it; it moves with them still.
         batch_size: images per encoding; compiled or exported, what one call brings is encoded at once.
+        decode: `exact`, by which files have the pixels of the reference pipelines, or `fast`, near that.
     """
 
-    def __init__(self, encoder: Encoder, *, persistent: bool = True, batch_size: int = 32) -> None:
+    def __init__(
+        self, encoder: Encoder, *, persistent: bool = True, batch_size: int = 32, decode: Decode = "exact"
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
@@ -86,7 +90,7 @@ class RobustSim(nn.Module):
         else:  # past nn.Module: whoever saves, shards or wraps the modules around this one finds nothing here
             self.__dict__["encoder"] = encoder
         self.persistent = persistent
-        self.batch_size = batch_size
+        self.batch_size, self.decode = batch_size, check_decode(decode)
         super().train(False)
 
     @classmethod
@@ -101,6 +105,7 @@ class RobustSim(nn.Module):
         dtype: "torch.dtype | str | None" = None,
         text: bool = False,
         persistent: bool = True,
+        decode: Decode = "exact",
     ) -> "RobustSim":
         """A metric from a catalogue name, a Hub id or a folder; the default is bundled and needs no network.
 
@@ -114,26 +119,27 @@ class RobustSim(nn.Module):
                 in any case.
             text: load a CLIP model's text tower too, for [`embed_text`][robustsim.RobustSim.embed_text].
             persistent: see the class.
+            decode: see the class.
 
         Raises:
             ModelNotFoundError: no such name; the nearest spellings are named.
             HubError: the network, the repository or the disk; the message says what to do.
             WeightsError: the files are damaged, contradict their card, or hold what is not finite in that type.
-            InputError: this machine has no such device, or an encoder cannot compute in that type.
+            InputError: no such device here or way to decode, or an encoder cannot compute in that type.
         """
-        place, wanted = find_device(device), parse_dtype(dtype)
+        place, wanted, decode = find_device(device), parse_dtype(dtype), check_decode(decode)
         # Tensors made in inference mode could never be part of a graph again, and a metric may live long; those made
         # under somebody's `torch.device("meta")` would hold nothing.
         with torch.inference_mode(False), torch.device("cpu"):
             encoder = load_encoder(
                 name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
             )
-            return cls(encoder, persistent=persistent).to(place, wanted)
+            return cls(encoder, persistent=persistent, decode=decode).to(place, wanted)
 
     @staticmethod
-    def from_onnx(path: "str | os.PathLike[str]") -> OnnxMetric:
+    def from_onnx(path: "str | os.PathLike[str]", *, decode: Decode = "exact") -> OnnxMetric:
         """[`robustsim.from_onnx`][robustsim.from_onnx], which needs no torch: a metric of the same verbs."""
-        return from_onnx(path)
+        return from_onnx(path, decode=decode)
 
     def save_pretrained(self, folder: "str | os.PathLike[str]") -> Path:
         """Write `config.json` and `model.safetensors`; [`from_pretrained`][robustsim.RobustSim.from_pretrained] reads
@@ -150,14 +156,7 @@ class RobustSim(nn.Module):
         Raises:
             HubError: no token with the right to write (`HF_TOKEN`), or no network.
         """
-        from tempfile import TemporaryDirectory
-
-        from robustsim.encoders.hub import publish
-
-        with TemporaryDirectory() as folder:
-            root = self.save_pretrained(folder)
-            (root / "README.md").write_text(self.card.to_readme(repo), encoding="utf-8")
-            return publish(root, repo, private=private, revision=revision, message="Upload with robustsim")
+        return publish_encoder(self.encoder, repo, private=private, revision=revision)
 
     @property
     def card(self) -> EncoderCard:
@@ -361,8 +360,8 @@ class RobustSim(nn.Module):
     def _stream(
         self, parts: list[Any], input_range: Range, size: int | None = None, checks: Checks | None = None
     ) -> Iterator[Tensor]:
-        before, device = self.card.preprocessing, self.device
-        return stream_pixels(parts, before, device=device, input_range=input_range, batch_size=size, checks=checks)
+        how = {"device": self.device, "input_range": input_range, "decode": self.decode}
+        return stream_pixels(parts, self.card.preprocessing, **how, batch_size=size, checks=checks)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As for any module; empty inside a bigger module's if `persistent` is False."""

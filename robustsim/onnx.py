@@ -15,6 +15,7 @@ from robustsim.encoders.export.files import INPUT, OUTPUT, Exported, check_seale
 from robustsim.encoders.export.session import open_session
 from robustsim.errors import CardError, CorruptFileError, EncodingError, InputError, WeightsError
 from robustsim.images.arrays import no_range, split_source, stream_arrays
+from robustsim.images.fast import Decode, check_decode
 from robustsim.vectors import NO_EMBEDDING, NOT_FINITE, are_embeddings, check_counts
 
 if TYPE_CHECKING:
@@ -37,16 +38,20 @@ class OnnxMetric:
         model: the bytes of an exported file.
         what: what messages call it.
         batch_size: images per encoding.
+        decode: `exact` or `fast`, as for `RobustSim`.
 
     Raises:
         WeightsError: they are none, are damaged, or were made from other weights than their card says.
+        InputError: no such way to decode.
         MissingDependencyError: onnxruntime is not installed.
     """
 
-    def __init__(self, model: bytes, what: str = "the model", *, batch_size: int = 32) -> None:
+    def __init__(
+        self, model: bytes, what: str = "the model", *, batch_size: int = 32, decode: Decode = "exact"
+    ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        self.batch_size = batch_size
+        self.batch_size, self.decode = batch_size, check_decode(decode)
         self._session = open_session(check_sealed(model, what), what)
         self.exported: Exported = read_metadata(self._session.get_modelmeta().custom_metadata_map, what)
         pixels, z = (ends[0].shape[1:] for ends in (self._session.get_inputs(), self._session.get_outputs()))
@@ -196,21 +201,25 @@ class OnnxMetric:
     def _stream(
         self, parts: list[Any], input_range: tuple[float, float], batch_size: int | None = None
     ) -> "Iterator[Array]":
-        return stream_arrays(parts, self.card.preprocessing, input_range=input_range, batch_size=batch_size)
+        return stream_arrays(
+            parts, self.card.preprocessing, input_range=input_range, batch_size=batch_size, decode=self.decode
+        )
 
 
-def from_onnx(path: "str | os.PathLike[str]", *, batch_size: int = 32) -> OnnxMetric:
+def from_onnx(path: "str | os.PathLike[str]", *, batch_size: int = 32, decode: Decode = "exact") -> OnnxMetric:
     """The metric in a file of `robustsim export --format onnx`, on ONNX Runtime; torch is not imported.
 
     Args:
         path: the file.
         batch_size: images per encoding.
+        decode: `exact` or `fast`, as for `RobustSim`.
 
     Raises:
+        InputError: no such way to decode.
         WeightsError: it is no such file, is damaged, or was made from other weights than its card says.
         MissingDependencyError: onnxruntime is not installed: `pip install "robustsim[fast]"`.
     """
-    return OnnxMetric(read_sealed(path), repr(os.fspath(path)), batch_size=batch_size)
+    return OnnxMetric(read_sealed(path), repr(os.fspath(path)), batch_size=batch_size, decode=decode)
 
 
 def bundled(name: str) -> OnnxMetric:

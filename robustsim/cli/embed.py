@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,12 @@ def embed(
     model: output.ModelOption = output.DEFAULT_MODEL,
     device: output.DeviceOption = None,
     engine: EngineOption = None,
+    decode: Annotated[
+        Literal["exact", "fast"],
+        typer.Option(
+            help="How JPEG files become pixels: to the bit as the reference pipelines, or faster and near that."
+        ),
+    ] = "exact",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per encoding.")] = 32,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an earlier run has left.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
@@ -33,7 +39,7 @@ def embed(
         raise typer.BadParameter(f"{out.name!r} ends in none of {', '.join(FORMATS)}", param_hint="--output")
     total = sum(1 for _ in find_images(folder, follow_links=follow_links))
     metric = load_scorer(model, device, engine)
-    metric.batch_size = batch_size
+    metric.batch_size, metric.decode = batch_size, decode
     output.tell_cropping(metric.card)
 
     from tqdm import tqdm

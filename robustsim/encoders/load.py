@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from robustsim.encoders.card import FORMAT, EncoderCard, Head, card_of_repositor
 from robustsim.encoders.encoder import Encoder, build_encoder
 from robustsim.encoders.finite import refuse_non_finite
 from robustsim.encoders.heads import LORA_PREFIX, merge_lora
-from robustsim.encoders.hub import Folder, HubRepository, Repository
+from robustsim.encoders.hub import Folder, HubRepository, Repository, publish
 from robustsim.encoders.weights import read_weights, sha256, state_sha256, whole_file, write_weights
 from robustsim.errors import CardError, CorruptFileError, InputError, OutputError, WeightsError
 
@@ -285,6 +286,24 @@ def save_encoder(encoder: Encoder, folder: "str | os.PathLike[str]", extra: Mapp
         )
         card_file.write_text(card.to_json(), encoding="utf-8")
     return root
+
+
+def publish_encoder(encoder: Encoder, repo: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Publish to a Hub repository, with a model card made from the encoder's; returns the commit's address.
+
+    Args:
+        encoder: what to publish.
+        repo: "org/name"; made if it is not there.
+        private: whether only its owners see it, if it is made.
+        revision: branch to publish to.
+
+    Raises:
+        HubError: no token with the right to write (`HF_TOKEN`), or no network.
+    """
+    with TemporaryDirectory() as folder:
+        root = save_encoder(encoder, folder)
+        (root / "README.md").write_text(encoder.card.to_readme(repo), encoding="utf-8")
+        return publish(root, repo, private=private, revision=revision, message="Upload with robustsim")
 
 
 def image_sha256(encoder: Encoder) -> str:

@@ -13,15 +13,16 @@ import numpy as np
 from PIL import Image
 
 from robustsim.errors import ImageError, InputError
-from robustsim.images.decode import loaded, read_image
+from robustsim.images.decode import decoded, loaded, opened, read_image
+from robustsim.images.fast import Decode, draft, fast_square
 from robustsim.images.files import prefetch
+from robustsim.images.lines import line_weights
 from robustsim.images.preprocessing import RANGE_TOLERANCE, Preprocessing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _KINDS = "a path, bytes, a PIL image, an (H, W, 3) array, a (3, H, W) or (N, 3, H, W) tensor, or a list of those"
-_CUBIC = -0.5  # as in `resize`
 
 
 def split_source(image: Any, *, as_rgb: bool = True) -> list[Any]:
@@ -117,14 +118,28 @@ def _range_message(seen_low: float, seen_high: float, input_range: tuple[float, 
     return f"{seen}, outside [{low:g}, {high:g}]: {fix}"
 
 
-def read_square(source: Any, preprocessing: Preprocessing) -> "NDArray[np.uint8]":
+def read_square(source: Any, preprocessing: Preprocessing, decode: Decode = "exact") -> "NDArray[np.uint8]":
     """A path, bytes or PIL image as the encoder's square, (S, S, 3).
 
+    Args:
+        source: what is read.
+        preprocessing: how it becomes the square.
+        decode: `exact` for the pixels of the reference pipelines, or `fast`, which leaves what it is not made for to
+            the exact way.
+
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it cannot be read; the same pictures for the same reasons on both ways.
     """
-    image = read_image(source)
+    drafted = None
+    if decode == "fast" and not isinstance(source, Image.Image):  # whose decoder may have begun already
+        with opened(source) as (image, what):
+            drafted = draft(image, preprocessing)
+            image = decoded(image, what)
+    else:
+        image = read_image(source)
     try:
+        if drafted is not None:
+            return fast_square(image, drafted, preprocessing)
         return np.array(preprocessing.apply(image))
     except ImageError as error:
         name = "" if isinstance(source, (bytes, Image.Image)) else f"{os.fspath(source)!r}: "
@@ -142,6 +157,7 @@ def stream_arrays(
     *,
     input_range: tuple[float, float] = (0, 1),
     batch_size: int | None = None,
+    decode: Decode = "exact",
 ) -> "Iterator[NDArray[np.float32]]":
     """Files, bytes, PIL images and float32 or uint8 arrays (H, W, C) as batches (N, 3, size, size) in [0, 1], in order.
 
@@ -153,15 +169,17 @@ def stream_arrays(
     """
     check_input_range(input_range)
     size = batch_size or len(parts)
-    load = partial(_load, preprocessing=preprocessing, input_range=input_range)
+    load = partial(_load, preprocessing=preprocessing, input_range=input_range, decode=decode)
     rows = prefetch(load, parts, ahead=2 * size) if len(parts) > 1 else map(load, parts)
     for start in range(0, len(parts), size):
         yield np.stack([next(rows) for _ in parts[start : start + size]])
 
 
-def _load(part: Any, preprocessing: Preprocessing, input_range: tuple[float, float]) -> "NDArray[np.float32]":
+def _load(
+    part: Any, preprocessing: Preprocessing, input_range: tuple[float, float], decode: Decode
+) -> "NDArray[np.float32]":
     if not isinstance(part, np.ndarray):
-        return unit_array(read_square(part, preprocessing))
+        return unit_array(read_square(part, preprocessing, decode))
     if part.dtype == np.uint8:  # a tensor's, resized as one, without a step back to 8 bits; it has a range of its own
         return _square(part.transpose(2, 0, 1).astype(np.float32) / np.float32(255), preprocessing)
     low, high = input_range
@@ -177,26 +195,9 @@ def _square(pixels: "NDArray[np.float32]", preprocessing: Preprocessing) -> "NDA
     height, width = pixels.shape[1:]
     (new_width, new_height), (left, top) = preprocessing.window(width, height)
     if {height, width, new_width, new_height} != {size}:
-        down = _weights(height, new_height, top, size, preprocessing.interpolation)
-        across = _weights(width, new_width, left, size, preprocessing.interpolation)
+        down = line_weights(height, new_height, top, size, preprocessing.interpolation)
+        across = line_weights(width, new_width, left, size, preprocessing.interpolation)
         # Inside, the weights of a line add up to 1, beyond to 0.
         beyond = 1 - down.sum(1)[:, None] * across.sum(1)[None]
         pixels = (down @ (pixels @ across.T) + beyond * (preprocessing.fill / 255)).clip(0, 1).astype(np.float32)
     return np.broadcast_to(pixels, (3, size, size))
-
-
-def _weights(source: int, target: int, first: int, size: int, mode: str) -> "NDArray[np.float64]":
-    """`resize._weights` without torch: (size, source), how much each value of a line is part of those after."""
-    scale = source / target
-    stretch = max(scale, 1.0)
-    places = np.arange(size) + first
-    inside = (places >= 0) & (places < target)
-    x = np.abs(np.arange(source)[None] - ((places + 0.5) * scale)[:, None] + 0.5) / stretch
-    if mode == "bicubic":
-        near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
-        far = (((x - 5) * x + 8) * x - 4) * _CUBIC
-        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    else:
-        weights = np.clip(1 - x, 0, None)
-    weights = np.where(inside[:, None], weights, 0.0)
-    return np.asarray(weights / np.where(inside, weights.sum(1), 1.0)[:, None])

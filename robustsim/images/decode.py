@@ -159,7 +159,12 @@ def image_size(path: "str | os.PathLike[str] | BinaryIO") -> tuple[int, int]:
         # Some versions of Pillow give a TIFF's size upright already, some as it is stored: its tags say the latter.
         if tags := getattr(image, "tag_v2", None):
             width, height = tags[_WIDTH], tags[_HEIGHT]
-        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+        return (height, width) if is_sideways(image) else (width, height)
+
+
+def is_sideways(image: Image.Image) -> bool:
+    """Whether a picture lies on its side as it is stored: EXIF asks for a quarter of a turn."""
+    return _orientation(image) in _SIDEWAYS
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from robustsim.errors import InputError
 from robustsim.images.arrays import check_input_range, check_range, no_range, read_square, split_source
 from robustsim.images.checks import Checks
+from robustsim.images.fast import Decode
 from robustsim.images.files import prefetch
 from robustsim.images.preprocessing import Preprocessing, clip
 from robustsim.images.tracing import concrete
@@ -94,13 +95,13 @@ def unit_range(tensor: Tensor, input_range: tuple[float, float], checks: Checks 
     return clip(tensor) if seen_low < 0 or seen_high > 1 else tensor
 
 
-def load_square(source: Any, preprocessing: Preprocessing) -> Tensor:
-    """A path, bytes or PIL image as the encoder's square, uint8 (S, S, 3).
+def load_square(source: Any, preprocessing: Preprocessing, decode: Decode = "exact") -> Tensor:
+    """A path, bytes or PIL image as the encoder's square, uint8 (S, S, 3); arguments as for `read_square`.
 
     Raises:
         ImageError: it cannot be read.
     """
-    return torch.from_numpy(read_square(source, preprocessing))
+    return torch.from_numpy(read_square(source, preprocessing, decode))
 
 
 def stack_squares(squares: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -140,13 +141,14 @@ def stream_pixels(
     input_range: tuple[float, float] = (0, 1),
     batch_size: int | None = None,
     checks: Checks | None = None,
+    decode: Decode = "exact",
 ) -> Iterator[Tensor]:
     """The parts of `split_images` as batches of float32 (N, 3, size, size) in [0, 1] on `device`, in order.
 
-    Files, bytes, PIL images and uint8 arrays go through Pillow, decoded by threads ahead of the batch they belong to;
-    tensors and float arrays go through the differentiable path. All batches but the last are of `batch_size`, tensors
-    are cut for that; without one, there is a single batch. `checks` as for `unit_range`; they are settled before the
-    first batch is there.
+    Files, bytes, PIL images and uint8 arrays go through Pillow, decoded by threads ahead of the batch they belong to,
+    most JPEG files by a faster way that is near that, and not the same bits, if `decode` is `fast`; tensors and float
+    arrays go through the differentiable path. All batches but the last are of `batch_size`, tensors are cut for that;
+    without one, there is a single batch. `checks` as for `unit_range`; they are settled before the first batch comes.
 
     Raises:
         ImageError: a file that cannot be read.
@@ -154,9 +156,9 @@ def stream_pixels(
     """
     check_input_range(input_range)
     files = [part for part in parts if not isinstance(part, Tensor)]
-    decode = partial(load_square, preprocessing=preprocessing)
+    load = partial(load_square, preprocessing=preprocessing, decode=decode)
     ahead = 2 * batch_size if batch_size else 64
-    squares = prefetch(decode, files, ahead=ahead) if len(files) > 1 else map(decode, files)
+    squares = prefetch(load, files, ahead=ahead) if len(files) > 1 else map(load, files)
     for batch in _batches(parts, batch_size):
         if checks is not None and not any(isinstance(part, Tensor) and part.is_floating_point() for part in batch):
             checks.settle()  # else with the range of values

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import EncodingError, ImageError, InputError, OutputError, RobustSimError
 from robustsim.images.arrays import read_square
+from robustsim.images.fast import Decode
 from robustsim.images.files import find_images, prefetch, printable, what_is_there
 from robustsim.images.preprocessing import Preprocessing
 from robustsim.jsonl import parse_line
@@ -111,7 +112,7 @@ def embed_stamped(
     Raises:
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
-    decode = partial(_decode, root, metric.card.preprocessing)
+    decode = partial(_decode, root, metric.card.preprocessing, metric.decode)
     decoded = prefetch(decode, paths, ahead=2 * metric.batch_size)
     while batch := list(islice(decoded, metric.batch_size)):
         squares = [found for *_, found in batch if not isinstance(found, ImageError)]
@@ -139,11 +140,11 @@ def no_embedding(model: str, what: str) -> EncodingError:
 
 
 def _decode(
-    root: Path, preprocessing: Preprocessing, path: Path
+    root: Path, preprocessing: Preprocessing, way: Decode, path: Path
 ) -> "tuple[Path, Stamp, NDArray[np.uint8] | ImageError]":
     known = _stamp(root, path)  # before it is read: what changes meanwhile is noticed
     try:
-        return path, known, read_square(root / path, preprocessing)
+        return path, known, read_square(root / path, preprocessing, way)
     except ImageError as error:
         return path, known, ImageError(str(error))  # without the traceback, which holds the half-decoded picture
 
@@ -179,7 +180,7 @@ def embed_folder(
         InputError: no such format.
         ImageError: there is no such folder, or no image in it.
         OutputError: the output is there already, cannot be written, or is being written by another run; or the
-            folder or the model is not the one that the interrupted run saw.
+            folder, the model or its `decode` is not the one that the interrupted run saw.
         EncodingError: an embedding is not finite, or nothing but zeros. The output is not written.
     """
     out = Path(output)
@@ -248,14 +249,15 @@ def _run(
         "model": metric.card.to_identity(),
         **values_of(metric),
         **({"follow_links": True} if follow_links else {}),
+        **({"decode": metric.decode} if metric.decode != "exact" else {}),
     }
     walk, resumed = find_images(folder, follow_links=follow_links), 0
     if restart:
         journal.clear()
     elif journal.identity() not in (None, identity):
         raise OutputError(
-            f"{os.fspath(partial_dir)!r} was begun with another folder or model, or without its links or with them: "
-            "pass restart (--restart), or choose another output"
+            f"{os.fspath(partial_dir)!r} was begun with another folder or model, another decode, or without its links "
+            "or with them: pass restart (--restart), or choose another output"
         )
     else:
         resumed = journal.resume(folder, follow_links)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustsim.encoders.fast.plain import is_batched, is_dual, is_plain_tensor, is_recorded
 from robustsim.images.tracing import is_transformed
