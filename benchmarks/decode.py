@@ -84,7 +84,7 @@ def main() -> None:
         measure(metric, options.folder, str(options.folder), options.count, options.runs)
         return
     with tempfile.TemporaryDirectory() as made:
-        for long, count in ((341, 40), (1600, 20), (4000, 8)):
+        for long, count in ((341, 40), (1600, 12), (4000, 4)):
             folder = Path(made) / str(long)
             make_photographs(folder, long, min(count, options.count))
             measure(metric, folder, f"made, {long} x {long * 3 // 4}", options.count, options.runs)
