@@ -148,7 +148,9 @@ def read_square(source: Any, preprocessing: Preprocessing, decode: Decode = "exa
 
 def unit_array(square: "NDArray[np.uint8]") -> "NDArray[np.float32]":
     """A square (S, S, 3) as float32 (3, S, S) in [0, 1], to the bit as tensors have it."""
-    return np.divide(np.ascontiguousarray(square.transpose(2, 0, 1)), np.float32(255), dtype=np.float32)
+    turned = np.ascontiguousarray(square.transpose(2, 0, 1))
+    unit: NDArray[np.float32] = np.divide(turned, np.float32(255), dtype=np.float32)
+    return unit
 
 
 def stream_arrays(
