@@ -40,7 +40,7 @@ from robustsim.images.checks import Checks
 from robustsim.images.fast import Decode, check_decode
 from robustsim.images.inputs import ImageInput, count_images, split_images, stream_pixels
 from robustsim.onnx import OnnxMetric, from_onnx
-from robustsim.vectors import are_embeddings, check_counts
+from robustsim.vectors import are_embeddings, check_batch_size, check_counts
 
 #: Images, or their embeddings: a floating-point tensor (N, D) or (D,), such as `RobustSim.embed` returns, or a
 #: NumPy array of them, such as `robustsim embed` writes.
@@ -81,8 +81,7 @@ class RobustSim(nn.Module):
         self, encoder: Encoder, *, persistent: bool = True, batch_size: int = 32, decode: Decode = "exact"
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        self.batch_size, self.decode = check_batch_size(batch_size), check_decode(decode)
         self.encoder: Encoder
         encoder.eval().requires_grad_(False)
         if persistent:
@@ -90,7 +89,6 @@ class RobustSim(nn.Module):
         else:  # past nn.Module: whoever saves, shards or wraps the modules around this one finds nothing here
             self.__dict__["encoder"] = encoder
         self.persistent = persistent
-        self.batch_size, self.decode = batch_size, check_decode(decode)
         super().train(False)
 
     @classmethod
@@ -106,6 +104,7 @@ class RobustSim(nn.Module):
         text: bool = False,
         persistent: bool = True,
         decode: Decode = "exact",
+        compile: bool = False,  # noqa: A002 - torch's word for it
     ) -> "RobustSim":
         """A metric from a catalogue name, a Hub id or a folder; the default is bundled and needs no network.
 
@@ -115,11 +114,12 @@ class RobustSim(nn.Module):
             cache_dir: where downloads are kept; huggingface_hub's cache if not given.
             local_files_only: use the cache alone.
             device: None for CUDA where there is one, else MPS, else the CPU.
-            dtype: the encoder's type, as torch's or by its name (`"bfloat16"`); None for float32. Results are float32
-                in any case.
+            dtype: the encoder's type, or its name (`"bfloat16"`); None for float32. Results are float32 in any case.
             text: load a CLIP model's text tower too, for [`embed_text`][robustsim.RobustSim.embed_text].
             persistent: see the class.
             decode: see the class.
+            compile: have `torch.compile` write the encoder's code, at the first call with each kind of batch. That
+                takes minutes and a C++ compiler, and pays for some models and processors: `robustsim benchmark` tells.
 
         Raises:
             ModelNotFoundError: no such name; the nearest spellings are named.
@@ -134,7 +134,10 @@ class RobustSim(nn.Module):
             encoder = load_encoder(
                 name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, text=text
             )
-            return cls(encoder, persistent=persistent, decode=decode).to(place, wanted)
+            metric = cls(encoder, persistent=persistent, decode=decode).to(place, wanted)
+        if compile:
+            metric.encoder.compile()
+        return metric
 
     @staticmethod
     def from_onnx(path: "str | os.PathLike[str]", *, decode: Decode = "exact") -> OnnxMetric:

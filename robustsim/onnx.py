@@ -16,7 +16,7 @@ from robustsim.encoders.export.session import open_session
 from robustsim.errors import CardError, CorruptFileError, EncodingError, InputError, WeightsError
 from robustsim.images.arrays import no_range, split_source, stream_arrays
 from robustsim.images.fast import Decode, check_decode
-from robustsim.vectors import NO_EMBEDDING, NOT_FINITE, are_embeddings, check_counts
+from robustsim.vectors import NO_EMBEDDING, NOT_FINITE, are_embeddings, check_batch_size, check_counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,9 +49,7 @@ class OnnxMetric:
     def __init__(
         self, model: bytes, what: str = "the model", *, batch_size: int = 32, decode: Decode = "exact"
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        self.batch_size, self.decode = batch_size, check_decode(decode)
+        self.batch_size, self.decode = check_batch_size(batch_size), check_decode(decode)
         self._session = open_session(check_sealed(model, what), what)
         self.exported: Exported = read_metadata(self._session.get_modelmeta().custom_metadata_map, what)
         pixels, z = (ends[0].shape[1:] for ends in (self._session.get_inputs(), self._session.get_outputs()))

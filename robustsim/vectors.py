@@ -15,6 +15,17 @@ NOT_FINITE = (
 )
 
 
+def check_batch_size(batch_size: int) -> int:
+    """Images per encoding, as they were asked for.
+
+    Raises:
+        InputError: less than one.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    return batch_size
+
+
 def check_counts(counts: Sequence[int]) -> None:
     """N images against N or 1.
 

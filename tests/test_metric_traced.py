@@ -182,3 +182,24 @@ def test_the_range_is_checked_under_vmap_too(tiny):
 
     with pytest.raises(InputError, match=r"from 0 to 3, outside \[0, 1\]"):
         torch.vmap(tiny)(torch.stack((images(1)[0] * 0, images(1)[0] * 0 + 3)), images(2))
+
+
+def test_compile_is_asked_for_by_name(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, *args, **kwargs: asked.append(module))
+    metric = RobustSim.from_pretrained(device="cpu", compile=True)
+    assert asked == [metric.encoder]
+    RobustSim.from_pretrained(device="cpu")
+    assert len(asked) == 1
+
+
+def test_a_compiled_encoder_gives_the_same_numbers_and_is_copied_and_saved(tiny, tmp_path):
+    metric, a, b = copy.deepcopy(tiny), images(2), images(2, seed=1)
+    metric.encoder.compile(backend="eager")  # the same graph, without a C++ compiler
+    expected, wanted = value_and_gradient(tiny, a, b)
+    found, gradient = value_and_gradient(metric, a, b)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
+    assert torch.equal(copy.deepcopy(metric).embed(a), tiny.embed(a))  # a copy is compiled no more
+    metric.save_pretrained(tmp_path / "saved")
+    assert torch.equal(RobustSim.from_pretrained(tmp_path / "saved", device="cpu").embed(a), tiny.embed(a))
