@@ -363,8 +363,8 @@ class RobustSim(nn.Module):
     def _stream(
         self, parts: list[Any], input_range: Range, size: int | None = None, checks: Checks | None = None
     ) -> Iterator[Tensor]:
-        how = {"device": self.device, "input_range": input_range, "decode": self.decode}
-        return stream_pixels(parts, self.card.preprocessing, **how, batch_size=size, checks=checks)
+        how: dict[str, Any] = {"device": self.device, "decode": self.decode, "checks": checks}
+        return stream_pixels(parts, self.card.preprocessing, input_range=input_range, batch_size=size, **how)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As for any module; empty inside a bigger module's if `persistent` is False."""

@@ -105,9 +105,9 @@ def fast_square(image: "Image.Image", drafted: Drafted, preprocessing: Preproces
     np.rint(out, out=out)
     np.clip(out, 0, 255, out=out)
     square = np.full((size, size, 3), preprocessing.fill, dtype=np.uint8)
-    inside = tuple(slice(max(0, -first), min(size, target - first)) for first, target in ((top, height), (left, width)))
+    down_to, across_to = (slice(max(0, -first), min(size, n - first)) for first, n in ((top, height), (left, width)))
     for channel, plane in enumerate(out.reshape(3, size, size)):
-        square[(*inside, channel)] = plane[inside]
+        square[down_to, across_to, channel] = plane[down_to, across_to]
     return square
 
 

@@ -116,7 +116,7 @@ def embed_stamped(
     decoded = prefetch(decode, paths, ahead=2 * metric.batch_size)
     while batch := list(islice(decoded, metric.batch_size)):
         squares = [found for *_, found in batch if not isinstance(found, ImageError)]
-        rows = iter(embed_squares(metric, squares) if squares else ())
+        rows: Iterator[Array] = iter(embed_squares(metric, squares) if squares else ())
         results = [
             (path, stamp, found if isinstance(found, ImageError) else next(rows)) for path, stamp, found in batch
         ]

@@ -24,9 +24,10 @@ def embed_squares(metric: Embeds, squares: "list[NDArray[np.uint8]]") -> "Array"
         return metric.embed_pixels(np.stack([unit_array(square) for square in squares]))
     import torch
 
-    from robustsim.images.inputs import unit_pixels
+    from robustsim.images.inputs import stack_squares
 
-    rows: Array = metric.embed_pixels(unit_pixels(torch.from_numpy(np.stack(squares)), metric.device)).cpu().numpy()
+    pixels = stack_squares([torch.from_numpy(square) for square in squares], metric.device)
+    rows: Array = metric.embed_pixels(pixels).cpu().numpy()
     return rows
 
 

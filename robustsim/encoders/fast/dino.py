@@ -38,7 +38,7 @@ def fuse_blocks(blocks: nn.ModuleList, *, only_first: bool) -> int:
 
 
 def _faster(block: Any, *, only_first: bool) -> "_Block | None":
-    own = getattr(block, "attn", None)
+    own: Any = getattr(block, "attn", None)
     parts = {name for name, _ in block.named_children()}
     if (
         not parts >= _PARTS
