@@ -61,7 +61,13 @@ FLOORS = {
         {"tails"},
         {"run", "calibration", "inversion", "attention"},
     ],
-    "search": [{"engines", "formats", "scan"}, {"duplicates", "embedding", "storage"}, {"rates"}, {"index"}],
+    "search": [
+        {"engines", "formats", "partial", "scan", "stamps"},
+        {"duplicates", "embedding", "storage"},
+        {"rates"},
+        {"index"},
+        {"detection"},
+    ],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }
 LONGEST = 400  # lines of a file

@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from robustsim.encoders.weights import whole_file
-from robustsim.errors import EncodingError, ImageError, InputError, OutputError, RobustSimError
+from robustsim.errors import EncodingError, ImageError, InputError, OutputError
 from robustsim.images.arrays import read_square
 from robustsim.images.fast import Decode
 from robustsim.images.files import find_images, prefetch, printable, what_is_there
@@ -26,6 +24,8 @@ from robustsim.jsonl import parse_line
 from robustsim.onnx import OnnxMetric
 from robustsim.search.engines import Embeds, embed_squares, values_of
 from robustsim.search.formats import FORMATS, Writer
+from robustsim.search.partial import IDENTITY, Journal, remove_leftovers, working
+from robustsim.search.stamps import Stamp, stamp_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from robustsim.metric import RobustSim
 
     Array = NDArray[np.float32]
-
-
-_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -95,10 +92,6 @@ def embed_images(
             yield path, torch.from_numpy(result)
 
 
-# What tells whether a file is still the one that was read: its name, size and time of change.
-Stamp: TypeAlias = dict[str, Any]
-
-
 def embed_stamped(
     metric: Embeds, root: Path, paths: Iterable[Path]
 ) -> "Iterator[tuple[Path, Stamp, Array | ImageError]]":
@@ -142,7 +135,7 @@ def no_embedding(model: str, what: str) -> EncodingError:
 def _decode(
     root: Path, preprocessing: Preprocessing, way: Decode, path: Path
 ) -> "tuple[Path, Stamp, NDArray[np.uint8] | ImageError]":
-    known = _stamp(root, path)  # before it is read: what changes meanwhile is noticed
+    known = stamp_of(root, path)  # before it is read: what changes meanwhile is noticed
     try:
         return path, known, read_square(root / path, preprocessing, way)
     except ImageError as error:
@@ -189,48 +182,8 @@ def embed_folder(
     FORMATS[out.suffix].check(out)
     if out.exists() and not overwrite:
         raise OutputError(f"{os.fspath(out)!r} is there already: pass overwrite (--overwrite) or another name")
-    partial_dir = out.with_suffix(".partial")
-    _check_partial(partial_dir, Path(folder))
-    try:
-        partial_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(partial_dir / _LOCK, timeout=0):
-            report = _run(metric, Path(folder), out, partial_dir, restart, follow_links, progress, on_error)
-    except Timeout:
-        raise OutputError(f"another run is writing {os.fspath(out)!r} at this moment") from None
-    except OSError as error:
-        if isinstance(error, RobustSimError):
-            raise
-        raise OutputError(
-            f"cannot write {os.fspath(out)!r}: {error.strerror or error}; what is done is kept in "
-            f"{os.fspath(partial_dir)!r}, and the same command continues from there"
-        ) from error
-    return report
-
-
-def _check_partial(partial_dir: Path, folder: Path) -> None:
-    """Refuse to work in, and later remove, a folder that is somebody else's."""
-    if not partial_dir.exists():
-        return
-    ours = {_LOCK, *_Journal.FILES}
-    foreign = not partial_dir.is_dir() or any(
-        entry.name not in ours and not _is_leftover(entry, _Journal.FILES[0]) for entry in partial_dir.iterdir()
-    )
-    if foreign or partial_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise OutputError(
-            f"{os.fspath(partial_dir)!r}, where this run would keep what is done, is in use for something else: "
-            "choose another output"
-        )
-
-
-def _is_leftover(path: Path, name: str) -> bool:
-    """Whether a killed run left this when it wrote `name` through `whole_file`."""
-    return path.name.startswith(f".{name}.") and path.suffix == ".part"
-
-
-def _remove_leftovers(folder: Path, name: str) -> None:
-    for path in folder.iterdir():
-        if _is_leftover(path, name):
-            path.unlink(missing_ok=True)
+    with working(out, _Journal.FILES, [Path(folder)]) as partial_dir:
+        return _run(metric, Path(folder), out, partial_dir, restart, follow_links, progress, on_error)
 
 
 def _run(
@@ -277,46 +230,24 @@ def _run(
             f"the folder {os.fspath(folder)!r} holds no readable images: "
             f"{what_is_there(walk.passed_over, unreadable=journal.bad)}"
         )
-    _remove_leftovers(out.parent, out.name)  # nobody else writes this file: the lock is ours
+    remove_leftovers(out.parent, out.name)  # nobody else writes this file: the lock is ours
     with FORMATS[out.suffix](out, journal.good, metric.card.embedding_dim, metric.card.name) as writer:
         journal.copy_to(writer)
     journal.remove()
     return EmbedReport(journal.good, journal.bad, resumed, dict(walk.passed_over))
 
 
-class _Journal:
+class _Journal(Journal):
     """What an unfinished run has done: rows of float32, and a line for each file in the order of the walk."""
 
-    FILES = ("run.json", "embeddings.f32", "files.jsonl")
+    FILES = (IDENTITY, "embeddings.f32", "files.jsonl")
 
     def __init__(self, root: Path, dim: int) -> None:
-        self.dim, self._root = dim, root
-        self._identity, self._rows, self._lines = (root / name for name in self.FILES)
+        super().__init__(root, self.FILES)
+        self.dim = dim
+        _, self._rows, self._lines = self._paths
         self.good = self.bad = 0
         self._open: list[Any] = []
-
-    def identity(self) -> Any:
-        try:
-            return json.loads(self._identity.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def clear(self) -> None:
-        for path in (self._identity, self._rows, self._lines):
-            path.unlink(missing_ok=True)
-        _remove_leftovers(self._root, self._identity.name)
-
-    def remove(self) -> None:
-        """Leave nothing behind, the lock that is held included: whoever comes next makes a new one."""
-        self.clear()
-        with suppress(OSError):  # some systems do not remove what is open
-            (self._root / _LOCK).unlink()
-            self._root.rmdir()
-
-    def begin(self, identity: Any) -> None:
-        if self.identity() != identity:
-            with whole_file(self._identity) as temporary:
-                temporary.write_text(json.dumps(identity), encoding="utf-8")
 
     def resume(self, folder: Path, follow_links: bool) -> int:
         """Check what is done against the folder, cut off what was half-written; the number of files done."""
@@ -331,7 +262,7 @@ class _Journal:
                 if entry is None or ("error" not in entry and self.good == rows):
                     break
                 path = next(walk, None)
-                if path is None or entry != {**entry, **_stamp(folder, path)}:
+                if path is None or entry != {**entry, **stamp_of(folder, path)}:
                     raise OutputError(
                         f"the folder {os.fspath(folder)!r} changed since the interrupted run ({entry['file']!r} is not "
                         "what it was): pass restart (--restart) to begin anew"
@@ -379,12 +310,3 @@ class _Journal:
                 entry = json.loads(line)
                 if "error" not in entry:
                     yield entry["file"]
-
-
-def _stamp(folder: Path, path: Path) -> Stamp:
-    name = printable(path)
-    try:
-        stat = (folder / path).stat()
-    except OSError:  # reading it will tell why
-        return {"file": name, "size": None, "mtime": None}
-    return {"file": name, "size": stat.st_size, "mtime": stat.st_mtime_ns}

@@ -1,6 +1,5 @@
 """Bring an index up to date with files: what is new or has changed is embedded, some hundred pictures at a time."""
 
-import hashlib
 import os
 import stat
 import time
@@ -19,9 +18,9 @@ from robustsim.errors import ImageError, InputError
 from robustsim.images.files import from_printable, printable
 from robustsim.images.inputs import ImageInput, split_images
 from robustsim.images.views.load import load_views
-from robustsim.search.embedding import Stamp
 from robustsim.search.index.models import Models
 from robustsim.search.index.pictures import Loading, Seen, embed_loaded, load_ahead, one_by_one, pixels_sha256
+from robustsim.search.stamps import Stamp, content_sha256, hashed_stamp, size_and_time
 from robustsim.search.storage.known import Known
 from robustsim.search.storage.rows import Entry, Vectors, make_table, read_back
 from robustsim.search.storage.store import Snapshot, Store
@@ -138,7 +137,7 @@ class Update:
         self.commit()
 
     def _load(self, root: Path, path: Path) -> tuple[tuple[Path, Stamp], Loading]:
-        stamp = _hashed(root, path)  # before it is read: what changes meanwhile is noticed
+        stamp = hashed_stamp(root, path)  # before it is read: what changes meanwhile is noticed
         try:
             return (path, stamp), load_views(root / path, self._preprocessings, self._views, hashed=True)
         except ImageError as error:
@@ -262,7 +261,7 @@ class Update:
             labels = self._start.labels(np.array(found, np.int64)) if self._label is not None else [None] * len(chunk)
             renamed = []
             for path, file, at, label in zip(chunk, whole, found, labels, strict=True):
-                if at >= 0 and _size_and_time(file) == (sizes.item(at), mtimes.item(at)):
+                if at >= 0 and size_and_time(file) == (sizes.item(at), mtimes.item(at)):
                     self._seen[at] = True
                     if self._renames(label):
                         renamed.append(printable(file))
@@ -283,7 +282,7 @@ class Update:
         else:
             if stat.S_ISDIR(mode):  # what lies below it may be there
                 self._unlisted.append(printable(path))
-            elif stat.S_ISREG(mode) and "error" not in _sha256(path):
+            elif stat.S_ISREG(mode) and "error" not in content_sha256(path):
                 self._spoilt.add(printable(path))
         self.report.failed += 1
         self._on_error(error)
@@ -317,32 +316,6 @@ def _positions(known: Known, entries: Sequence[Entry]) -> "np.ndarray[tuple[int]
     by_path = known.match("path", [entry.path for entry in entries])
     by_id = known.match("id", [entry.id for entry in entries])
     return np.where([bool(entry.path) for entry in entries], by_path, by_id)
-
-
-def _size_and_time(path: "str | Path") -> "tuple[int | None, int | None]":
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # reading it will tell why
-        return None, None
-    # As 64 bits hold it, which end in the year 2262; file systems have later times, and two still differ.
-    return found.st_size, (found.st_mtime_ns + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _hashed(root: Path, path: Path) -> Stamp:
-    """A file's absolute name, size, time of change, and SHA-256, or why that cannot be told."""
-    size, mtime = _size_and_time(root / path)
-    return {"file": printable(root / path), "size": size, "mtime": mtime, **_sha256(root / path)}
-
-
-def _sha256(path: Path) -> Stamp:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except (OSError, ValueError) as error:
-        return {"error": getattr(error, "strerror", None) or str(error)}
-    return {"id": digest.hexdigest()}
 
 
 def _is_gone(path: str, root: Path) -> bool:
