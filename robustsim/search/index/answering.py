@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,6 +83,30 @@ class Answering:
     def __len__(self) -> int:
         """How many pictures it holds."""
         return self._answering().pictures
+
+    def share_model(self, other: "Answering") -> None:
+        """Let another index's own model be this one's, so that it is loaded once and one embedding asks both.
+
+        Raises:
+            SearchError: they are of different models; the message names both.
+        """
+        self._models.share(other._models)
+
+    def distance_at(self, false_positives: float, *, query_views: int = 1) -> float:
+        """Up to which distance pictures match by the index's own model, so that at most such a share of pairs of
+        different ones do.
+
+        Args:
+            false_positives: the share.
+            query_views: how many views a query has, the whole included: they share it.
+
+        Raises:
+            InputError: the rate cannot be told, or is smaller than what was measured can say.
+            SearchError: the index is damaged.
+        """
+        rows, line = self._rows(), self.lines[0]
+        comparisons = max(1, ceil(query_views * len(rows.pictures) / max(1, rows.count)))
+        return decide([line], None, false_positives, self._tails(), comparisons).thresholds[line]
 
     def search(
         self,

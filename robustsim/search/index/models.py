@@ -86,6 +86,22 @@ class Models:
             found = self._metrics[number] = self._checked(number, metric)
         return found
 
+    def share(self, other: "Models") -> None:
+        """Take another index's own model as this one's, so that it is loaded once.
+
+        Raises:
+            SearchError: this one's is another; or as for `[0]`.
+        """
+        differs = [name for name in _DECISIVE if getattr(other.cards[0], name) != getattr(self.cards[0], name)]
+        if differs or other._weights[0] != self._weights[0]:
+            raise SearchError(
+                f"the index {other._path!r} was made by {other.cards[0].name!r}, and {self._path!r} by "
+                f"{self.cards[0].name!r}{'' if differs else ' of other weights, or another type'}: distances of two "
+                "models do not compare. Make both by one model"
+            )
+        if self._metrics[0] is None:
+            self._metrics[0] = other[0]
+
     def every(self) -> list[RobustSim]:
         """All of them."""
         return [self[number] for number in range(len(self))]
