@@ -61,24 +61,28 @@ def import_metric(path: str) -> Baseline:
     return from_callable(find_object(path), name=path)
 
 
-def find_object(path: str) -> Any:
+def find_object(path: str, *, what: str = "metric") -> Any:
     """What `package.module:name` names; what it makes, if it is a class or a function without positional parameters.
+
+    Args:
+        path: the name.
+        what: is looked for, for messages.
 
     Raises:
         InputError: the module cannot be imported, has no such name, or the class does not take that.
     """
-    where, colon, what = path.partition(":")
-    if not (where and colon and what) or where.startswith("."):
-        raise InputError(f"{path!r} names no metric: write package.module:name")
+    where, colon, name = path.partition(":")
+    if not (where and colon and name) or where.startswith("."):
+        raise InputError(f"{path!r} names no {what}: write package.module:name")
     try:
         found: Any = import_module(where)
     except ImportError as error:
         raise InputError(
             f"{path!r}: the module {where!r} cannot be imported ({error}); is it on PYTHONPATH?"
         ) from error
-    for part in what.split("."):
+    for part in name.split("."):
         if not hasattr(found, part):
-            raise InputError(f"{path!r}: the module {where!r} has no {what!r}")
+            raise InputError(f"{path!r}: the module {where!r} has no {name!r}")
         found = getattr(found, part)
     if not isinstance(found, type):
         return found() if _takes_none(found) else found

@@ -15,6 +15,7 @@ from robustsim.cli import (
     convert,
     data,
     dedup,
+    detect,
     embed,
     evaluate,
     explain,
@@ -48,6 +49,7 @@ app.command("embed")(embed.embed)
 app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("dedup")(dedup.dedup)
+app.command("detect")(detect.detect)
 app.command("rates")(rates.rates)
 app.command("forget")(forget.forget)
 app.command("check")(check.check)

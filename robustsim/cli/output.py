@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 
 from robustsim.encoders.card import DEFAULT_MODEL, EncoderCard
 from robustsim.encoders.meaning import explain, without_calibration
-from robustsim.errors import ImageError, OutputError
+from robustsim.errors import ImageError, OutputError, RobustSimError
 
 if TYPE_CHECKING:
     from robustsim.cli.pictures import Picture
@@ -57,6 +58,7 @@ __all__ = [
     "report_bad",
     "settle",
     "tell_cropping",
+    "tell_error",
     "tell_passed_over",
     "tell_unseen",
     "unseen",
@@ -76,6 +78,19 @@ def drop_output() -> None:
         return
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell_error(error: BaseException) -> None:
+    """Say what ended a command whose exit code is a decision, and an error another one."""
+    with suppress(OSError, AttributeError):  # standard error may be closed too
+        if isinstance(error, RobustSimError):
+            note(f"robustsim: {error}")
+        elif isinstance(error, OSError):
+            note(f"robustsim: cannot write the output: {error.strerror or error}")
+        else:
+            note("".join(traceback.format_exception(error)))
+    if not isinstance(error, RobustSimError):
+        drop_output()
 
 
 def check_format(as_json: bool, as_csv: bool) -> None:
@@ -102,14 +117,18 @@ def settle(card: EncoderCard) -> None:
     gc.enable()
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, line: bool = False) -> None:
     """One JSON document on standard output: the only door for it, as JSON has neither NaN nor infinity.
+
+    Args:
+        value: what it holds.
+        line: in one line, of many.
 
     Raises:
         OutputError: a value is one of these; nothing is printed.
     """
     try:
-        text = json.dumps(value, indent=2, allow_nan=False)
+        text = json.dumps(value, indent=None if line else 2, allow_nan=False)
     except ValueError as error:
         raise OutputError(
             f"no JSON can be printed, as it holds {_where(value)}, which is not finite: the weights or the data that "

@@ -1,8 +1,6 @@
 """`robustsim search`: the pictures of an index that look like these."""
 
 import sys
-import traceback
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +8,6 @@ import typer
 from robustsim.cli import output
 from robustsim.cli.engine import EngineOption
 from robustsim.cli.index import ByOption, IndexArgument, LabelOption, TenantOption, ViewsOption, kinds, open_index
-from robustsim.errors import RobustSimError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +81,7 @@ def search(
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if not decides:
             raise
-        _tell_error(error)
+        output.tell_error(error)
         raise typer.Exit(2) from None  # and not 1, which is a match
     if decides and any(answer):
         raise typer.Exit(1)
@@ -96,18 +93,6 @@ def _pictures(index: "Index", images: list[str], views: list[str]) -> "list[Pict
     opened = open_pictures(images, encoded=bool(views))
     output.tell_unseen(output.unseen(index.card, opened, opened), aside=True)
     return [opened[name] for name in images]
-
-
-def _tell_error(error: BaseException) -> None:
-    with suppress(OSError, AttributeError):  # standard error may be closed too
-        if isinstance(error, RobustSimError):
-            output.note(f"robustsim: {error}")
-        elif isinstance(error, OSError):
-            output.note(f"robustsim: cannot write the output: {error.strerror or error}")
-        else:
-            output.note("".join(traceback.format_exception(error)))
-    if not isinstance(error, RobustSimError):
-        output.drop_output()
 
 
 def _tell_nothing_compared(label: str | None, tenant: str | None) -> None:
