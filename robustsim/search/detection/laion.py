@@ -126,7 +126,7 @@ def _read_npz(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"there is no file {os.fspath(path)!r}")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
     except MemoryError:
         raise
