@@ -20,6 +20,7 @@ from robustsim.cli import (
     evaluate,
     explain,
     export,
+    filtering,
     forget,
     index,
     info,
@@ -50,6 +51,7 @@ app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("dedup")(dedup.dedup)
 app.command("detect")(detect.detect)
+app.command("filter")(filtering.filter_folders)
 app.command("rates")(rates.rates)
 app.command("forget")(forget.forget)
 app.command("check")(check.check)

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 _UNKNOWN = ("flag", "pass")
 
-BankOption = Annotated[
-    list[str],
-    typer.Option("--bank", metavar="NAME=INDEX", help="Pictures of a class, as safe or unsafe; repeatable."),
+_BANK = typer.Option("--bank", metavar="NAME=INDEX", help="Pictures of a class, as safe or unsafe; repeatable.")
+BankOption = Annotated[list[str], _BANK]
+BanksOption = Annotated[list[str] | None, _BANK]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="The model of the banks, where it is not found by its name.")
 ]
 WithinOption = Annotated[
     float | None,

@@ -32,9 +32,7 @@ def detect(
     laion_head: banks.LaionOption = None,
     laion_model: banks.LaionModelOption = None,
     views: ViewsOption = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model of the banks, where it is not found by its name.")
-    ] = None,
+    model: banks.ModelOption = None,
     device: output.DeviceOption = None,
     as_json: Annotated[
         bool,

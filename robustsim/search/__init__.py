@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from robustsim.search.detection.apply import Applied, apply_decisions, list_kept
     from robustsim.search.detection.banks import open_banks
+    from robustsim.search.detection.decisions import FilterReport, judge_folders
     from robustsim.search.detection.detector import Detector
     from robustsim.search.detection.laion import LaionHead
     from robustsim.search.detection.rule import Decision, Reason, Rule, decide_embeddings
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Applied",
     "CheckReport",
     "Decision",
     "Detector",
     "DuplicatesReport",
     "EmbedReport",
     "Evidence",
+    "FilterReport",
     "ForgetReport",
     "Hit",
     "Index",
@@ -40,9 +44,12 @@ __all__ = [
     "ScoreDetector",
     "UpdateReport",
     "Verdict",
+    "apply_decisions",
     "decide_embeddings",
     "embed_folder",
     "embed_images",
+    "judge_folders",
+    "list_kept",
     "open_banks",
 ]
 
@@ -50,12 +57,14 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Answer": "index.answer",
+        "Applied": "detection.apply",
         "CheckReport": "storage.check",
         "Decision": "detection.rule",
         "Detector": "detection.detector",
         "DuplicatesReport": "duplicates.report",
         "EmbedReport": "embedding",
         "Evidence": "index.answer",
+        "FilterReport": "detection.decisions",
         "ForgetReport": "storage.forget",
         "Hit": "index.answer",
         "Index": "index.index",
@@ -66,9 +75,12 @@ __getattr__, __dir__ = lazy_names(
         "ScoreDetector": "detection.scores",
         "UpdateReport": "index.update",
         "Verdict": "detection.verdict",
+        "apply_decisions": "detection.apply",
         "decide_embeddings": "detection.rule",
         "embed_folder": "embedding",
         "embed_images": "embedding",
+        "judge_folders": "detection.decisions",
+        "list_kept": "detection.apply",
         "open_banks": "detection.banks",
     },
 )

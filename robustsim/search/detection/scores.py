@@ -59,7 +59,7 @@ class ScoreDetector:
     ) -> None:
         if not callable(function):
             raise InputError(f"a detector is called with a batch, and {type(function).__name__} cannot be called")
-        self.name: str = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         if not math.isfinite(threshold):
             raise InputError(f"the threshold of {self.name!r} must be finite, not {threshold}")
         if takes not in (None, "embeddings", "pixels"):

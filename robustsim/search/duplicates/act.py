@@ -13,10 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from robustsim.encoders.weights import sha256
 from robustsim.errors import InputError
 from robustsim.images.files import from_printable, printable
-from robustsim.search.duplicates.moving import LeftAloneError, Target, alone, identity
+from robustsim.search.duplicates.moving import (
+    LeftAloneError,
+    Target,
+    alone,
+    check_unchanged,
+    content_of,
+    identity,
+    look_at,
+    look_at_regular,
+    state,
+)
 from robustsim.search.duplicates.report import Group, Member
 
 #: Raises if the kept file, or the one that is to go, is not what it was; told whether the latter has another name.
@@ -154,14 +163,10 @@ def _seen(member: Member, keep: Member, below: Path | None) -> tuple[os.stat_res
         raise LeftAloneError("it belongs to a tenant who does not have the one that is kept")
     if below is not None and not _path(member).is_relative_to(below):
         raise LeftAloneError(f"it lies outside of {printable(below)!r}")
-    kept = _look(keep, "the one that is kept", os.stat)
-    goes = _look(member, "it", os.lstat)
+    kept = look_at(_path(keep), "the one that is kept", os.stat)
     if not stat.S_ISREG(kept.st_mode):
         raise LeftAloneError(f"the one that is kept, {keep.path!r}, is no regular file")
-    if not stat.S_ISREG(goes.st_mode):
-        raise LeftAloneError("it is no regular file, but a link or the like")
-    if (goes.st_size, goes.st_mtime_ns) != (member.size, member.mtime):
-        raise LeftAloneError("it has changed since it was indexed")
+    goes = look_at_regular(_path(member), member.size, member.mtime, "it was indexed")
     return kept, goes
 
 
@@ -170,42 +175,21 @@ def _checked(member: Member, keep: Member, below: Path | None, stay: "set[tuple[
     kept, goes = _seen(member, keep, below)
     if identity(goes) in stay or identity(goes) == identity(kept):
         raise LeftAloneError("it is the same file as one that stays, by a link")
-    if _content(keep, "the one that is kept") != keep.id:
+    if content_of(_path(keep), "the one that is kept") != keep.id:
         raise LeftAloneError(f"the one that is kept, {keep.path!r}, has changed since it was indexed")
-    if _content(member, "it") != member.id:
+    if content_of(_path(member), "it") != member.id:
         raise LeftAloneError("it has changed since it was indexed")
 
     def look(has_another_name: bool) -> None:
-        if _state(_look(keep, "the one that is kept", os.stat)) != _state(kept):
+        if state(look_at(_path(keep), "the one that is kept", os.stat)) != state(kept):
             raise LeftAloneError(f"the one that is kept, {keep.path!r}, has changed while they were compared")
-        until = -1 if has_another_name else None  # a new name is a change by itself
-        if _state(_look(member, "it", os.lstat))[:until] != _state(goes)[:until]:
-            raise LeftAloneError("it has changed while it was read")
+        check_unchanged(_path(member), goes, has_another_name)
 
     return look
 
 
 def _path(member: Member) -> Path:
     return Path(from_printable(member.path))
-
-
-def _look(member: Member, what: str, look: Callable[[Path], os.stat_result]) -> os.stat_result:
-    try:
-        return look(_path(member))
-    except (OSError, ValueError) as error:
-        raise LeftAloneError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _content(member: Member, what: str) -> str:
-    try:
-        return sha256(_path(member))
-    except OSError as error:
-        raise LeftAloneError(f"{what} cannot be read: {error.strerror or error}") from None
-
-
-def _state(found: os.stat_result) -> tuple[int, ...]:
-    """What changes whenever a file does."""
-    return *identity(found), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _identities(members: Iterable[Member]) -> "Iterable[tuple[int, int]]":

@@ -13,6 +13,7 @@ from pathlib import Path
 from robustsim.encoders.weights import sha256
 from robustsim.errors import OutputError
 from robustsim.images.files import printable
+from robustsim.jsonl import parse_line
 
 #: What is written into the folder that files are moved to: a line of JSON for each, before it is moved.
 JOURNAL = "moved.jsonl"
@@ -47,7 +48,7 @@ def alone() -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise OutputError(
-            f"another run moves or deletes duplicates (it holds {os.fspath(place)!r}): wait until it is done"
+            f"another run moves or deletes files (it holds {os.fspath(place)!r}): wait until it is done"
         ) from None
     except OSError as error:
         raise OutputError(f"cannot lock {os.fspath(place)!r}: {error.strerror or error}") from error
@@ -55,6 +56,76 @@ def alone() -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def look_at(path: Path, what: str, look: Callable[[Path], os.stat_result]) -> os.stat_result:
+    """What the file system knows of a file.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        look: `os.stat` or `os.lstat`.
+
+    Raises:
+        LeftAloneError: nothing.
+    """
+    try:
+        return look(path)
+    except (OSError, ValueError) as error:
+        raise LeftAloneError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def look_at_regular(path: Path, size: int | None, mtime: int | None, since: str) -> os.stat_result:
+    """A file that may go: a regular one, no link, as it was.
+
+    Args:
+        path: of the file.
+        size: its size then.
+        mtime: its time of change then.
+        since: "it was indexed", or whatever was done then.
+
+    Raises:
+        LeftAloneError: it is not.
+    """
+    found = look_at(path, "it", os.lstat)
+    if not stat.S_ISREG(found.st_mode):
+        raise LeftAloneError("it is no regular file, but a link or the like")
+    if (found.st_size, found.st_mtime_ns) != (size, mtime):
+        raise LeftAloneError(f"it has changed since {since}")
+    return found
+
+
+def content_of(path: Path, what: str) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        LeftAloneError: it cannot be read.
+    """
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise LeftAloneError(f"{what} cannot be read: {error.strerror or error}") from None
+
+
+def check_unchanged(path: Path, then: os.stat_result, has_another_name: bool) -> None:
+    """Refuse a file that has changed while it was read.
+
+    Args:
+        path: of the file.
+        then: what it was before.
+        has_another_name: whether it was given one since, which is a change by itself.
+
+    Raises:
+        LeftAloneError: it has, or is not there.
+    """
+    until = -1 if has_another_name else None  # of `state`: the time at which its names changed, too
+    if state(look_at(path, "it", os.lstat))[:until] != state(then)[:until]:
+        raise LeftAloneError("it has changed while it was read")
+
+
+def state(found: os.stat_result) -> tuple[int, ...]:
+    """What changes whenever a file does."""
+    return *identity(found), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def identity(found: os.stat_result) -> tuple[int, int]:
@@ -71,7 +142,6 @@ class Target:
 
     def __init__(self, folder: Path) -> None:
         self._journal = folder / JOURNAL
-        self._begun: set[tuple[str, str, str]] = set()
         self._cleared: set[Path] = set()
 
     def __enter__(self) -> "Target":
@@ -80,12 +150,10 @@ class Target:
             handle = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | _PLAIN, 0o666)
             self._file = os.fdopen(handle, "ab+")
             _flush(self._journal.parent)
-            self._file.seek(0)
-            line = b"\n"
-            for line in self._file:
-                self._read(line)
-            if not line.endswith(b"\n"):  # of a run that was interrupted
-                self._file.write(b"\n")
+            if self._file.seek(0, os.SEEK_END):
+                self._file.seek(-1, os.SEEK_END)
+                if self._file.read(1) != b"\n":  # of a run that was interrupted
+                    self._file.write(b"\n")
         except OSError as error:
             raise OutputError(f"cannot write {os.fspath(self._journal)!r}: {error.strerror or error}") from error
         return self
@@ -111,10 +179,10 @@ class Target:
             OSError: likewise.
         """
         entry = {"from": printable(path), "to": printable(goes), "id": content}
-        self._clear(goes.parent)
+        self.clear(goes.parent)
         if os.path.lexists(goes):
             there = os.lstat(goes)
-            if tuple(entry.values()) not in self._begun or not _is_moved(path, goes, there, content):
+            if not self._was_begun(entry) or not _is_moved(path, goes, there, content):
                 raise LeftAloneError(f"another file is there already: {printable(goes)!r}")
             _remove(path, goes, identity(there), look)
             return
@@ -146,33 +214,9 @@ class Target:
         except FileExistsError:
             raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
         except OSError:  # another file system, or one without links
-            return self._copy(path, goes)
+            return _copied(path, goes)
 
-    def _copy(self, path: Path, goes: Path) -> tuple[int, int]:
-        part = goes.with_name(f".moved-{secrets.token_hex(8)}.part")
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as copy, path.open("rb") as file:
-                shutil.copyfileobj(file, copy, 1 << 20)
-                copy.flush()
-                with suppress(OSError):  # its time, which not every file system keeps
-                    shutil.copystat(path, part)
-                os.fsync(copy.fileno())
-                made = identity(os.fstat(copy.fileno()))
-            try:
-                os.link(part, goes)  # which never overwrites
-            except FileExistsError:
-                raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
-            except OSError:
-                if os.path.lexists(goes):
-                    raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
-                os.rename(part, goes)
-            return made
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-
-    def _clear(self, folder: Path) -> None:
+    def clear(self, folder: Path) -> None:
         """Remove copies that runs have left which were killed: names, which may be links, and nothing is opened."""
         if folder in self._cleared:
             return
@@ -182,18 +226,73 @@ class Target:
                 with suppress(OSError):
                     os.unlink(folder / name)
 
-    def _read(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            key = entry["from"], entry["to"], entry["id"]
-            (self._begun.discard if "left" in entry else self._begun.add)(key)
-        except (ValueError, KeyError, TypeError):  # cut off, or not ours
-            return
+    def _was_begun(self, entry: dict[str, str]) -> bool:
+        """Whether the list says last that a file was to be moved so; looked up, as such files are few."""
+        self._file.flush()
+        self._file.seek(0)
+        begun, name = False, json.dumps(entry["to"]).encode()
+        for line in self._file:
+            found = parse_line(line) if name in line else None
+            if isinstance(found, dict) and {**found, **entry} == found:
+                begun = "left" not in found
+        return begun
 
     def _write(self, entry: dict[str, str]) -> None:
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def copy(path: Path, goes: Path, content: str) -> bool:
+    """Copy a file to where none is; whether it was not there already, with that content.
+
+    Args:
+        path: of the file.
+        goes: where the copy is to be.
+        content: the SHA-256 of both.
+
+    Raises:
+        LeftAloneError: another file is there, or the file has changed.
+        OSError: it cannot be read, or written.
+    """
+    if os.path.lexists(goes):
+        if not stat.S_ISREG(os.lstat(goes).st_mode) or sha256(goes) != content:
+            raise LeftAloneError(f"another file is there already: {printable(goes)!r}")
+        return False
+    _make(goes.parent)
+    made = _copied(path, goes)
+    if sha256(goes) != content:
+        if identity(os.lstat(goes)) == made:
+            goes.unlink()
+        raise LeftAloneError("what came there is not what it was: it has changed, or the disk is damaged")
+    _flush(goes.parent)
+    return True
+
+
+def _copied(path: Path, goes: Path) -> tuple[int, int]:
+    """Copy a file to where none is; what tells the copy."""
+    part = goes.with_name(f".moved-{secrets.token_hex(8)}.part")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as copy, path.open("rb") as file:
+            shutil.copyfileobj(file, copy, 1 << 20)
+            copy.flush()
+            with suppress(OSError):  # its time, which not every file system keeps
+                shutil.copystat(path, part)
+            os.fsync(copy.fileno())
+            made = identity(os.fstat(copy.fileno()))
+        try:
+            os.link(part, goes)  # which never overwrites
+        except FileExistsError:
+            raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
+        except OSError:
+            if os.path.lexists(goes):
+                raise LeftAloneError(f"another file is there already: {printable(goes)!r}") from None
+            os.rename(part, goes)
+        return made
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _is_moved(path: Path, goes: Path, there: os.stat_result, content: str) -> bool:
