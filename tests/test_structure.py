@@ -203,6 +203,8 @@ def test_the_bundled_model_needs_torch_alone():
         ("finetune",),
         ("index",),
         ("search",),
+        ("detect",),
+        ("filter",),
         ("benchmark",),
     ],
     ids=" ".join,
