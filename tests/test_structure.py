@@ -56,6 +56,7 @@ FLOORS = {
     "attacks": [{"engine", "rounding"}, {"objectives", "methods"}, {"batches"}, {"masking"}],
     "evaluation": [
         {"subjects", "statistics"},
+        {"ranking"},
         {"tasks", "reports"},
         {"running"},
         {"tails"},

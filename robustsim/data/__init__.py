@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from robustsim.data.layouts import find_layout, read_dataset
     from robustsim.data.nights import read_nights
     from robustsim.data.ratings import read_ratings
+    from robustsim.data.retrieval import Query, RetrievalSet, read_retrieval
     from robustsim.data.things import read_things
     from robustsim.data.triplets import read_triplets
 
@@ -28,7 +29,9 @@ __all__ = [
     "DataSet",
     "OddOneOut",
     "Pair",
+    "Query",
     "Rating",
+    "RetrievalSet",
     "Triplet",
     "find_layout",
     "read_bapps",
@@ -36,6 +39,7 @@ __all__ = [
     "read_jnd",
     "read_nights",
     "read_ratings",
+    "read_retrieval",
     "read_things",
     "read_triplets",
 ]
@@ -46,7 +50,9 @@ __getattr__, __dir__ = lazy_names(
         "DataSet": "items",
         "OddOneOut": "items",
         "Pair": "items",
+        "Query": "retrieval",
         "Rating": "items",
+        "RetrievalSet": "retrieval",
         "Triplet": "items",
         "find_layout": "layouts",
         "read_bapps": "bapps",
@@ -54,6 +60,7 @@ __getattr__, __dir__ = lazy_names(
         "read_jnd": "jnd",
         "read_nights": "nights",
         "read_ratings": "ratings",
+        "read_retrieval": "retrieval",
         "read_things": "things",
         "read_triplets": "triplets",
     },
