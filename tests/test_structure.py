@@ -59,8 +59,8 @@ FLOORS = {
         {"ranking"},
         {"tasks", "reports"},
         {"running"},
-        {"tails"},
-        {"run", "calibration", "inversion", "attention"},
+        {"tails", "sheet"},
+        {"run", "calibration", "inversion", "attention", "retrieval"},
     ],
     "search": [
         {"engines", "formats", "partial", "scan", "stamps"},

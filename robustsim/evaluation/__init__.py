@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from robustsim.evaluation.reports.plots import plot_iterations, plot_radii
     from robustsim.evaluation.reports.report import Report, load_report
     from robustsim.evaluation.reports.tables import report_table
+    from robustsim.evaluation.retrieval import evaluate_retrieval
     from robustsim.evaluation.run import evaluate
     from robustsim.evaluation.running.plan import ATTACKS, AttackPlan
+    from robustsim.evaluation.sheet import draw_neighbours
     from robustsim.evaluation.statistics import Interval
     from robustsim.evaluation.subjects import load_metric
     from robustsim.evaluation.tasks.distortions import DISTORTIONS, distort
@@ -41,9 +43,11 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "compare_reports",
     "distort",
     "distortion_ladder",
+    "draw_neighbours",
     "evaluate",
     "evaluate_attention",
     "evaluate_inversion",
+    "evaluate_retrieval",
     "just_noticeable",
     "load_metric",
     "load_report",
@@ -69,9 +73,11 @@ __getattr__, __dir__ = lazy_names(
         "compare_reports": "reports.comparison",
         "distort": "tasks.distortions",
         "distortion_ladder": "tasks.ladder",
+        "draw_neighbours": "sheet",
         "evaluate": "run",
         "evaluate_attention": "attention",
         "evaluate_inversion": "inversion",
+        "evaluate_retrieval": "retrieval",
         "just_noticeable": "tasks.questions",
         "load_metric": "subjects",
         "load_report": "reports.report",

@@ -158,11 +158,7 @@ def _do(
 
     parts = [CLEAN, *radii]
 
-    def is_done(place: int, part: str) -> bool:
-        found = journal.done.get((place, part))
-        return found is not None and "error" not in found  # what could not be read is tried again
-
-    left = [place for place in range(len(files)) if not all(is_done(place, part) for part in parts)]
+    left = [place for place in range(len(files)) if not all(journal.is_settled(place, part) for part in parts)]
     classes = torch.cat([of_class for of_class, _ in texts.values()])
     order = list(texts)
 
@@ -179,7 +175,7 @@ def _do(
                 journal.add(place, part, {"error": str(error)})
             continue
         for part in parts:
-            if is_done(place, part):
+            if journal.is_settled(place, part):
                 continue
             shown, found = pixels, {}
             if part != CLEAN:

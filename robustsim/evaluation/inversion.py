@@ -198,8 +198,7 @@ def _rebuild(
     metric = generator.metric
 
     def is_done(place: int, journal: Journal) -> bool:
-        found = journal.done.get((place, _PART))
-        return found is not None and "error" not in found and generator.picture(place).is_file()
+        return journal.is_settled(place, _PART) and generator.picture(place).is_file()
 
     def is_told(place: int, journal: Journal) -> bool:
         return is_done(place, journal) or "error" in journal.done.get((place, _PART), {})

@@ -21,6 +21,8 @@ _STATISTICS: dict[str, dict[str, statistics.Statistic]] = {
         "Kendall": statistics.kendall,
     },
 }
+#: The columns that are compared of tasks whose items have a score each, and no decision: how they begin.
+_COLUMNS = {"attention": ("tga", "comp_tga"), "retrieval": ("ap ",)}
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
     both = np.array([x is None and y is None for x, y in zip(a.items["error"], b.items["error"], strict=True)])
     if not both.any():
         raise InputError(f"{a.path.name} and {b.path.name} have no readable item in common")
-    if a.task == "attention":
-        return _of_attention(names, (a, b), both, seed)
+    if a.task in _COLUMNS:
+        return _of_columns(names, (a, b), both, seed)
     found = [
         _by_bootstrap(measure, names, statistic, [one.items["distance"][both] for one in (a, b)], a, both, seed)
         for measure, statistic in _STATISTICS.get(a.task, {}).items()
@@ -117,20 +119,27 @@ def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
     return found
 
 
-def _of_attention(names: tuple[str, str], reports: tuple[Report, Report], rows: Array, seed: int) -> list[Comparison]:
-    """Soft IoU without attack, and under attacks that both have met in the same way."""
+def _of_columns(names: tuple[str, str], reports: tuple[Report, Report], rows: Array, seed: int) -> list[Comparison]:
+    """Scores that each item has without attack, and those under attacks that both have met in the same way."""
     a, b = reports
     alike = _plan(a) is not None and _plan(a) == _plan(b)
-    shared = [name for name in a.items if name.startswith(("tga", "comp_tga")) and name in b.items]
-    return [
-        _by_exchange(name, names, [one.items[name][rows].astype(float) for one in reports], a, rows, seed)
-        for name in shared
-        if alike or name in ("tga", "comp_tga")
-    ]
+    radii = tuple(f" {eps}" for report in reports for eps in (report.content["adversarial"] or {}).get("eps", ()))
+    shared = [name for name in a.items if name.startswith(_COLUMNS[a.task]) and name in b.items]
+    found = []
+    for name in shared:
+        # Not of every item: a query may have nothing to be found.
+        known = rows & np.array(
+            [x is not None and y is not None for x, y in zip(a.items[name], b.items[name], strict=True)]
+        )
+        if known.any() and (alike or not name.endswith(radii or ("\0",))):
+            found.append(
+                _by_exchange(name, names, [one.items[name][known].astype(float) for one in reports], a, known, seed)
+            )
+    return found
 
 
 def _plan(report: Report) -> Any:
-    """How adversarial examples for the attention were made, but for the radii."""
+    """How pictures were attacked, but for the radii."""
     plan = report.content["adversarial"]
     return plan and {**{key: value for key, value in plan.items() if key != "eps"}, "seed": report.content["seed"]}
 

@@ -1,9 +1,10 @@
 """Reports as tables: for a terminal, in Markdown, in LaTeX."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustsim.evaluation.reports.found import retrieval_cells, retrieval_notes
 from robustsim.evaluation.reports.report import Report, labels, percent
 
 #: How figures of each task that has no accuracy are headed.
@@ -162,8 +163,8 @@ def _plain(figure: dict[str, Any] | None, interval: bool) -> str:
 
 def _cells(report: Report, setting: str, groups: bool, interval: bool) -> dict[str, str]:
     results = report.results
-    if report.task == "attention":
-        return _attention(report, groups, interval)
+    if report.task in _OWN:
+        return _OWN[report.task][0](report, groups, interval)
     found: dict[str, Any] = {}
     if "accuracy" in results:
         found["clean"] = results["accuracy"]
@@ -202,8 +203,8 @@ def _attention(report: Report, groups: bool, interval: bool) -> dict[str, str]:
 
 def _notes(report: Report, setting: str, interval: bool) -> list[str]:
     content = report.content
-    if report.task == "attention":
-        return _attention_notes(report, interval)
+    if report.task in _OWN:
+        return _OWN[report.task][1](report, interval)
     what = {
         "ladder": "Share of pairs of levels ordered rightly, in %",
         "jnd": "Figures are times 100",
@@ -258,6 +259,13 @@ def _attention_notes(report: Report, interval: bool) -> list[str]:
             f"{report.metric}: {len(content['skipped'])} pictures were skipped: they or their masks could not be read."
         )
     return notes
+
+
+#: Cells and notes of tasks whose figures are of a form of their own.
+_OWN: dict[str, tuple[Callable[[Report, bool, bool], dict[str, str]], Callable[[Report, bool], list[str]]]] = {
+    "attention": (_attention, _attention_notes),
+    "retrieval": (retrieval_cells, retrieval_notes),
+}
 
 
 def _bar(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Journal:
 
     @property
     def root(self) -> Path:
-        """The folder: what a run keeps there in files `*.f32` and `rebuilt-*.png` goes with the journal."""
+        """The folder: what a run keeps there in files `*.f32`, `*.u8` and `rebuilt-*.png` goes with the journal."""
         return self._root
 
     def __enter__(self) -> "Journal":
@@ -99,6 +100,23 @@ class Journal:
                 if "error" in self.done.get(key, {"error": ""}):  # what was read after all counts
                     self.done[key] = entry["found"]
 
+    def is_settled(self, chunk: int, part: str) -> bool:
+        """Whether a part is done and was read whole: what could not be read is tried again."""
+        found = self.done.get((chunk, part))
+        return found is not None and "error" not in found
+
+    def check(self, keys: Iterable[Part]) -> None:
+        """Refuse to go on where parts are missing that any process should have done.
+
+        Raises:
+            OutputError: there are some.
+        """
+        if missing := sum(key not in self.done for key in keys):
+            raise OutputError(
+                f"{missing} parts of the run are missing: did its processes work on devices of several kinds? The same "
+                "command continues"
+            )
+
     def remove(self) -> None:
         """Leave nothing behind."""
         if self._file is not None:
@@ -135,7 +153,7 @@ def discard(root: Path) -> None:
 
 
 def _remove(root: Path) -> None:
-    for kind in ("journal-*.jsonl", "*.f32", "rebuilt-*.png", f"{_LOCK}-*", _IDENTITY):
+    for kind in ("journal-*.jsonl", "*.f32", "*.u8", "rebuilt-*.png", f"{_LOCK}-*", _IDENTITY):
         for path in root.glob(kind):
             path.unlink(missing_ok=True)
     with suppress(OSError):  # somebody put something of his own there

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from robustsim.attacks.engine.modules import undisturbed
-from robustsim.errors import ImageError, InputError, ObjectiveError, OutputError
+from robustsim.errors import ImageError, InputError, ObjectiveError
 from robustsim.evaluation.running.journal import Journal
 from robustsim.evaluation.running.plan import AttackPlan
 from robustsim.evaluation.running.progress import Bars
@@ -118,12 +118,7 @@ class Work:
 
     def check(self, journal: Journal) -> None:
         """Refuse to write a report of which something is missing."""
-        missing = [one for chunk in self.chunks for one in self._keys(chunk) if one not in journal.done]
-        if missing:
-            raise OutputError(
-                f"{len(missing)} parts of the run are missing: did its processes work on devices of several kinds? The "
-                "same command continues"
-            )
+        journal.check(one for chunk in self.chunks for one in self._keys(chunk))
 
     def _keys(self, chunk: Chunk) -> list[tuple[int, str]]:
         return [(chunk.number, part) for part in self.parts(chunk)]

@@ -4,6 +4,7 @@ import os
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -61,6 +62,36 @@ class Photo:
 
     def __hash__(self) -> int:
         return hash(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a box holds of a photograph.
+
+    Attributes:
+        path: the file.
+        box: left, top, right and bottom in its pixels, rounded as Pillow does; what lies outside is left out. None for
+            the whole.
+    """
+
+    path: Path
+    box: tuple[float, float, float, float] | None = None
+
+    @property
+    def variant(self) -> str:
+        """See `Picture`."""
+        return "" if self.box is None else f"box {self.box}"
+
+    def read(self) -> Image.Image:
+        """See `Picture`."""
+        image = read_image(self.path)
+        if self.box is None:
+            return image
+        left, top, right, bottom = (round(value) for value in self.box)
+        inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+        if inside[0] >= inside[2] or inside[1] >= inside[3]:
+            raise ImageError(f"{os.fspath(self.path)!r} has {image.width} x {image.height} pixels, none in {self.box}")
+        return image.crop(inside)
 
 
 def below(root: "str | os.PathLike[str]", path: Path) -> Path:
@@ -146,7 +177,7 @@ class Gallery:
         self._questions = questions
         self._batches = deque(dict.fromkeys(self._place[picture] // batch_size for picture in wanted))
         self._decoded = prefetch(
-            partial(_decode, metric),
+            partial(decode_square, metric),
             chain.from_iterable(map(self._members, self._batches.copy())),
             ahead=2 * batch_size,
         )
@@ -222,7 +253,8 @@ def _most_held(questions: "Sequence[Sequence[Picture]]") -> int:
     return most
 
 
-def _decode(metric: Subject, picture: Picture) -> "Tensor | ImageError":
+def decode_square(metric: Subject, picture: Picture) -> "Tensor | ImageError":
+    """A picture as the metric's square, uint8 (S, S, 3), or why there is none."""
     try:
         return load_square(picture.read(), metric.preprocessing)
     except ImageError as error:

@@ -1,0 +1,43 @@
+"""Cells and notes of tables on what was found: by queries in a database, and by copies of photographs."""
+
+from typing import Any
+
+from robustsim.evaluation.reports.report import Report, percent
+
+
+def retrieval_cells(report: Report, groups: bool, interval: bool) -> dict[str, str]:
+    """Mean average precision of each protocol, clean and attacked; with `groups` precision at k, too."""
+    found: dict[str, str] = {}
+    for part in (report.results["clean"], *report.results["adversarial"]):
+        aside = f", {part['norm']} {part['eps']}" if "eps" in part else ""
+        for protocol in report.content["protocols"]:
+            figures: dict[str, Any] = part[protocol]
+            for name, figure in figures.items():
+                if groups or name == "map":
+                    label = "mAP" if name == "map" else f"mP{name[1:]}"
+                    found[f"{label} {protocol}{aside}"] = percent(figure, interval=interval)
+    return found
+
+
+def retrieval_notes(report: Report, interval: bool) -> list[str]:
+    """What one must know to read them."""
+    content = report.content
+    counts = {
+        protocol: (report.results["clean"][protocol]["map"] or {"n": 0})["n"] for protocol in content["protocols"]
+    }
+    told = ", ".join(f"{count} {protocol}" for protocol, count in counts.items())
+    bounds = ", with 95 % bootstrap intervals over queries" if interval else ""
+    notes = [f"Mean average precision in %{bounds}; queries that have something to be found: {told}."]
+    if report.preprocess == "squash":
+        notes.append("Pictures were resized whole to the metric's square, bilinear (squash).")
+    if (attack := content["adversarial"]) is not None:
+        notes.append(
+            f"Attacked queries: {attack['steps']} steps of APGD away from the query's own embedding, seed "
+            f"{content['seed']}; the attacker knows nothing of the database."
+        )
+    if content["skipped"]:
+        notes.append(f"{report.metric}: {len(content['skipped'])} queries were skipped, as they could not be read.")
+    if content["unread"]:
+        count = len(content["unread"])
+        notes.append(f"{report.metric}: {count} pictures of the database could not be read, and are not looked for.")
+    return notes
