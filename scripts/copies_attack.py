@@ -3,29 +3,25 @@
 A query is a picture of the size that the models look at, in 8 bits. An attacked picture is rounded to 8 bits before
 anything is asked of it; gradients pass through the rounding as if it were not there (straight-through).
 
-The perceptual hash is 256 comparisons of DCT coefficients with their median. Up to rounding, the coefficients are
-linear in the pixels: grey, Pillow's Lanczos filter and the DCT are matrices, made by the libraries themselves, and the
-median is differentiable. The comparison is not: the attack works on how far the bits that are the easiest to turn are
-from turning, as many of them as it takes; what it has reached is told by ImageHash, at every step.
+The perceptual hash is 256 comparisons of DCT coefficients with their median, which are differentiable
+(`robustsim.baselines.hashes`). The comparison is not: the attack works on how far the bits that are the easiest to turn
+are from turning, as many of them as it takes; what it has reached is told by ImageHash, at every step.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from robustsim import RobustSim
 from robustsim.attacks import APGD, Objective
 from robustsim.attacks.rounding import to_8_bits
-from robustsim.images import LoadedView, Preprocessing, hash_rows, load_views, perceptual_hash
+from robustsim.baselines.hashes import SoftHash, hash_vectors, in_8_bits, pictures
+from robustsim.images import LoadedView, Preprocessing, load_views, perceptual_hash
+from robustsim.images.hashes import HASH_BITS
 
 HASH = "phash"
-BITS = 256
-_HASH_SIDE = 16
-_GREY = (0.299, 0.587, 0.114)
 # In median distances of the coefficients from their median: how far beyond it a bit counts as turned for good.
 _BEYOND = 0.05
 # What the mean of that is multiplied by, to be about as large as d / threshold - 1 of as many turned bits. With 1 the
@@ -40,55 +36,6 @@ _BETWEEN_LINES = 0.03
 def mirrored_and_trimmed(source: Any, preprocessing: Preprocessing, *, taken: bool = True) -> list[LoadedView]:
     """The whole picture with its hash, and its mirrored and trimmed views where they are taken."""
     return load_views(source, [preprocessing], ("mirror", "trim") if taken else (), hashed=True)
-
-
-def hash_vectors(hashes: Sequence[bytes | None]) -> Tensor:
-    """Hashes as unit vectors (N, 256); zeros, which are far from all, where a flat picture has none."""
-    blank = bytes(BITS // 8)
-    rows = torch.from_numpy(hash_rows([one or blank for one in hashes])).float() / BITS**0.5
-    return rows * torch.tensor([one is not None for one in hashes])[:, None]
-
-
-class SoftHash:
-    """The hash before it becomes bits, for pictures of one size.
-
-    Args:
-        height: of the pictures.
-        width: of the pictures.
-    """
-
-    def __init__(self, height: int, width: int) -> None:
-        from scipy.fftpack import dct
-
-        side = 4 * _HASH_SIDE
-        frequencies = dct(np.eye(side), axis=0)[:_HASH_SIDE]
-        self._rows, self._columns = (
-            torch.tensor(frequencies @ _lanczos(length, side).T, dtype=torch.float32) for length in (height, width)
-        )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """By how much each coefficient exceeds the median: (N, 3, H, W) in [0, 1] -> (N, 256)."""
-        grey = 255 * torch.einsum("nchw,c->nhw", images, torch.tensor(_GREY))
-        heights = (self._rows @ grey @ self._columns.T).flatten(1)
-        middle = heights.sort(1).values[:, BITS // 2 - 1 : BITS // 2 + 1].mean(1, keepdim=True)
-        return heights - middle
-
-
-def _lanczos(source: int, target: int) -> Any:
-    """Pillow's own filter as a matrix, (source, target)."""
-    impulses = Image.fromarray(np.eye(source, dtype=np.float32))
-    return np.asarray(impulses.resize((target, source), Image.Resampling.LANCZOS))
-
-
-def in_8_bits(images: Tensor) -> Tensor:
-    """Rounded to 8 bits; the gradient is that of the identity."""
-    return images + (images.mul(255).round().div(255) - images).detach()
-
-
-def pictures(images: Tensor) -> list[Image.Image]:
-    """Tensors (N, 3, H, W) in [0, 1] as pictures of 8 bits."""
-    levels = images.detach().mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    return [Image.fromarray(one) for one in levels.contiguous().numpy()]
 
 
 class _Share(torch.autograd.Function):
@@ -162,7 +109,7 @@ class Escape(Objective):
         """How far the bits that are the easiest to turn are from it, (N,), as a margin; 0 where enough are turned."""
         heights = self.soft(seen)
         scale = heights.detach().abs().median(1, keepdim=True).values
-        needed = min(int(threshold**2 * BITS / 2) + 1 + _SPARE, BITS)
+        needed = min(int(threshold**2 * HASH_BITS / 2) + 1 + _SPARE, HASH_BITS)
         easiest = (own.sign() * heights / scale).sort(1).values[:, :needed]
         return -_AS_MARGIN * (easiest + _BEYOND).relu().mean(1)
 

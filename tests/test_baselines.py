@@ -261,7 +261,7 @@ CUSTOM = {
     "model": lambda: from_callable(TinyModel(), name="model"),
     "metric": lambda: from_callable(TinyMetric(), name="metric"),
 }
-PLAIN = ("l2", "linf", "psnr", "ssim", "ms-ssim")
+PLAIN = ("l2", "linf", "psnr", "ssim", "ms-ssim", "phash")
 LEARNED = ("lpips-alex", "lpips-vgg", "lpips-squeeze", "r-lpips", "lipsim", "dreamsim", "dreamsim-open-clip-vit-b-32",
            "dreamsim-dino-vit-b-16-patch", "dists", "pieapp")  # fmt: skip
 

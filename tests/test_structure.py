@@ -59,8 +59,8 @@ FLOORS = {
         {"ranking"},
         {"tasks", "reports"},
         {"running"},
-        {"tails", "sheet"},
-        {"run", "calibration", "inversion", "attention", "retrieval"},
+        {"tails", "sheet", "impostors"},
+        {"run", "calibration", "inversion", "attention", "retrieval", "copies"},
     ],
     "search": [
         {"engines", "formats", "partial", "scan", "stamps"},

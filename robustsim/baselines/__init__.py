@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustsim.baselines.base import Baseline
     from robustsim.baselines.callables import from_callable, import_metric
     from robustsim.baselines.dreamsim import DreamSim
+    from robustsim.baselines.hashes import PHash
     from robustsim.baselines.lipsim import LipSim
     from robustsim.baselines.lpips import LPIPS
     from robustsim.baselines.pixels import L2, PSNR, Linf
@@ -32,6 +33,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "Linf",
     "LipSim",
     "MSSSIM",
+    "PHash",
     "PSNR",
     "PieAPP",
     "SSIM",
@@ -52,6 +54,7 @@ __getattr__, __dir__ = lazy_names(
         "Linf": "pixels",
         "LipSim": "lipsim",
         "MSSSIM": "structure",
+        "PHash": "hashes",
         "PSNR": "pixels",
         "PieAPP": "quality",
         "SSIM": "structure",

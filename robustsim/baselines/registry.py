@@ -55,6 +55,7 @@ _BASELINES: Mapping[str, _Entry] = {
     "lpips-squeeze": _Entry("lpips", "LPIPS", {"net": "squeeze"}, "optional"),
     "lpips-vgg": _Entry("lpips", "LPIPS", {"net": "vgg"}, "optional"),
     "ms-ssim": _Entry("structure", "MSSSIM"),
+    "phash": _Entry("hashes", "PHash"),
     "pieapp": _Entry("quality", "PieAPP", weights="optional"),
     "psnr": _Entry("pixels", "PSNR"),
     "r-lpips": _Entry("lpips", "robust_lpips", {}, "required", "https://github.com/SaraGhazanfari/R-LPIPS"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from robustsim.cli import evaluate_attention, evaluate_inversion, evaluate_retrieval, judged, output
+from robustsim.cli import evaluate_attention, evaluate_copies, evaluate_inversion, evaluate_retrieval, judged, output
 
 if TYPE_CHECKING:
     from robustsim.evaluation import AttackPlan, Report
@@ -180,6 +180,7 @@ def ladder(
 
 app.command("inversion")(evaluate_inversion.inversion)
 app.command("attention")(evaluate_attention.attention)
+app.command("copies")(evaluate_copies.copies)
 app.command("retrieval")(evaluate_retrieval.retrieval)
 
 

@@ -50,6 +50,7 @@ def near_pairs(
     read: "Callable[[NDArray[np.int64]], NDArray[Any]]",
     pictures: "Sequence[Any] | NDArray[Any]",
     *,
+    squared: "Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]] | None" = None,
     kept: int = KEPT,
     block: int = BLOCK,
     progress: Callable[[int], object] = lambda pairs: None,
@@ -62,6 +63,8 @@ def near_pairs(
     Args:
         read: (positions, ascending) -> these rows, (M, D), of any floating type; of length 1, or divided by it.
         pictures: (N,) which picture each row is of: rows of one, such as its views, are no pair.
+        squared: (rows (n, ...), rows (m, ...)), as they were read -> (n, m) float64, squares of distances, for other
+            ones than those of unit rows; `distances` are their roots.
         kept: how many pairs at least, if there are so many; fewer where many are equally far apart.
         block: rows that are read and compared at a time.
         progress: called with the number of pairs compared since the last call, those of one picture included.
@@ -75,15 +78,18 @@ def near_pairs(
     starts = range(0, len(own), block)
     for above in starts:
         left = np.arange(above, min(above + block, len(own)))
-        first = unit_rows(read(left))
+        first = read(left) if squared else unit_rows(read(left))
         for beside in starts[above // block :]:
             right = np.arange(beside, min(beside + block, len(own)))
-            second = first if beside == above else unit_rows(read(right))
+            second = first if beside == above else read(right) if squared else unit_rows(read(right))
             different = own[left][:, None] != own[right]
             if beside == above:
                 different &= left[:, None] < right
-            # A product of unit rows of D values is off by less than D + 10 roundings.
-            squares = np.maximum(1 - first @ second.T - (first.shape[1] + 10) * _DIGIT, 0)
+            if squared:
+                squares = squared(first, second)
+            else:
+                # A product of unit rows of D values is off by less than D + 10 roundings.
+                squares = np.maximum(1 - first @ second.T - (first.shape[1] + 10) * _DIGIT, 0)
             pairs += int(different.sum())
             kept_pairs.take(squares, different, left[0], right[0])
             progress(len(left) * (len(left) - 1) // 2 if beside == above else different.size)

@@ -16,6 +16,7 @@ from robustsim.lazy import lazy_names
 if TYPE_CHECKING:
     from robustsim.evaluation.attention import evaluate_attention
     from robustsim.evaluation.calibration import Measured, calibrate
+    from robustsim.evaluation.copies import evaluate_copies
     from robustsim.evaluation.inversion import evaluate_inversion
     from robustsim.evaluation.reports.comparison import Comparison, compare_reports
     from robustsim.evaluation.reports.plots import plot_iterations, plot_radii
@@ -46,6 +47,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "draw_neighbours",
     "evaluate",
     "evaluate_attention",
+    "evaluate_copies",
     "evaluate_inversion",
     "evaluate_retrieval",
     "just_noticeable",
@@ -76,6 +78,7 @@ __getattr__, __dir__ = lazy_names(
         "draw_neighbours": "sheet",
         "evaluate": "run",
         "evaluate_attention": "attention",
+        "evaluate_copies": "copies",
         "evaluate_inversion": "inversion",
         "evaluate_retrieval": "retrieval",
         "just_noticeable": "tasks.questions",

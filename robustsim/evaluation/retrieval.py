@@ -300,8 +300,8 @@ class _Work:
             columns[f"nearest{aside}"] = column("nearest")
             if aside:
                 columns[f"moved{aside}"] = column("moved")
-                moved = np.array([rows[part][place]["moved"] for place in read])
-                figures[part]["moved"] = mean_of_numbers(moved, seed=seed).to_dict()
+                far = np.array([rows[part][place]["moved"] for place in read])
+                figures[part]["moved"] = mean_of_numbers(far, seed=seed).to_dict()
         results = {
             CLEAN: figures[CLEAN],
             "adversarial": [{"norm": self.plan.norm, "eps": eps, **figures[eps]} for eps in self.plan.eps],

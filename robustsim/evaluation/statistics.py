@@ -69,6 +69,19 @@ def mean_interval(scores: Array, *, clusters: Array | None = None, seed: int = 0
     return Interval(value, low, high, n)
 
 
+def share_of_draws(value: float, draws: Array, n: int, *, units: int) -> Interval:
+    """A share in [0, 1] with the middle 95 % of its draws; where it is 0 or 1, as `mean_interval`.
+
+    Args:
+        value: the share.
+        draws: (B,) the same of resampled units; NaN where it is not defined.
+        n: questions behind it.
+        units: how many were there to be drawn.
+    """
+    known = _certain(value, units)
+    return interval_of(value, draws, n, units=units) if known is None else Interval(value, *known, n)
+
+
 def mean_of_numbers(values: Array, *, clusters: Array | None = None, seed: int = 0) -> Interval:
     """The mean of numbers of any size, such as distances and cosines, with the percentile bootstrap's interval.
 

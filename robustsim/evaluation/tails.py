@@ -1,7 +1,7 @@
 """How often different photographs come near each other: more of them than are changed, embedded and compared."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from robustsim.encoders.pairs import make_tail, near_pairs
 from robustsim.encoders.tail import Tail
 from robustsim.errors import DataError, ImageError, OutputError
 from robustsim.evaluation.running.journal import Journal
+from robustsim.evaluation.tasks.pictures import pictures_of
 from robustsim.images.files import from_printable, prefetch, printable
 from robustsim.images.inputs import load_square, stack_squares
 from robustsim.metric import RobustSim
@@ -93,7 +94,7 @@ def measure_tail(
         OutputError: the embeddings cannot be written.
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
-    links = _links(same, root)
+    links = copies_named(same, root)
     known = before or Photographs()
     names, pixels, first = list(known.names), list(known.pixels), len(known.names)
     resumed = failed = 0
@@ -121,7 +122,7 @@ def measure_tail(
             parts = [] if known.rows is None else [known.rows[old]]
             return np.concatenate([*parts, kept.read(new, len(names) - first)])
 
-        near = near_pairs(read, _pictures(names, pixels, links))
+        near = near_pairs(read, pictures_of(names, pixels, links))
     data = about or f"{len(names):,} photographs of {root.resolve().name}"
     some = zip(near.left[:_NEAREST], near.right[:_NEAREST], near.distances[:_NEAREST], strict=True)
     nearest = tuple((names[i], names[j], float(distance)) for i, j, distance in some)
@@ -196,7 +197,12 @@ class _Kept:
         return OutputError(f"cannot write '{self._path}': {error.strerror or error}; the same command continues")
 
 
-def _links(table: "Path | None", root: Path) -> list[tuple[str, str]]:
+def copies_named(table: "Path | None", root: Path) -> list[tuple[str, str]]:
+    """Pairs of files that a table (CSV) with the columns `file` and `same_as` says to show one picture.
+
+    Raises:
+        DataError: the table is none, or names what is not below the folder.
+    """
     if table is None:
         return []
     columns = read_header(table)
@@ -207,19 +213,3 @@ def _links(table: "Path | None", root: Path) -> list[tuple[str, str]]:
             f"{table} names {missing[0]!r}, which is no file below {os.fspath(root)!r}: its columns hold paths below it"
         )
     return found
-
-
-def _pictures(names: Sequence[str], pixels: Sequence[str], links: Sequence[tuple[str, str]]) -> list[int]:
-    """Which picture each photograph is: those with the same pixels are one, and those that are linked."""
-    own: dict[str, str] = {}
-
-    def first_of(name: str) -> str:
-        while (other := own.get(name, name)) != name:
-            name = other
-        return name
-
-    by_pixels: dict[str, str] = {}
-    for a, b in (*links, *((name, by_pixels.setdefault(one, name)) for name, one in zip(names, pixels, strict=True))):
-        own[first_of(a)] = first_of(b)
-    places: Mapping[str, int] = {name: place for place, name in enumerate(dict.fromkeys(map(first_of, names)))}
-    return [places[first_of(name)] for name in names]

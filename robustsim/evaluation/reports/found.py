@@ -41,3 +41,49 @@ def retrieval_notes(report: Report, interval: bool) -> list[str]:
         count = len(content["unread"])
         notes.append(f"{report.metric}: {count} pictures of the database could not be read, and are not looked for.")
     return notes
+
+
+def copies_cells(report: Report, groups: bool, interval: bool) -> dict[str, str]:
+    """The share of copies that are found at each rate, clean and attacked; with `groups` by edit and amount, too."""
+    found: dict[str, str] = {}
+    results = report.results
+    for part in (results["clean"], *results["adversarial"]):
+        aside = f", {part['norm']} {part['eps']}" if "eps" in part else ""
+        for limit in results["limits"]:
+            rate = f"{limit['rate']:g}"
+            if aside:
+                found[f"at {rate}, before attack"] = percent(part[rate]["before"], interval=interval)
+            found[f"at {rate}{aside}"] = percent(part[rate]["all"], interval=interval)
+            if groups:
+                edits = part[rate]["edits"].items()
+                found.update({f"at {rate}{aside}, {edit}": percent(one, interval=interval) for edit, one in edits})
+    return found
+
+
+def copies_notes(report: Report, interval: bool) -> list[str]:
+    """What one must know to read them."""
+    content, metric = report.content, report.metric
+    edits = content["copies"]["edits"]
+    bounds = ", with 95 % bootstrap intervals over photographs, thresholds included" if interval else ""
+    notes = [
+        f"Share of edited copies that are found, in %{bounds}; {sum(map(len, edits.values()))} copies of each of "
+        f"{content['data']['items'] - len(content['skipped'])} photographs: {', '.join(edits)}."
+    ]
+    if report.preprocess == "squash":
+        notes.append("Pictures were resized whole to the metric's square, bilinear (squash).")
+    for limit in report.results["limits"]:
+        told = f"{metric}, rate {limit['rate']:g}: threshold {limit['distance']:.4f}, {limit['within']} of "
+        told += (
+            f"{limit['pairs']:,} pairs of different photographs are nearer; at most {limit['rate_bound']:.1e} (95 %)"
+        )
+        if not limit["supported"]:
+            told += ". So few pairs cannot say that rate: the threshold is the nearest of them"
+        notes.append(told + ".")
+    if (attack := content["adversarial"]) is not None:
+        notes.append(
+            f"Under attack: {attack['steps']} steps of APGD away from the photograph, seed {content['seed']}; copies "
+            f"of {content['attacked']} photographs, whose share before the attack stands beside."
+        )
+    if content["skipped"]:
+        notes.append(f"{metric}: {len(content['skipped'])} photographs were skipped, as they could not be read.")
+    return notes

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustsim.evaluation.reports.found import retrieval_cells, retrieval_notes
+from robustsim.evaluation.reports.found import copies_cells, copies_notes, retrieval_cells, retrieval_notes
 from robustsim.evaluation.reports.report import Report, labels, percent
 
 #: How figures of each task that has no accuracy are headed.
@@ -264,6 +264,7 @@ def _attention_notes(report: Report, interval: bool) -> list[str]:
 #: Cells and notes of tasks whose figures are of a form of their own.
 _OWN: dict[str, tuple[Callable[[Report, bool, bool], dict[str, str]], Callable[[Report, bool], list[str]]]] = {
     "attention": (_attention, _attention_notes),
+    "copies": (copies_cells, copies_notes),
     "retrieval": (retrieval_cells, retrieval_notes),
 }
 

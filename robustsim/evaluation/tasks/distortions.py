@@ -114,9 +114,9 @@ def change(image: Image.Image, kind: str, amount: float, seed: int = 0) -> Image
     Args:
         image: of any size; it keeps it.
         kind: one of `DISTORTIONS`, or `resize` (amount: factor of the size, and back), `mirror` (no amount),
-            `brightness` (factor), `grey` (no amount), `border` (white or black; its width, as a share of the sides),
-            `caption` (a line of text on a dark strip along the lower edge; its height, as a share),
-            `repost` (factor of the size, saved as JPEG of quality 70, and back).
+            `brightness` (factor), `saturation` (factor; 0 leaves grey), `grey` (no amount), `border` (white or black;
+            its width, as a share of the sides), `caption` (a line of text on a dark strip along the lower edge; its
+            height, as a share), `repost` (factor of the size, saved as JPEG of quality 70, and back).
         amount: what it is for each kind of `DISTORTIONS`, the table of levels says.
         seed: see `Distorted`.
     """
@@ -209,6 +209,11 @@ def _brightness(image: Image.Image, factor: float, seed: int) -> Image.Image:
     return changed
 
 
+def _saturation(image: Image.Image, factor: float, seed: int) -> Image.Image:
+    changed: Image.Image = _F().adjust_saturation(image, factor)
+    return changed
+
+
 def _grey(image: Image.Image, amount: float, seed: int) -> Image.Image:
     return image.convert("L").convert("RGB")
 
@@ -251,11 +256,16 @@ _HOW: dict[str, _Distort] = {
     "resize": _resize,
     "mirror": _mirror,
     "brightness": _brightness,
+    "saturation": _saturation,
     "grey": _grey,
     "border": _border,
     "caption": _caption,
     "repost": _repost,
 }
+
+
+#: All kinds that `change` knows.
+CHANGES = tuple(_HOW)
 
 
 @cache

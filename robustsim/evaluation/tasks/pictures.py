@@ -100,6 +100,22 @@ def below(root: "str | os.PathLike[str]", path: Path) -> Path:
     return full.relative_to(start) if full.is_relative_to(start) else full
 
 
+def pictures_of(names: Sequence[str], pixels: Sequence[str], links: Sequence[tuple[str, str]]) -> list[int]:
+    """Which picture each photograph is: those with the same pixels are one, and those that are linked."""
+    own: dict[str, str] = {}
+
+    def first_of(name: str) -> str:
+        while (other := own.get(name, name)) != name:
+            name = other
+        return name
+
+    by_pixels: dict[str, str] = {}
+    for a, b in (*links, *((name, by_pixels.setdefault(one, name)) for name, one in zip(names, pixels, strict=True))):
+        own[first_of(a)] = first_of(b)
+    places: Mapping[str, int] = {name: place for place, name in enumerate(dict.fromkeys(map(first_of, names)))}
+    return [places[first_of(name)] for name in names]
+
+
 def draw_files(
     root: Path,
     count: int | None,

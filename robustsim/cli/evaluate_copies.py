@@ -1,0 +1,129 @@
+"""`robustsim evaluate copies`: which edited and attacked copies of photographs does a metric find?"""
+
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from robustsim.cli import judged, output
+
+
+def copies(
+    *,
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Photographs: any folder of images.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME[=FILE]",
+            help="A name of `robustsim models`, a Hub id, a folder, a baseline (phash, dreamsim, lpips-alex, ...) or "
+            "package.module:name. May be repeated.",
+        ),
+    ] = None,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[=AMOUNT,...]", help="An edit, as jpeg or jpeg=50,20; may be repeated. Twelve if not given."
+        ),
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Of false positives; may be repeated. 1e-4 and 1e-5 if not given."),
+    ] = None,
+    photographs: Annotated[int | None, typer.Option(min=1, help="So many, drawn at random; all if not given.")] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs of different photographs that a metric without embeddings compares.")
+    ] = 100_000,
+    same: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Copies in the folder, a CSV with file,same_as: they are no pair."),
+    ] = None,
+    eps: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RADIUS", help="Attack the copies, too: 4/255, ...; may be repeated."),
+    ] = None,
+    norm: Annotated[Literal["linf", "l2", "l1"], typer.Option(help="How the size of the change is measured.")] = "linf",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of APGD.")] = 100,
+    attacked: Annotated[
+        int, typer.Option(min=1, help="Attack the copies of so many photographs, drawn at random.")
+    ] = 100,
+    preprocess: Annotated[
+        Literal["card", "squash"],
+        typer.Option(help="How a picture becomes the metric's square: as its card says, or whole and bilinear."),
+    ] = "card",
+    follow_links: output.FollowLinksOption = False,
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where reports are written.")] = Path(
+        "reports"
+    ),
+    device: output.DeviceOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per encoding and attack.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of draws, edits, attacks and resampling.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever earlier runs have left.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="A column for each edit and amount, too.")] = False,
+    strict: output.StrictOption = False,
+    as_json: output.JsonOption = False,
+) -> None:
+    """Which copies of photographs are found, at a rate of false positives? After edits, and under attack."""
+    edits = dict(map(_edit, edit or ()))
+    from robustsim.evaluation import evaluate_copies, report_table
+    from robustsim.evaluation.copies import EDITS, RATES
+    from robustsim.evaluation.running.workers import Workers
+
+    if unknown := [kind for kind, amounts in edits.items() if not amounts and kind not in EDITS]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(EDITS)}", param_hint="--edit")
+    workers = Workers()
+    place: Any = workers.device if device is None else device
+    tell: dict[str, Any] = {"tell": output.note} if os.environ.get("RANK", "0") == "0" else {}
+    with redirect_stdout(sys.stderr):  # whatever somebody's metric prints
+        # All of them before any: what cannot be loaded is told now.
+        reports = [
+            evaluate_copies(
+                metric,
+                data,
+                output=out,
+                edits={kind: amounts or EDITS[kind] for kind, amounts in edits.items()} or EDITS,
+                rates=tuple(dict.fromkeys(rate or RATES)),
+                photographs=photographs,
+                pairs=pairs,
+                same=same,
+                eps=tuple(eps or ()),
+                norm=norm,
+                steps=steps,
+                attacked=attacked,
+                preprocess=preprocess,
+                seed=seed,
+                batch_size=batch_size,
+                follow_links=follow_links,
+                restart=restart,
+                progress=sys.stderr.isatty(),
+                **(tell if number == 0 else {}),
+            )
+            for number, metric in enumerate(
+                judged.load_judges(list(dict.fromkeys(model or [output.DEFAULT_MODEL])), place)
+            )
+        ]
+    if not workers.is_main:
+        return
+    if as_json:
+        output.print_json([{"report": str(report.path), **report.content} for report in reports])
+    else:
+        for one in report_table(reports, groups=groups):
+            judged.show(one)
+        for report in reports:
+            typer.echo(f"{report.metric}: {report.path}")
+    judged.tell_skipped(reports, "photographs", strict)
+
+
+def _edit(text: str) -> tuple[str, tuple[float, ...]]:
+    """KIND or KIND=AMOUNT,..."""
+    kind, _, amounts = text.partition("=")
+    try:
+        return kind, tuple(float(amount) for amount in amounts.split(",") if amount)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: amounts are numbers with commas between them", param_hint="--edit"
+        ) from None
