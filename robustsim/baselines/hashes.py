@@ -16,7 +16,6 @@ from torch import Tensor
 
 from robustsim.baselines.base import Baseline
 from robustsim.images.hashes import HASH_BITS, hash_rows, perceptual_hash
-from robustsim.images.preprocessing import Preprocessing
 
 _HASH_SIDE = 16
 _GREY = (0.299, 0.587, 0.114)
@@ -35,7 +34,7 @@ class PHash(Baseline):
     embeds = True
 
     def __init__(self) -> None:
-        super().__init__("phash", "ImageHash's phash of 256 bits", Preprocessing(size=256))
+        super().__init__("phash", "ImageHash's phash of 256 bits")
         self._freeze()
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -45,20 +44,23 @@ class PHash(Baseline):
         heights = SoftHash(*images.shape[2:])(in_8_bits(images))
         scale = heights.detach().abs().median(1, keepdim=True).values.clamp_min(torch.finfo(torch.float32).tiny)
         soft = torch.tanh(heights / scale) / HASH_BITS**0.5
-        return hard + (soft - soft.detach())
+        passed: Tensor = hard + (soft - soft.detach())
+        return passed
 
     def _compare(self, u: Tensor, v: Tensor) -> Tensor:
         square = 1 - (u * v).sum(1)
         smooth = square.add(_TINY).clamp_min(0).sqrt()
         exact = (square.detach() * HASH_BITS / 2).round().mul(2 / HASH_BITS).clamp_min(0).sqrt()
-        return exact + (smooth - smooth.detach())
+        distance: Tensor = exact + (smooth - smooth.detach())
+        return distance
 
 
 def hash_vectors(hashes: Sequence[bytes | None]) -> Tensor:
     """Hashes as unit vectors (N, 256); zeros, which are far from all, where a flat picture has none."""
     blank = bytes(HASH_BITS // 8)
     rows = torch.from_numpy(hash_rows([one or blank for one in hashes])).float() / HASH_BITS**0.5
-    return rows * torch.tensor([one is not None for one in hashes])[:, None]
+    known = torch.tensor([[one is not None] for one in hashes])
+    return torch.where(known, rows, torch.zeros(()))
 
 
 class SoftHash:

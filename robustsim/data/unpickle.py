@@ -128,7 +128,7 @@ _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
     **{(f"{core}.numeric", "_frombuffer"): _buffer for core in _CORES},
 }
-_Machine: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Machine: Any = pickle._Unpickler
 
 
 class _Unpickler(_Machine):  # type: ignore[misc]

@@ -108,4 +108,5 @@ def shares_of_draws(distances: Array, limits: Array, times: Array) -> Array:
     weights = times[:, known]
     counted = weights.sum(1).astype(float)
     found = (weights * (distances[known][None] < limits[:, None])).sum(1)
-    return np.divide(found, counted, out=np.full(len(times), np.nan), where=counted > 0)
+    shares: Array = np.divide(found, counted, out=np.full(len(times), np.nan), where=counted > 0)
+    return shares

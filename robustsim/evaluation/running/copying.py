@@ -156,7 +156,7 @@ class Copying:
         """Squares (n, S, S, 3) uint8 as what is compared: embeddings (n, D), or for a metric of pairs as they are."""
         if self.metric.embed is None:
             return squares
-        parts = squares.split(self.size)
+        parts = torch.split(squares, self.size)
         return torch.cat([embedded(self.metric, stack_squares(list(part), self.metric.device)) for part in parts])
 
     def _rows(self, journal: Journal, shape: Sequence[int]) -> Rows:
@@ -209,7 +209,7 @@ class Copying:
     def _far(self, a: Tensor, b: Tensor) -> list[float]:
         """Distances of rows, as they are kept."""
         found: list[float] = []
-        for one, other in zip(a.split(self.size), b.split(self.size), strict=True):
+        for one, other in zip(torch.split(a, self.size), torch.split(b, self.size), strict=True):
             with torch.no_grad():
                 if self.metric.embed is None:
                     one, other = (unit_pixels(side, self.metric.device) for side in (one, other))
