@@ -107,7 +107,7 @@ def group(folder: str) -> None:
     start = time.perf_counter()
     loaded = Loaded(Store(folder).read())
     members = [Member(**row) for row in loaded.table.select(["path", "id"]).to_pylist()]
-    line = Line("made up", loaded.line(0), np.arange(len(members)), WITHIN)
+    line = Line("made up", lambda: loaded.line(0), np.arange(len(members)), WITHIN)
     print(f"opened in {time.perf_counter() - start:.0f} s, memory {held('VmRSS')}")
     start, before = time.perf_counter(), time.process_time()
     report = find_duplicates([line], members)

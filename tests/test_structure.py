@@ -67,7 +67,7 @@ FLOORS = {
         {"duplicates", "embedding", "storage"},
         {"rates"},
         {"index"},
-        {"detection"},
+        {"detection", "scale"},
     ],
     "training": [{"sources", "methods"}, {"recipes"}, {"loop"}, {"tasks"}, {"run", "estimate"}],
 }

@@ -12,7 +12,7 @@ import typer
 
 from robustsim.cli import output
 from robustsim.cli.engine import Engine, EngineOption, load_hybrid
-from robustsim.cli.index import ByOption, LabelOption, TenantOption
+from robustsim.cli.index import ByOption, LabelOption, RayOption, TenantOption, engine_on_ray, on_ray
 from robustsim.errors import ImageError, SearchError
 from robustsim.images.files import picture_suffixes, printable, suffix_of
 
@@ -63,6 +63,7 @@ def dedup(
     ] = None,
     device: output.DeviceOption = None,
     engine: EngineOption = None,
+    ray: RayOption = None,
     label: LabelOption = None,
     tenant: TenantOption = None,
     follow_links: output.FollowLinksOption = False,
@@ -108,8 +109,9 @@ def dedup(
         raise typer.BadParameter("--index and --model go with a folder of images: this is an index")
     models = _models(model, named) if is_folder else []
     place = (index or _cache(source, models)) if is_folder else source
-    with _cached(place if is_folder and index is None else None):
-        opened = _opened(place, models, device, engine)
+    kept = place if is_folder and index is None else None
+    engine = engine_on_ray(engine, ray)
+    with _cached(kept), on_ray(_opened(place, models, device, engine), ray) as opened:
         output.settle(opened.card)
         failed = 0
         find = partial(opened.duplicates, distances, false_positives, by=lines, keep=keep, label=label, tenant=tenant)

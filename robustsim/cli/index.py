@@ -1,6 +1,7 @@
 """`robustsim index`: an index of the pictures in folders."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,8 @@ from robustsim.cli import output
 from robustsim.cli.engine import Engine, EngineOption, load_hybrid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from robustsim.search import Index
 
 ViewsOption = Annotated[
@@ -28,6 +31,14 @@ ByOption = Annotated[
         help="What compares: a model of the index, phash, or all; repeatable, any of them finds.",
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Have a Ray cluster do it: its address, auto for the one that is running here, local for one of its own.",
+    ),
+]
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="Only pictures with this label.")]
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only pictures of this tenant.")]
@@ -41,7 +52,11 @@ def kinds(views: str | None) -> list[str]:
 def index(
     index: IndexArgument,
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of images; folders in them count too.")
+        list[str],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folders of images; folders in them count too. With --ray also URLs (s3://...) and .tar files.",
+        ),
     ],
     model: Annotated[
         str | None,
@@ -64,6 +79,7 @@ def index(
         str | None, typer.Option("--label", help="What is kept with the pictures; those that are there get it too.")
     ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Whose pictures these are.")] = None,
+    ray: RayOption = None,
     sync: Annotated[bool, typer.Option("--sync", help="Remove what is gone from the folders, too.")] = False,
     remove_all: Annotated[
         bool, typer.Option("--remove-all", help="With --sync, even if nothing of a folder is left in the index then.")
@@ -89,7 +105,8 @@ def index(
 
     if remove_all and not sync:
         raise typer.BadParameter("--remove-all goes with --sync")
-    total = sum(1 for folder in folders for _ in find_images(folder, follow_links=follow_links))
+    engine = engine_on_ray(engine, ray)
+    total = None if ray else sum(1 for folder in folders for _ in find_images(folder, follow_links=follow_links))
     opened = None
     if not (index / NAME).exists():
         try:
@@ -103,9 +120,9 @@ def index(
         _check_views(opened, kinds(views) if views is not None else None)
     output.settle(opened.card)
     output.tell_cropping(opened.card)
-    update = partial(opened.sync, remove_all=remove_all) if sync else opened.add
     reports = []
-    with tqdm(total=total, unit=" images", disable=True if as_json else None) as bar:
+    with on_ray(opened, ray) as opened, tqdm(total=total, unit=" images", disable=True if as_json else None) as bar:
+        update = partial(opened.sync, remove_all=remove_all) if sync else opened.add
         for folder in folders:
             reports.append(
                 update(
@@ -147,6 +164,25 @@ def open_index(
 
     load = partial(load_hybrid, device=device, engine=engine)
     return Index.open(index, load(model) if model else None, also=list(map(load, also or ())), load=load)
+
+
+def engine_on_ray(engine: Engine | None, address: str | None) -> Engine | None:
+    """Workers compute with torch, and so does who asks them: the same numbers to the bit."""
+    if address is not None and engine == "onnx":
+        raise typer.BadParameter("with --ray, torch computes: leave --engine onnx out")
+    return engine if address is None else "torch"
+
+
+@contextmanager
+def on_ray(index: "Index", address: str | None) -> "Iterator[Index]":
+    """The index, whose work a Ray cluster does, if it has an address."""
+    if address is None:
+        yield index
+        return
+    from robustsim.search.scale import RayRunner, SpreadIndex
+
+    with RayRunner(address) as runner:
+        yield SpreadIndex(index, runner)
 
 
 def _check_views(index: "Index", views: list[str] | None) -> None:

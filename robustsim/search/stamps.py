@@ -27,8 +27,12 @@ def size_and_time(path: "str | Path") -> "tuple[int | None, int | None]":
         found = os.stat(path)
     except (OSError, ValueError):  # reading it will tell why
         return None, None
-    # As 64 bits hold it, which end in the year 2262; file systems have later times, and two still differ.
-    return found.st_size, (found.st_mtime_ns + (1 << 63)) % (1 << 64) - (1 << 63)
+    return found.st_size, in_64_bits(found.st_mtime_ns)
+
+
+def in_64_bits(time_ns: int) -> int:
+    """A time as the index keeps it: these end in the year 2262; file systems have later ones, and two still differ."""
+    return (time_ns + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def hashed_stamp(root: Path, path: Path) -> Stamp:

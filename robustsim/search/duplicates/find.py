@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from robustsim.search.duplicates.report import (
     choose,
 )
 from robustsim.search.scan.exact import Rows
-from robustsim.search.scan.pairs import pairs_within
+from robustsim.search.scan.pairs import Pairs, pairs_within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,15 +31,19 @@ class Line:
 
     Attributes:
         name: of it.
-        rows: N of them, of one or more views of each picture.
+        rows: -> N of them, of one or more views of each picture; asked where they are compared in this process.
         pictures: (N,) int64, which picture each row is of: a place among those that are compared; -1 for none.
         distance: up to which two pictures are alike.
     """
 
     name: str
-    rows: Rows
+    rows: Callable[[], Rows]
     pictures: "NDArray[np.int64]"
     distance: float
+
+
+#: (line, (N,) numbers of the pictures whose rows are compared, -1 for others; progress) -> all pairs of rows.
+Compare: TypeAlias = "Callable[[Line, NDArray[np.int64], Callable[[int], object]], Iterator[Pairs]]"
 
 
 def find_duplicates(
@@ -50,6 +54,7 @@ def find_duplicates(
     version: int = 0,
     false_positives: float | None = None,
     progress: Callable[[int], object] = lambda compared: None,
+    compare: "Compare | None" = None,
     **options: Any,
 ) -> DuplicatesReport:
     """Pictures that any line finds alike, in groups each two members of which are.
@@ -64,6 +69,7 @@ def find_duplicates(
         version: of the index, for the report.
         false_positives: what the distances are made of, for the report.
         progress: called with the number of pairs of rows compared since the last call.
+        compare: what finds the pairs of a line, in place of `pairs_within` in this process.
         options: for `pairs_within`.
 
     Raises:
@@ -86,9 +92,13 @@ def find_duplicates(
         for place, line in enumerate(lines):
             allowed = np.flatnonzero(stands[line.pictures])
             theirs = numbered[line.pictures]
-            for part in pairs_within(
-                line.rows, line.distance, pictures=theirs, allowed=allowed, progress=progress, **options
-            ):
+            if compare is not None:
+                found = compare(line, np.where(stands[line.pictures], theirs, -1), progress)
+            else:
+                found = pairs_within(
+                    line.rows(), line.distance, pictures=theirs, allowed=allowed, progress=progress, **options
+                )
+            for part in found:
                 yield place, theirs[part.first], theirs[part.second], part.distances
 
     neighbours = bring_together(pairs(), ids, len(lines))

@@ -1,11 +1,12 @@
 """The duplicates of an index: its rows, line by line, and the files that they are of."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustsim.search.duplicates.find import Line, find_duplicates
+from robustsim.search.duplicates.find import Compare, Line, find_duplicates
 from robustsim.search.duplicates.report import DuplicatesReport, Member
 from robustsim.search.index.deciding import Decision
 from robustsim.search.index.models import Models
@@ -24,8 +25,9 @@ def duplicates(
     label: str | None,
     tenant: str | None,
     progress: Callable[[int], object],
+    compare: "Compare | None" = None,
 ) -> DuplicatesReport:
-    """Group the pictures of an index; arguments as for `Index.duplicates`."""
+    """Group the pictures of an index; arguments as for `Index.duplicates` and `find_duplicates`."""
     allowed = loaded.allowed(label, tenant)
     counts = np.ones(len(loaded.pictures), bool)
     if allowed is not None:
@@ -37,10 +39,16 @@ def duplicates(
         number = models.number(name)
         there = counts if number is not None else counts & _mask(loaded.hashed, len(counts))
         pictures = np.where(there, place[loaded.pictures], -1)
-        lines.append(Line(name, loaded.line(number), pictures, distance))
+        lines.append(Line(name, partial(loaded.line, number), pictures, distance))
     rate = decision.false_positives
     return find_duplicates(
-        lines, members, keep=keep, version=loaded.snapshot.version, false_positives=rate, progress=progress
+        lines,
+        members,
+        keep=keep,
+        version=loaded.snapshot.version,
+        false_positives=rate,
+        progress=progress,
+        compare=compare,
     )
 
 

@@ -13,13 +13,16 @@ from robustsim.encoders.card import EncoderCard
 from robustsim.errors import InputError, SearchError
 from robustsim.images.views.names import check_views
 from robustsim.metric import ImagesOrEmbeddings, RobustSim
+from robustsim.search.duplicates.find import Compare
 from robustsim.search.duplicates.report import DuplicatesReport
 from robustsim.search.index.alike import duplicates
 from robustsim.search.index.answer import Answer
-from robustsim.search.index.ask import Clusters, Question
+from robustsim.search.index.ask import Question
 from robustsim.search.index.deciding import ALL, RATE, decide, lines_of, measure
 from robustsim.search.index.models import Loader, Models
+from robustsim.search.index.scanning import Clusters, LoadedScanner, Scanner, opened
 from robustsim.search.rates import keep_tails, known_tails, read_tails
+from robustsim.search.storage.approximate import Approximate
 from robustsim.search.storage.check import CheckReport, check_store
 from robustsim.search.storage.loaded import Loaded
 from robustsim.search.storage.rows import check_words
@@ -239,7 +242,8 @@ class Answering:
         lines, rows = lines_of(self._models, by, distance, false_positives), self._rows()
         tails = {} if false_positives is None else self._tails()
         found = decide(lines, distance, false_positives, tails, rows.comparisons)
-        return duplicates(self._models, rows, found, keep=keep, label=label, tenant=tenant, progress=progress)
+        words: dict[str, Any] = {"keep": keep, "label": label, "tenant": tenant, "progress": progress}
+        return duplicates(self._models, rows, found, **words, compare=self._compare())
 
     def check(self, progress: Callable[[int], object] = nothing) -> CheckReport:
         """Read every byte of the version that counts now, and compare it with what was written.
@@ -283,6 +287,21 @@ class Answering:
         approximate: bool,
     ) -> Question:
         check_words(label=label, tenant=tenant)
-        asked: dict[str, Any] = {"views": check_views(views), "lines": lines, "label": label, "tenant": tenant}
-        clusters = self._clusters if approximate else None
-        return Question(self._models, self._rows(), images, **asked, clusters=clusters)
+        numbers = [self._models.number(line) for line in lines]
+        scanner = partial(self._scanner, numbers, label, tenant, approximate)
+        return Question(self._models, scanner, images, views=check_views(views), lines=lines)
+
+    def _compare(self) -> "Compare | None":
+        """What finds pairs of rows, if that is not this process."""
+        return None
+
+    def _scanner(
+        self, numbers: Sequence[int | None], label: str | None, tenant: str | None, approximate: bool, device: str
+    ) -> Scanner:
+        """What scans the rows that count, by the models of these numbers."""
+        loaded = self._rows()
+        made: dict[int | None, Approximate] = {}
+        for number in numbers if approximate else ():
+            if number is not None and (clusters := opened(self._clusters, loaded, number)):
+                made[number] = clusters
+        return LoadedScanner(loaded, label, tenant, device=device, made=made)

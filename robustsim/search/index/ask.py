@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -17,20 +16,14 @@ from robustsim.search.index.answer import Answer, Evidence, Hit
 from robustsim.search.index.deciding import Decision
 from robustsim.search.index.models import Models
 from robustsim.search.index.pictures import Seen, embed_pictures, one_by_one
+from robustsim.search.index.scanning import Scanner
 from robustsim.search.rates import PHASH
-from robustsim.search.scan import approximate as some
-from robustsim.search.scan import exact as scan
-from robustsim.search.scan.codes import distances, unit
-from robustsim.search.storage.approximate import Approximate
-from robustsim.search.storage.loaded import Loaded
+from robustsim.search.scan.exact import Found
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Positions: TypeAlias = NDArray[np.int64]
-
-#: Version and number of a model -> what is open for an approximate search; None where there are too few rows.
-Clusters: TypeAlias = dict[tuple[int, int], "Approximate | None"]
 
 
 @dataclass(frozen=True)
@@ -48,14 +41,11 @@ class _Asked:
     views: Sequence[str]
 
 
-_MEASURED = 512  # rows read and measured at a time
-
-
 class _Nearest(NamedTuple):
     """The nearest view of a picture to those of a query; ordered as hits are."""
 
     away: float
-    rank: int
+    rank: Any
     query_view: str
     at: int
 
@@ -65,13 +55,10 @@ class Question:
 
     Args:
         models: of the index.
-        loaded: its rows.
+        scanner: the device of the first model that is asked ("cpu" or "cuda") -> what scans the rows that count.
         images: queries; embeddings of the index's own model may stand in where neither views nor other lines are asked.
         views: which views of the queries are looked for, beside the whole.
         lines: what compares; taken in the order of the index, so that a hash is never the first where a model is there.
-        label: only pictures with this label count.
-        tenant: only pictures of this tenant count.
-        clusters: where what is opened for an approximate search is kept, by version and model; None for an exact one.
 
     Raises:
         ImageError: a query cannot be read.
@@ -81,25 +68,14 @@ class Question:
     def __init__(
         self,
         models: Models,
-        loaded: Loaded,
+        scanner: Callable[[str], Scanner],
         images: ImagesOrEmbeddings,
         *,
         views: Sequence[str],
         lines: Sequence[str],
-        label: str | None,
-        tenant: str | None,
-        clusters: Clusters | None,
     ) -> None:
         numbers = {line: models.number(line) for line in lines}
-        self._loaded, self._lines = loaded, {line: numbers[line] for line in models.lines if line in numbers}
-        self._allowed = loaded.allowed(label, tenant)
-        self._compared = self._pictures(self._allowed)
-        self._where = {"label": label, "tenant": tenant}
-        self._clusters: dict[str, Approximate] = {}
-        if clusters is not None:
-            for line, number in self._lines.items():
-                if number is not None and (made := _opened(clusters, loaded, number)):
-                    self._clusters[line] = made
+        self._lines = {line: numbers[line] for line in models.lines if line in numbers}
         self._device = "cpu"
         if list(self._lines.values()) == [0] and not views:
             metric = models[0]
@@ -109,6 +85,7 @@ class Question:
             self._count = len(rows)
         else:
             self._ask(models, images, views)
+        self._scanner = scanner(self._device)
 
     def _ask(self, models: Models, images: ImagesOrEmbeddings, views: Sequence[str]) -> None:
         if isinstance(images, Tensor) and images.ndim < 3:
@@ -130,18 +107,7 @@ class Question:
     def nearest(self, k: int) -> Answer:
         """The k nearest pictures by the one line that is asked."""
         ((line, number),) = self._lines.items()
-        allowed = self._counting(number)
-        asked, reached, enough = self._asked[line], k, min(k, self._pictures(allowed))
-        while True:
-            if made := self._clusters.get(line):
-                found = some.nearest(asked.rows, reached, **self._ask_clusters(made, number))
-            else:
-                rows = self._loaded.line(number)
-                found = scan.nearest(rows, asked.rows, reached, allowed=allowed, device=self._device)
-            # The rows come by their distance, so the first k pictures among them are the k nearest to this view.
-            if all(self._pictures(one.positions) >= enough or len(one.positions) < reached for one in found):
-                return self._answer({line: found}, k)
-            reached *= 2
+        return self._answer({line: self._scanner.nearest(number, self._asked[line].rows, k)}, k)
 
     def within(self, decide: Callable[[int], Decision]) -> Answer:
         """All pictures that at least one line takes for a match.
@@ -150,14 +116,14 @@ class Question:
             decide: how many comparisons a query and a picture take on each line -> what counts as a match.
         """
         decisions = [decide(count) for count in self._comparisons()]
-        found: dict[str, list[scan.Found]] = {}
+        found: dict[str, list[Found]] = {}
         for line, number in self._lines.items():
             asked = self._asked[line]
             limits = np.array([decisions[owner].thresholds[line] for owner in asked.owners])
-            of_line: dict[int, scan.Found] = {}
+            of_line: dict[int, Found] = {}
             for limit in np.unique(limits):
                 at = np.flatnonzero(limits == limit)
-                of_line |= zip(at.tolist(), self._within(line, number, asked.rows[at], float(limit)), strict=True)
+                of_line |= zip(at.tolist(), self._scanner.within(number, asked.rows[at], float(limit)), strict=True)
             found[line] = [of_line[at] for at in range(len(limits))]
         rates = [one.false_positives for one in decisions if one.false_positives is not None]
         return replace(
@@ -167,63 +133,33 @@ class Question:
             measured_on=decisions[0].measured_on if decisions else {},
         )
 
-    def _within(self, line: str, number: int | None, queries: "NDArray[np.float32]", limit: float) -> list[scan.Found]:
-        if made := self._clusters.get(line):
-            return some.within(queries, limit, **self._ask_clusters(made, number))
-        return scan.within(
-            self._loaded.line(number), queries, limit, allowed=self._counting(number), device=self._device
-        )
-
     def _comparisons(self) -> list[int]:
         """How many each query and a picture take on each line: views of the one times views of the other, on average.
 
         A rate is a share of pairs, so that it is the mean of the views of the pictures that counts.
         """
-        rows = len(self._loaded.pictures) if self._allowed is None else len(self._allowed)
+        rows, compared = self._scanner.counted, self._scanner.compared
         views = np.zeros(self._count, np.int64)
         for asked in self._asked.values():
             views = np.maximum(views, np.bincount(asked.owners, minlength=self._count))
-        return [max(1, ceil(count * rows / max(1, self._compared))) for count in views.tolist()]
+        return [max(1, ceil(count * rows / max(1, compared))) for count in views.tolist()]
 
-    def _pictures(self, positions: "Positions | None") -> int:
-        """Of how many pictures rows are."""
-        if positions is None:
-            return self._loaded.count
-        return len(positions) if self._loaded.most_views == 1 else len(np.unique(self._loaded.pictures[positions]))
-
-    def _counting(self, number: int | None) -> "Positions | None":
-        """The rows that count for a line; None for all."""
-        if number is not None:
-            return self._allowed
-        hashed = self._loaded.hashed
-        if self._allowed is None:
-            return hashed
-        there = np.zeros(len(self._loaded.pictures), bool)
-        there[hashed] = True
-        return self._allowed[there[self._allowed]]
-
-    def _answer(self, found: Mapping[str, Sequence[scan.Found]], k: int | None) -> Answer:
+    def _answer(self, found: Mapping[str, Sequence[Found]], k: int | None) -> Answer:
         best: list[dict[int, dict[str, _Nearest]]] = [{} for _ in range(self._count)]
-        order, pictures = self._loaded.order, self._loaded.pictures
+        scanner = self._scanner
         for line, per_row in found.items():
             asked = self._asked[line]
             for owner, view, one in zip(asked.owners.tolist(), asked.views, per_row, strict=True):
-                columns = (order[one.positions], one.positions, pictures[one.positions])
-                described = zip(one.distances.tolist(), *(column.tolist() for column in columns), strict=True)
+                columns = (scanner.ranks(one.positions), one.positions.tolist(), scanner.numbers(one.positions))
+                described = zip(one.distances.tolist(), *columns, strict=True)
                 for away, rank, at, picture in described:
                     lines, new = best[owner].setdefault(picture, {}), _Nearest(away, rank, view, at)
                     if line not in lines or new < lines[line]:
                         lines[line] = new
         hits = tuple(self._hits(query, of_one, k) for query, of_one in enumerate(best))
         bound = max((one.bound for per_row in found.values() for one in per_row), default=0.0)
-        recall = min((made.recall for made in self._clusters.values()), default=None)
-        version = self._loaded.snapshot.version
-        return Answer(hits, not self._clusters, bound, version, self._compared, recall=recall)
-
-    def _ask_clusters(self, made: Approximate, number: int | None) -> dict[str, Any]:
-        """What `some` takes, without the codes, which nothing needs here."""
-        read = partial(self._loaded.embeddings, model=number or 0)
-        return {"candidates": partial(made.candidates, where=self._where), "read": read, "order": self._loaded.order}
+        recall = scanner.recall
+        return Answer(hits, recall is None, bound, scanner.version, scanner.compared, recall=recall)
 
     def _hits(self, query: int, found: "Mapping[int, Mapping[str, _Nearest]]", k: int | None) -> tuple[Hit, ...]:
         line = next(iter(self._lines))
@@ -232,7 +168,7 @@ class Question:
             first |= self._measured(line, query, [picture for picture in found if picture not in first])
         ranked = sorted(first, key=first.__getitem__)[:k]
         every = [near.at for picture in ranked for near in (first[picture], *found[picture].values())]
-        texts = {name: self._texts(name, every) for name in ("path", "id", "label", "view")}
+        texts = {name: self._scanner.texts(name, every) for name in ("path", "id", "label", "view")}
         hits, at = [], 0
         for picture in ranked:
             lines = found[picture]
@@ -246,34 +182,17 @@ class Question:
             at += 1 + len(lines)
         return tuple(hits)
 
-    def _texts(self, column: str, positions: Sequence[int]) -> list[Any]:
-        found: list[Any] = self._loaded.table.column(column).take(np.array(positions, np.int64)).to_pylist()
-        return found
-
     def _measured(self, line: str, query: int, pictures: Sequence[int]) -> "dict[int, _Nearest]":
         """How near pictures are by a line that did not find them."""
         asked, found = self._asked[line], dict[int, _Nearest]()
         own = np.flatnonzero(asked.owners == query)
-        queries, every = unit(asked.rows[own]), np.flatnonzero(np.isin(self._loaded.pictures, pictures))
-        for start in range(0, len(every), _MEASURED):
-            positions = every[start : start + _MEASURED]
-            rows = unit(self._loaded.embeddings(positions, self._lines[line] or 0))
-            columns = (self._loaded.order[positions], positions, self._loaded.pictures[positions])
-            described = list(zip(*(column.tolist() for column in columns), strict=True))
-            for view, one in zip(own.tolist(), queries, strict=True):
-                for away, (rank, at, picture) in zip(distances(one, rows).tolist(), described, strict=True):
-                    new = _Nearest(away, rank, asked.views[view], at)
-                    found[picture] = min(new, found.get(picture, new))
+        at, every = self._scanner.measured(self._lines[line], asked.rows[own], pictures)
+        described = list(zip(self._scanner.ranks(at), at.tolist(), self._scanner.numbers(at), strict=True))
+        for view, aways in zip(own.tolist(), every.tolist(), strict=True):
+            for away, (rank, position, picture) in zip(aways, described, strict=True):
+                new = _Nearest(away, rank, asked.views[view], position)
+                found[picture] = min(new, found.get(picture, new))
         return found
-
-
-def _opened(clusters: Clusters, loaded: Loaded, number: int) -> Approximate | None:
-    key = loaded.snapshot.version, number
-    if key not in clusters:
-        for other in [one for one in clusters if one[0] != key[0]]:
-            del clusters[other]
-        clusters[key] = Approximate.of(loaded, number)
-    return clusters[key]
 
 
 def _of_line(pairs: Sequence[tuple[int, Seen]], number: int | None, numbers: Sequence[int]) -> _Asked:

@@ -13,7 +13,7 @@ from robustsim.images.inputs import ImageInput
 from robustsim.images.views.names import check_views
 from robustsim.metric import RobustSim
 from robustsim.search.index.answering import Answering, nothing
-from robustsim.search.index.models import Loader, describe
+from robustsim.search.index.models import describe, loader
 from robustsim.search.index.update import Update, UpdateReport, parts_of
 from robustsim.search.storage.forget import ForgetReport, forget
 from robustsim.search.storage.rows import check_words
@@ -72,7 +72,7 @@ class Index(Answering):
             InputError: two models have one name, or there is no such view.
             MissingDependencyError: Lance is not installed.
         """
-        kept, load = check_views(views), load or _loader(device)
+        kept, load = check_views(views), load or loader(device)
         models, metrics = describe([metric, *also], load)
         dims = [one.card.embedding_dim for one in metrics]
         return cls(Store.create(path, dims, {"models": models, "views": list(kept)}), metrics, load)
@@ -100,7 +100,7 @@ class Index(Answering):
             SearchError: there is none, it is damaged, of a newer format, or of another model.
             MissingDependencyError: Lance is not installed.
         """
-        return cls(Store(path), [metric, *also], load or _loader(device))
+        return cls(Store(path), [metric, *also], load or loader(device))
 
     def add(
         self,
@@ -205,10 +205,6 @@ class Index(Answering):
             self._store.tidy()
         finally:
             self._snapshot = self._loaded = None  # what was committed is seen, whatever came after
-
-
-def _loader(device: "str | torch.device | None") -> Loader:
-    return lambda name: RobustSim.from_pretrained(name, device=device)
 
 
 def _absolute(path: "str | os.PathLike[str]") -> Path:

@@ -3,13 +3,16 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from robustsim.encoders.card import EncoderCard, list_models
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import InputError, ModelNotFoundError, SearchError
 from robustsim.metric import RobustSim
 from robustsim.search.rates import PHASH
+
+if TYPE_CHECKING:
+    import torch
 
 #: A model's name -> what embeds by it.
 Loader: TypeAlias = Callable[[str], RobustSim]
@@ -24,6 +27,7 @@ class Models:
     Attributes:
         cards: theirs.
         lines: the ways in which two pictures of the index can be compared: the names of its models, and `phash`.
+        load: what loads them.
 
     Args:
         path: of the index, for messages.
@@ -42,7 +46,7 @@ class Models:
         metrics: Sequence[RobustSim | None],
         load: Loader,
     ) -> None:
-        self._path, self._load = path, load
+        self._path, self.load = path, load
         try:
             self._names = [str(made["model"]) for made in header["models"]]
             self._weights = [str(made["weights"]) for made in header["models"]]
@@ -76,7 +80,7 @@ class Models:
         if found is None:
             name = self._names[number]
             try:
-                metric = self._load(name)
+                metric = self.load(name)
             except ModelNotFoundError as error:
                 how = "Index.open(path, also=...), --also" if number else "Index.open(path, metric), --model"
                 raise SearchError(
@@ -164,3 +168,8 @@ def _whole_name(model: "str | os.PathLike[str]") -> str:
     name = os.fsdecode(model)
     folder = os.path.abspath(os.path.expanduser(name))
     return folder if name not in list_models() and os.path.isdir(folder) else name
+
+
+def loader(device: "str | torch.device | None") -> Loader:
+    """Loads models by torch, on a device."""
+    return lambda name: RobustSim.from_pretrained(name, device=device)

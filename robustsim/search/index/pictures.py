@@ -1,6 +1,7 @@
 """Pictures, decoded once and embedded by each model of an index, view by view."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar, Union
 
@@ -60,35 +61,82 @@ def pixels_sha256(picture: Sequence[LoadedView]) -> str:
 
 
 def embed_loaded(
-    metrics: Callable[[], Sequence[RobustSim]], loaded: Iterator[tuple[T, Loading]], name: Callable[[T], str]
+    metrics: Callable[[], Sequence[RobustSim]],
+    loaded: Iterator[tuple[T, Loading]],
+    name: Callable[[T], str],
+    *,
+    fill: bool | None = False,
 ) -> "Iterator[tuple[T, Embedded | ImageError]]":
-    """Each picture embedded, in their order.
+    """Each picture embedded, in their order, in batches of one size.
+
+    An encoder rounds by the size of its batch, and not by what else is in it: so a picture's embedding is the same, bit
+    for bit, whatever it is embedded with, as long as the last batch is filled up.
 
     Args:
         metrics: -> the models, asked for when the first picture is there to embed.
         loaded: pictures, or what is wrong with them, each with whatever tells it.
         name: what tells a picture -> what messages call it.
+        fill: whether the last batch is filled up to the size of the others; None: if it is not the only one.
 
     Raises:
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
-    while batch := _some(loaded, metrics):
-        views = [view for _, found in batch if not isinstance(found, ImageError) for view in found]
-        owners = [key for key, found in batch if not isinstance(found, ImageError) for _ in found]
-        columns = []
-        for number, metric in enumerate(metrics() if views else ()):
-            pixels = stack_squares([view.squares[number] for view in views], metric.device)
-            rows = metric.embed_pixels(pixels).detach().cpu()
-            for bad in (~(rows.isfinite().all(1) & rows.any(1))).nonzero()[:1]:
-                raise no_embedding(metric.card.name, f"the embedding of {name(owners[bad])}")
-            columns.append(rows)
-        embedded = iter(zip(*columns, strict=True) if columns else [()] * len(views))
-        for key, found in batch:
-            if isinstance(found, ImageError):
-                yield key, found
-            else:
-                seen = [Seen(view.name, view.hash, next(embedded)) for view in found]
-                yield key, Embedded(found[0].width, found[0].height, seen)
+    pictures: deque[tuple[T, Loading, list[Seen]]] = deque()  # not all views of which are embedded, in their order
+    views: deque[tuple[T, LoadedView, list[Seen]]] = deque()  # that are to be embedded
+    whole = 0  # batches
+    for key, found in loaded:
+        seen: list[Seen] = []
+        pictures.append((key, found, seen))
+        if not isinstance(found, ImageError):
+            views.extend((key, view, seen) for view in found)
+        while views and len(views) >= (size := _size(metrics())):
+            _embed(metrics(), [views.popleft() for _ in range(size)], size, name)
+            whole += 1
+        yield from _embedded(pictures)
+    if views:
+        fills = whole > 0 if fill is None else fill
+        _embed(metrics(), list(views), _size(metrics()) if fills else len(views), name)
+    yield from _embedded(pictures)
+
+
+def _size(metrics: Sequence[RobustSim]) -> int:
+    return min((metric.batch_size for metric in metrics), default=1)
+
+
+def _embed(
+    metrics: Sequence[RobustSim],
+    views: "Sequence[tuple[T, LoadedView, list[Seen]]]",
+    size: int,
+    name: Callable[[T], str],
+) -> None:
+    """Embed views in one batch, and put each where its picture's are."""
+    columns = []
+    for number, metric in enumerate(metrics):
+        squares = [view.squares[number] for _, view, _ in views]
+        squares += squares[-1:] * (size - len(squares))
+        rows = metric.embed_pixels(stack_squares(squares, metric.device)).detach().cpu()[: len(views)]
+        for bad in (~(rows.isfinite().all(1) & rows.any(1))).nonzero()[:1]:
+            raise no_embedding(metric.card.name, f"the embedding of {name(views[bad][0])}")
+        columns.append(rows)
+    embedded = zip(*columns, strict=True) if columns else iter([()] * len(views))
+    for (_, view, seen), rows_of_one in zip(views, embedded, strict=True):
+        seen.append(Seen(view.name, view.hash, rows_of_one))
+
+
+def _embedded(
+    pictures: "deque[tuple[T, Loading, list[Seen]]]",
+) -> "Iterator[tuple[T, Embedded | ImageError]]":
+    """Those at the head that are done."""
+    while pictures:
+        key, found, seen = pictures[0]
+        if isinstance(found, ImageError):
+            done: Embedded | ImageError = found
+        elif len(seen) == len(found):
+            done = Embedded(found[0].width, found[0].height, seen)
+        else:
+            return
+        pictures.popleft()
+        yield key, done
 
 
 def embed_pictures(
@@ -128,14 +176,3 @@ def load_ahead(load: Callable[[S], T], sources: Iterable[S], views: Sequence[str
 def one_by_one(parts: Iterable[Any]) -> list[Any]:
     """The parts of `split_images`, with each picture of a tensor (N, 3, H, W) as one (3, H, W)."""
     return [one for part in parts for one in (part if isinstance(part, Tensor) else (part,))]
-
-
-def _some(loaded: Iterator[tuple[T, Loading]], metrics: Callable[[], Sequence[RobustSim]]) -> list[tuple[T, Loading]]:
-    """Enough pictures for a batch; one that cannot be read alone, as long as there is nothing to embed."""
-    batch, views = [], 0
-    for one in loaded:
-        batch.append(one)
-        views += 0 if isinstance(one[1], ImageError) else len(one[1])
-        if not views or views >= min((metric.batch_size for metric in metrics()), default=1):
-            break
-    return batch

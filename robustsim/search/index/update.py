@@ -5,11 +5,12 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +19,19 @@ from robustsim.errors import ImageError, InputError
 from robustsim.images.files import from_printable, printable
 from robustsim.images.inputs import ImageInput, split_images
 from robustsim.images.views.load import load_views
+from robustsim.search.index.files import is_gone, load_file
 from robustsim.search.index.models import Models
 from robustsim.search.index.pictures import Loading, Seen, embed_loaded, load_ahead, one_by_one, pixels_sha256
-from robustsim.search.stamps import Stamp, content_sha256, hashed_stamp, size_and_time
+from robustsim.search.stamps import content_sha256, size_and_time
+from robustsim.search.storage.fragments import Fragment
 from robustsim.search.storage.known import Known
 from robustsim.search.storage.rows import Entry, Vectors, make_table, read_back
-from robustsim.search.storage.store import Snapshot, Store
+from robustsim.search.storage.store import Snapshot, Store, Writer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
 
 _TOGETHER = 512  # rows that are committed together
 _LONGEST = 30.0  # seconds of work that a process which is killed may lose
@@ -103,13 +111,14 @@ class Update:
         Raises:
             EncodingError: an embedding is not finite, or nothing but zeros; what was committed stays.
         """
-        loaded = load_ahead(partial(self._load, root), self._todo(root, iter(paths)), self._views)
-        embedded = embed_loaded(self._models.every, loaded, lambda key: repr(printable(root / key[0])))
-        for (path, stamp), found in embedded:
+        whole = (os.path.join(root, path) for path in paths)
+        loaded = load_ahead(partial(load_file, self._preprocessings, self._views), self.todo(whole), self._views)
+        called = lambda key: repr(printable(key[0]))  # noqa: E731
+        for (path, stamp), found in embed_loaded(self._models.every, loaded, called, fill=None):
             if isinstance(found, ImageError):
-                self._fails(root / path, found)
+                self.fails(Path(path), found)
             elif "error" in stamp:  # it decoded, and could not be read again: what it is is not known
-                self._fails(root / path, ImageError(f"cannot read {os.fspath(root / path)!r}: {stamp['error']}"))
+                self.fails(Path(path), ImageError(f"cannot read {path!r}: {stamp['error']}"))
             else:
                 entry = Entry(stamp["id"], stamp["file"], stamp["size"], stamp["mtime"])
                 self.put(entry._replace(width=found.width, height=found.height), found.views)
@@ -136,13 +145,6 @@ class Update:
             self.progress(1)
         self.commit()
 
-    def _load(self, root: Path, path: Path) -> tuple[tuple[Path, Stamp], Loading]:
-        stamp = hashed_stamp(root, path)  # before it is read: what changes meanwhile is noticed
-        try:
-            return (path, stamp), load_views(root / path, self._preprocessings, self._views, hashed=True)
-        except ImageError as error:
-            return (path, stamp), ImageError(str(error))  # without the traceback, which holds the half-decoded picture
-
     def put(self, entry: Entry, views: list[Seen]) -> None:
         """Add a picture, with the others of its batch, each of which is put once."""
         self._put.append((entry._replace(label=self._label, tenant=self._tenant), views))
@@ -152,36 +154,72 @@ class Update:
     def commit(self) -> None:
         """Write what was put, in one version."""
         if self._put:
-            entries = [entry for entry, _ in self._put]
-            with self._store.writing() as writer:
-                self._meet(writer.snapshot)
-                old = _positions(self._current, entries)
-                labels = self._current.labels(old)
-                renamed = [at >= 0 and self._renames(label) for at, label in zip(old, labels, strict=True)]
-                same = [at >= 0 and self._same(int(at), one) for at, one in zip(old, entries, strict=True)]
-                taken = [row for row in range(len(old)) if not same[row] or renamed[row]]
-                if self._label is None:
-                    entries = [one._replace(label=label) for one, label in zip(entries, labels, strict=True)]
-                stale = np.unique(old[taken][old[taken] >= 0])
+            with self._replacing([entry for entry, _ in self._put]) as (writer, entries, taken):
                 if taken:
                     pairs = [(entries[row], seen) for row in taken for seen in self._put[row][1]]
                     columns = zip(*(seen.embeddings for _, seen in pairs), strict=True)
                     rows = [entry._replace(view=seen.view, hash=seen.hash) for entry, seen in pairs]
-                    if len(stale):
-                        writer.delete(*self._current.rows_of(stale))
-                    table = make_table(
-                        rows, [torch.stack(one).numpy() for one in columns], writer.snapshot.dataset.schema
-                    )
-                    writer.append(table)
-            self._version = writer.version
-            written = self._start.match("path", [entries[row].path for row in taken])
-            self._seen[written[written >= 0]] = True  # nothing is left of them that could be gone
-            relabelled = sum(bool(one and other) for one, other in zip(same, renamed, strict=True))
-            self.report.relabelled += relabelled
-            self.report.replaced += len(stale) - relabelled
-            self.report.added += len(taken) - len(stale)
-            self.report.unchanged += len(old) - len(taken)
+                    embeddings = [torch.stack(one).numpy() for one in columns]
+                    writer.append(make_table(rows, embeddings, writer.snapshot.dataset.schema))
         self._put, self._since = [], time.monotonic()
+
+    def adopt(self, fragments: Sequence[Fragment], *, left: bool = False) -> None:
+        """Make the rows of fragments count, in one version; those that the index has meanwhile do not.
+
+        Args:
+            fragments: of which no two have rows of one file.
+            left: whether an earlier run has left them: they replace nothing then, as what is there may be newer.
+        """
+        whole = [[entry for entry in one.entries if not entry.view] for one in fragments]
+        every = [entry for of_one in whole for entry in of_one]
+        with self._replacing(every, replaces=not left) as (writer, entries, taken):
+            chosen, start = set(taken), 0
+            for one, of_one in zip(fragments, whole, strict=True):
+                own = range(start, start + len(of_one))
+                start += len(of_one)
+                same = all(entries[at].label == every[at].label for at in own)
+                if same and chosen.issuperset(own):
+                    writer.adopt(one)
+                elif chosen.intersection(own):
+                    writer.append(_some_rows(one, [entries[at] for at in own if at in chosen], writer.snapshot))
+        for one in fragments:
+            one.remove()
+
+    @contextmanager
+    def _replacing(
+        self, entries: list[Entry], *, replaces: bool = True
+    ) -> Iterator[tuple[Writer, list[Entry], list[int]]]:
+        """Add pictures in one version, and take away what the index has of their files; count them when that is done.
+
+        Gives what writes, the pictures with the labels that they are to have, and the places of those that are to be
+        written: the index may have the others already.
+        """
+        with self._store.writing() as writer:
+            self._meet(writer.snapshot)
+            old = _positions(self._current, entries)
+            labels = self._current.labels(old)
+            renamed = [at >= 0 and self._renames(label) for at, label in zip(old, labels, strict=True)]
+            same = [
+                at >= 0 and (self._same(int(at), one) or not replaces) for at, one in zip(old, entries, strict=True)
+            ]
+            taken = [row for row in range(len(old)) if not same[row] or (renamed[row] and replaces)]
+            if self._label is None:
+                entries = [
+                    one._replace(label=label) if at >= 0 else one
+                    for one, label, at in zip(entries, labels, old, strict=True)
+                ]
+            stale = np.unique(old[taken][old[taken] >= 0])
+            if len(stale):
+                writer.delete(*self._current.rows_of(stale))
+            yield writer, entries, taken
+        self._version = writer.version
+        written = self._start.match("path", [entries[row].path for row in taken])
+        self._seen[written[written >= 0]] = True  # nothing is left of them that could be gone
+        relabelled = sum(bool(one and other and replaces) for one, other in zip(same, renamed, strict=True))
+        self.report.relabelled += relabelled
+        self.report.replaced += len(stale) - relabelled
+        self.report.added += len(taken) - len(stale)
+        self.report.unchanged += len(old) - len(taken)
 
     def remove_gone(self, root: Path, *, all_of_them: bool) -> None:
         """Remove the rows that were there when this began, and whose files below the folder are not there any more.
@@ -197,7 +235,7 @@ class Update:
         """
         missed = np.flatnonzero(~self._seen & self._start.below(printable(root), self._unlisted))
         names = self._start.paths(missed)
-        gone = missed[np.array([name in self._spoilt or _is_gone(from_printable(name), root) for name in names], bool)]
+        gone = missed[np.array([name in self._spoilt or is_gone(from_printable(name), root) for name in names], bool)]
         if not len(gone):
             return
         # A file that was read, whatever it is, shows that the disk is there.
@@ -253,26 +291,45 @@ class Update:
         known = self._current
         return not entry.path or (known.sizes[at], known.mtimes[at]) == (entry.size, entry.mtime)
 
-    def _todo(self, root: Path, paths: Iterator[Path]) -> Iterator[Path]:
-        sizes, mtimes = self._start.sizes, self._start.mtimes
-        while chunk := list(islice(paths, _COMPARED)):
-            whole = [os.path.join(root, path) for path in chunk]  # texts: paths that are objects take twice the time
-            found = self._start.match("path", [printable(path) for path in whole]).tolist()
+    def todo(
+        self,
+        files: Iterator[T],
+        name: Callable[[T], str] = printable,  # type: ignore[assignment]
+        known_by: "Callable[[T], tuple[int | None, int | None]] | None" = None,
+    ) -> Iterator[T]:
+        """Those of the files that the index does not have as they are; the others get the label, if they need it.
+
+        Args:
+            files: any number; texts take half the time of paths that are objects.
+            name: file -> how the index calls it.
+            known_by: file -> what it is known by; asked where the index has a file of that name.
+        """
+        sizes, mtimes, stamp = self._start.sizes, self._start.mtimes, known_by or size_and_time
+        while chunk := list(islice(files, _COMPARED)):
+            names = [name(file) for file in chunk]
+            found = self._start.match("path", names).tolist()
             labels = self._start.labels(np.array(found, np.int64)) if self._label is not None else [None] * len(chunk)
             renamed = []
-            for path, file, at, label in zip(chunk, whole, found, labels, strict=True):
-                if at >= 0 and size_and_time(file) == (sizes.item(at), mtimes.item(at)):
+            for file, called, at, label in zip(chunk, names, found, labels, strict=True):
+                if at >= 0 and stamp(file) == (sizes.item(at), mtimes.item(at)):  # type: ignore[arg-type]
                     self._seen[at] = True
                     if self._renames(label):
-                        renamed.append(printable(file))
+                        renamed.append(called)
                     else:
                         self.report.unchanged += 1
                     self.progress(1)
                     continue
-                yield path
+                yield file
             self._relabel(renamed)
 
-    def _fails(self, path: Path, error: ImageError) -> None:
+    def labels(self, names: Sequence[str]) -> list[str | None]:
+        """With which label pictures are to be kept: the one that is given, or that which the index has of the file."""
+        if self._label is not None:
+            return [self._label] * len(names)
+        return self._current.labels(self._current.match("path", names))
+
+    def fails(self, path: Path, error: ImageError) -> None:
+        """Count a file that cannot be read, and tell of it."""
         try:
             mode = os.stat(path).st_mode
         except (FileNotFoundError, ValueError):
@@ -318,14 +375,10 @@ def _positions(known: Known, entries: Sequence[Entry]) -> "np.ndarray[tuple[int]
     return np.where([bool(entry.path) for entry in entries], by_path, by_id)
 
 
-def _is_gone(path: str, root: Path) -> bool:
-    """Whether the file system says for certain that there is no such file below the root."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        # Below a link that leads nowhere, perhaps to a disk that is not there now, nothing is certain.
-        folders = takewhile(lambda folder: folder != root, Path(path).parents)
-        return not any(os.path.islink(folder) and not os.path.exists(folder) for folder in folders)
-    except (OSError, ValueError):
-        pass
-    return False
+def _some_rows(fragment: Fragment, pictures: Sequence[Entry], snapshot: Snapshot) -> "pa.Table":
+    """Those rows of a fragment that are of some of its pictures, with the labels that these have."""
+    labels = {(one.path, one.id): one.label for one in pictures}
+    entries, embeddings = read_back(fragment.table(), fragment.digests)
+    at = [row for row, one in enumerate(entries) if (one.path, one.id) in labels]
+    named = [entries[row]._replace(label=labels[entries[row].path, entries[row].id]) for row in at]
+    return make_table(named, [rows[at] for rows in embeddings], snapshot.dataset.schema)

@@ -50,6 +50,7 @@ def pairs_within(
     *,
     pictures: "NDArray[np.int64] | None" = None,
     allowed: "NDArray[np.int64] | None" = None,
+    split: int | None = None,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda compared: None,
     **kernel: Any,
@@ -62,8 +63,9 @@ def pairs_within(
         pictures: (N,), which picture each row belongs to: pairs of rows of one picture do not count. None: each row
             is one.
         allowed: positions, ascending, of the rows that count; None for all.
+        split: only pairs of a row before this place with one from it on count; None for all pairs.
         threads: that multiply; None for as many as there are cores.
-        progress: called with the number of pairs compared since the last call; N (N - 1) / 2 in the end.
+        progress: called with the number of pairs compared since the last call; N (N - 1) / 2 in the end, if all count.
         kernel: for `make_kernel`.
 
     Raises:
@@ -74,7 +76,7 @@ def pairs_within(
     positions = np.arange(len(rows.codes)) if allowed is None else np.asarray(allowed, np.int64)
     # As the scan has it: `upper` is at least the exact score, which rounding may move by ROUNDING once more.
     needed = 1 - distance * distance - ROUNDING
-    tiles = _Tiles(rows.codes, positions, pictures, needed, kernel)
+    tiles = _Tiles(rows.codes, positions, pictures, needed, kernel, split)
     held: list[NDArray[np.int64]] = []
     waiting = 0
     workers = worker_count() if threads is None else threads
@@ -97,7 +99,10 @@ class _Columns(NamedTuple):
 
 
 class _Tiles:
-    """The upper half of the matrix: rows by their scales, each with those at its own place and later."""
+    """The upper half of the matrix: rows by their scales, each with those at its own place and later.
+
+    Where the rows are split, those of the one half with those of the other, which come one after the other here.
+    """
 
     def __init__(
         self,
@@ -106,22 +111,26 @@ class _Tiles:
         pictures: "NDArray[np.int64] | None",
         needed: float,
         kernel: dict[str, Any],
+        split: int | None,
     ) -> None:
         self._codes, self._pictures, self._needed, self._kernel = codes, pictures, needed, kernel
-        self._order = positions[np.argsort(codes.scales[positions], kind="stable")]
+        halves = [positions] if split is None else [positions[positions < split], positions[positions >= split]]
+        self._order = np.concatenate([half[np.argsort(codes.scales[half], kind="stable")] for half in halves])
+        self._split = None if split is None else len(halves[0])
         self._scales = codes.scales[self._order].astype(np.float64)
         self._residuals = codes.residuals[self._order].astype(np.float64)
 
     def __iter__(self) -> Iterator[tuple[_Columns, int]]:
         count = len(self._order)
-        for start in range(0, count, _ACROSS):
-            stop = min(start + _ACROSS, count)
+        across = count if self._split is None else self._split
+        for start in range(0, across, _ACROSS):
+            stop = min(start + _ACROSS, across)
             block = self._codes.values[self._order[start:stop]]
             kernels = [
                 (start + at, min(start + at + _PACKED, stop), make_kernel(block[at : at + _PACKED], **self._kernel))
                 for at in range(0, stop - start, _PACKED)
             ]
-            for row in range(start, count, _DOWN):
+            for row in range(start if self._split is None else self._split, count, _DOWN):
                 yield _Columns(start, stop, kernels), row
 
     def compare(self, tile: "tuple[_Columns, int]") -> "tuple[NDArray[np.int64], int]":

@@ -19,10 +19,11 @@ from robustsim.encoders.weights import whole_file
 from robustsim.errors import OutputError, RobustSimError, SearchError
 from robustsim.search.scan.approximate import FEWEST, near_duplicates
 from robustsim.search.storage.caches import FOLDER, making, remove
+from robustsim.search.storage.library import lance, lances
 from robustsim.search.storage.readback import manifest
 from robustsim.search.storage.rows import Vectors
 from robustsim.search.storage.seal import checked, checksum_of, seal_files
-from robustsim.search.storage.store import ROWS, lance, lances
+from robustsim.search.storage.store import ROWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

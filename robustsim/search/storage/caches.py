@@ -1,4 +1,4 @@
-"""Where caches lie that are made from the rows, and how they are removed before rows are erased."""
+"""What lies beside the rows, caches and fragments that do not count yet, and how it goes before rows are erased."""
 
 import os
 import shutil
@@ -11,13 +11,15 @@ from filelock import FileLock, Timeout
 from robustsim.errors import OutputError
 
 FOLDER, LOCK = "approximate", "approximate.lock"
+#: Of `robustsim.search.storage.fragments`.
+FRAGMENTS = "fragments"
 
 _PATIENCE = 300  # seconds that who erases waits for one that is being made
 
 
 @contextmanager
 def cleared(folder: Path) -> Iterator[None]:
-    """Remove all that was made for an index, and keep others from making any until the block ends: rows are erased.
+    """Remove what was made from rows, or for them; until the block ends, in which rows are erased, none makes caches.
 
     Args:
         folder: of the index.
@@ -27,6 +29,7 @@ def cleared(folder: Path) -> Iterator[None]:
     """
     with making(folder, _PATIENCE):
         remove(folder / FOLDER)
+        remove(folder / FRAGMENTS)
         yield
 
 

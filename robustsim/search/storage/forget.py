@@ -39,7 +39,7 @@ def forget(store: Store, names: "Iterable[str | os.PathLike[str]]") -> ForgetRep
             raise InputError("an empty name is that of no picture: pass ids or paths")
         by_id.setdefault(name, set()).add(name)
         by_path.setdefault(printable(os.path.abspath(os.path.expanduser(name))), set()).add(name)
-        if os.path.isabs(name):  # as a hit has it
+        if os.path.isabs(name) or "://" in name:  # as a hit has it
             by_path.setdefault(name, set()).add(name)
     row_ids: list[int] = []
     gone: list[bytes] = []

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from robustsim.errors import MissingDependencyError, OutputError, RobustSimError, SearchError
+from robustsim.errors import OutputError, RobustSimError, SearchError
 from robustsim.search.storage.caches import cleared
+from robustsim.search.storage.library import lance, lances
 from robustsim.search.storage.readback import files_of, gained, manifest
 from robustsim.search.storage.rows import add_up, narrow, schema, vectors_of
 from robustsim.search.storage.seal import NAME, Seal, checked, read_seal, seal_files, write_seal
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
+
+    from robustsim.search.storage.fragments import Fragment
 
 T = TypeVar("T")
 
@@ -32,39 +35,6 @@ _PATIENCE = 300  # seconds to wait for another writer, who needs one or two
 _KEPT = timedelta(hours=1)  # for how long a reader may go on with what it opened
 _ATTEMPTS = 5
 _MOST, _LARGE = 64, 1 << 15  # small files of rows, and from how many rows on a file is none
-
-
-def lance() -> Any:
-    """The library.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        import lance as module
-    except ImportError:
-        raise MissingDependencyError('an index needs Lance: pip install "robustsim[search]"') from None
-    return module
-
-
-@contextmanager
-def lances(folder: Path, *, writes: bool = False) -> Iterator[None]:
-    """Lance's errors as ours. It has no type of its own for files that are missing or damaged; some let it panic."""
-    try:
-        yield
-    except BaseException as error:
-        kinds = (OSError, ValueError, RuntimeError, KeyError)
-        if isinstance(error, RobustSimError) or not (
-            isinstance(error, kinds) or type(error).__name__ == "PanicException"
-        ):
-            raise
-        where, why = os.fspath(folder), str(error)[:200]
-        if writes:
-            raise OutputError(f"cannot write the index {where!r}; what was in it stays ({why})") from error
-        raise SearchError(
-            f"the index {where!r} cannot be read: its files are damaged, or were erased since it was opened. Open it "
-            f"again; `robustsim check` tells more ({why})"
-        ) from error
 
 
 class Snapshot:
@@ -175,6 +145,14 @@ class Writer:
             self._dataset = lance().write_dataset(table, self._dataset, mode="append")
         digests = table.column("digest").to_pylist()
         self._count(len(digests), add_up(digests))
+
+    def adopt(self, fragment: "Fragment") -> None:
+        """Add the rows of a fragment, by its files."""
+        with lances(self._folder, writes=True):
+            made = lance().LanceOperation.Append(fragment.link(self._folder / ROWS))
+            version = self._dataset.version
+            self._dataset = lance().LanceDataset.commit(self._dataset, made, read_version=version)
+        self._count(len(fragment.digests), add_up(fragment.digests))
 
     def delete(self, row_ids: Sequence[int], digests: Sequence[bytes]) -> None:
         """Take away rows of the snapshot, each of them once, by Lance's numbers of them and their digests.

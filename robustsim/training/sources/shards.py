@@ -10,22 +10,22 @@ cannot go on from the exact place there, and the order depends on how many proce
 
 import os
 import re
-import tarfile
 import time
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, product
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
 from robustsim.errors import DataError, ImageError, InputError
 from robustsim.images.decode import read_image
 from robustsim.images.files import picture_suffixes, prefetch, printable, suffix_of, what_is_there
+from robustsim.images.tars import NoEndError, members
 from robustsim.training.sources.base import SPLITS, Names, Source, listing, read_classes
 
 CLASSES = "classes.json"
@@ -36,9 +36,6 @@ _MOST_SHARDS = 1_000_000
 _UNLABELLED = -1
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
-# Zeros follow the last member: two blocks, and what fills up the writer's last record.
-_PADDING = 2**20
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class _Shard:
@@ -278,7 +275,7 @@ def _index(path: Path) -> _Shard:
     # tarfile answers damage with many kinds of exception, all of which mean that there is no way on from here.
     try:
         with path.open("rb") as file:
-            for name, offset, size in _members(file):
+            for name, offset, size in members(file, os.fstat(file.fileno()).st_size):
                 parts = _KEY.fullmatch(name)
                 if parts is None:
                     continue
@@ -294,7 +291,7 @@ def _index(path: Path) -> _Shard:
                         wrong[key] = text
                 else:
                     others.setdefault(key, suffix_of(name))
-    except _NoEndError as error:
+    except NoEndError as error:
         shard.problem = str(error)
     except OSError as error:
         shard.problem, shard.damaged = f"cannot be read: {error.strerror or error}", True
@@ -310,34 +307,3 @@ def _index(path: Path) -> _Shard:
             f"is {bad[0]!r} with {wrong[bad[0]][:20]!r}"
         )
     return shard
-
-
-class _NoEndError(Exception):
-    """An archive that stops between two members, as one does that was not written to its end."""
-
-
-def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, bytes) of each file in a tar file."""
-    whole = os.fstat(file.fileno()).st_size
-    head = file.read(6)
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            raise tarfile.ReadError(f"it is compressed ({kind}), and only uncompressed tar files are read: unpack it")
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if member.size < 0:
-                raise tarfile.ReadError(f"{member.name[:80]!r} has {member.size} bytes")
-            if not member.isreg() or member.issparse():
-                continue
-            if member.offset_data + member.size > whole:
-                raise tarfile.ReadError(f"the file ends at byte {whole:,}, within {member.name[:80]!r}")
-            yield member.name, member.offset_data, member.size
-        # A damaged head, too, is the end to tarfile.
-        file.seek(tar.offset)
-        rest = file.read(_PADDING + 1)
-        if not rest:
-            raise _NoEndError("it has no end mark, as if it had been cut off between two members")
-        if len(rest) > _PADDING or rest.strip(b"\0"):
-            raise tarfile.ReadError(f"no member begins at byte {tar.offset:,} of {whole:,}")
