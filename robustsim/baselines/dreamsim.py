@@ -43,7 +43,7 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 
 class DreamSim(Baseline):
     """1 - cosine of the embeddings of the package `dreamsim`, its adapter merged into the weights, its networks' blocks
-    computed with fused attention.
+    computed with fused attention, which torch differentiates once on a CPU, and not twice.
 
     An embedding is what the networks give side by side, less its mean, scaled to length 1: the class token before the
     last norm for DINO, DINOv2 and SynCLR, CLIP's after its projection. In the types of patches, each token is treated

@@ -39,6 +39,7 @@ _BY_PILLOW = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "L
 _SIXTEEN_BIT_FORMATS = frozenset({"PNG", "PPM"})
 # EXIF's orientation tag, and its values that ask for a turn or a flip.
 _ORIENTATION, _TURNED, _SIDEWAYS = 0x0112, range(2, 9), range(5, 9)
+_AGAINST_LINES, _AGAINST_COLUMNS = frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8})
 _WIDTH, _HEIGHT, _BITS = 0x0100, 0x0101, 0x0102  # TIFF's tags
 
 
@@ -160,6 +161,16 @@ def image_size(path: "str | os.PathLike[str] | BinaryIO") -> tuple[int, int]:
         if tags := getattr(image, "tag_v2", None):
             width, height = tags[_WIDTH], tags[_HEIGHT]
         return (height, width) if is_sideways(image) else (width, height)
+
+
+def mirrored_axes(image: Image.Image) -> tuple[bool, bool]:
+    """Whether what is the end of a line, and of a column, as a picture is stored becomes the begin of one, upright.
+
+    Returns:
+        (of lines, of columns) of the upright picture, whether they run against the stored ones.
+    """
+    orientation = _orientation(image)
+    return orientation in _AGAINST_LINES, orientation in _AGAINST_COLUMNS
 
 
 def is_sideways(image: Image.Image) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from robustsim.errors import InputError
-from robustsim.images.decode import is_sideways
+from robustsim.images.decode import is_sideways, mirrored_axes
 from robustsim.images.lines import REACH, kernel
 from robustsim.images.preprocessing import Preprocessing
 
@@ -53,10 +53,12 @@ class Drafted(NamedTuple):
         size: (width, height) of the picture.
         extent: how much of the pixels that come out of the decoder it takes, (across, down): of 1,001 pixels at half
             the size, 500.5 of 501.
+        mirrored: whether the pixel of which it takes a part is the first one, (across, down): the last one as stored.
     """
 
     size: tuple[int, int]
     extent: tuple[float, float]
+    mirrored: tuple[bool, bool]
 
 
 def draft(image: "Image.Image", preprocessing: Preprocessing) -> Drafted | None:
@@ -77,7 +79,7 @@ def draft(image: "Image.Image", preprocessing: Preprocessing) -> Drafted | None:
     found = image.draft(image.mode, (wanted[::turned][0], wanted[::turned][1]))
     _, _, *extent = found[1] if found else (0, 0, *image.size)
     across, down = extent[::turned]
-    return Drafted((width, height), (across, down))
+    return Drafted((width, height), (across, down), mirrored_axes(image))
 
 
 def fast_square(image: "Image.Image", drafted: Drafted, preprocessing: Preprocessing) -> "NDArray[np.uint8]":
@@ -95,8 +97,9 @@ def fast_square(image: "Image.Image", drafted: Drafted, preprocessing: Preproces
     (width, height), (left, top) = preprocessing.window(*drafted.size)
     pixels = np.asarray(image)
     rows, columns = pixels.shape[:2]
-    down = _blocks(rows, height, top, size, mode, drafted.extent[1])
-    across = _blocks(columns, width, left, size, mode, drafted.extent[0])
+    (wide, high), (from_right, from_below) = drafted.extent, drafted.mirrored
+    down = _blocks(rows, height, top, size, mode, high, rows - high if from_below else 0.0)
+    across = _blocks(columns, width, left, size, mode, wide, columns - wide if from_right else 0.0)
     lines = _down(pixels.reshape(rows, -1), down, size)
     planes = _room("planes", 3, size, columns)
     for channel, plane in enumerate(planes):
@@ -134,13 +137,15 @@ class _Block(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _blocks(source: int, target: int, first: int, size: int, mode: str, extent: float) -> tuple[_Block, ...]:
-    """The weights of `lines.line_weights`, of a picture that takes `extent` of the line, in blocks."""
+def _blocks(
+    source: int, target: int, first: int, size: int, mode: str, extent: float, origin: float
+) -> tuple[_Block, ...]:
+    """The weights of `lines.line_weights`, of a picture that takes `extent` of the line from `origin` on, in blocks."""
     scale = extent / target
     stretch = max(scale, 1.0)
     places = (np.arange(math.ceil(size / _BLOCK) * _BLOCK) + first).reshape(-1, _BLOCK)
     inside = (places >= 0) & (places < target)
-    centres = (places + 0.5) * scale
+    centres = (places + 0.5) * scale + origin
     reach = REACH[mode] * stretch
     width = min(source, math.ceil((_BLOCK - 1) * scale + 2 * reach) + 1)
     begins = np.clip(np.floor(centres[:, 0] - reach).astype(int), 0, source - width)

@@ -160,8 +160,9 @@ def stream_pixels(
     ahead = 2 * batch_size if batch_size else 64
     squares = prefetch(load, files, ahead=ahead) if len(files) > 1 else map(load, files)
     for batch in _batches(parts, batch_size):
-        if checks is not None and not any(isinstance(part, Tensor) and part.is_floating_point() for part in batch):
-            checks.settle()  # else with the range of values
+        first = batch[0]
+        if checks is not None and not (isinstance(first, Tensor) and first.is_floating_point()):
+            checks.settle()  # before any file is waited for; else with the range of values
         if not any(isinstance(part, Tensor) for part in batch):
             yield stack_squares([next(squares) for _ in batch], device)
             continue

@@ -210,7 +210,7 @@ def _run(
     elif journal.identity() not in (None, identity):
         raise OutputError(
             f"{os.fspath(partial_dir)!r} was begun with another folder or model, another decode, or without its links "
-            "or with them: pass restart (--restart), or choose another output"
+            "or with them, or by another version: pass restart (--restart), or choose another output"
         )
     else:
         resumed = journal.resume(folder, follow_links)

@@ -27,7 +27,7 @@ def embed_squares(metric: Embeds, squares: "list[NDArray[np.uint8]]") -> "Array"
     from robustsim.images.inputs import stack_squares
 
     pixels = stack_squares([torch.from_numpy(square) for square in squares], metric.device)
-    rows: Array = metric.embed_pixels(pixels).cpu().numpy()
+    rows: Array = metric.embed_pixels(pixels).detach().cpu().numpy()
     return rows
 
 

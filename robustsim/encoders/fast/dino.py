@@ -51,8 +51,9 @@ def _faster(block: Any, *, only_first: bool) -> "_Block | None":
         return None
     faster = _Block(block, only_first=only_first)
     width = own.qkv.in_features
-    x = torch.arange(2 * 5 * width, dtype=torch.float32).mul(0.7).sin().view(2, 5, width)
-    with torch.no_grad():
+    x = torch.arange(2 * 5 * width, dtype=torch.float32, device=own.qkv.weight.device).mul(0.7).sin().view(2, 5, width)
+    # Whatever the caller computes in meanwhile: it is not what the blocks will be called with.
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         expected = block(x)
         if only_first:
             expected = expected[:, :1]
