@@ -18,7 +18,7 @@ def members(file: BinaryIO, whole: int) -> Iterator[tuple[str, int, int]]:
 
     Raises:
         NoEndError: it stops between two of them.
-        tarfile.ReadError: it is compressed, or damaged; tarfile has many other errors for that.
+        ReadError: of `tarfile`: it is compressed, or damaged; that has many other errors for it.
     """
     head = file.read(6)
     for magic, kind in _MAGIC.items():
