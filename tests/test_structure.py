@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"images"},
     "baselines": {"images", "encoders", "metric"},
     "integrations": {"images", "encoders", "metric"},
-    "evaluation": {"images", "encoders", "distances", "metric", "attacks", "data", "baselines", "explain"},
+    "evaluation": {"images", "encoders", "distances", "metric", "attacks", "data", "baselines", "explain", "search"},
     "training": {"images", "encoders", "metric", "attacks", "data"},
     "cli": {
         "onnx",
@@ -60,7 +60,7 @@ FLOORS = {
         {"tasks", "reports"},
         {"running"},
         {"tails", "sheet", "impostors"},
-        {"run", "calibration", "inversion", "attention", "retrieval", "copies"},
+        {"run", "calibration", "inversion", "attention", "retrieval", "copies", "detection"},
     ],
     "search": [
         {"engines", "formats", "partial", "scan", "stamps"},

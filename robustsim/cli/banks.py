@@ -129,7 +129,7 @@ class Wanted:
         """
         from robustsim.search import Detector, Rule, open_banks
 
-        others = [self._other(word) for word in self.detectors]  # what cannot be imported is told first
+        others = [_other(word) for word in self.detectors]  # what cannot be imported is told first
         banks = open_banks(self._paths, model=self.model, device=self.device)
         options: dict[str, Any] = {} if self.safe is None else {"safe": tuple(self.safe)}
         rule = Rule(
@@ -141,7 +141,8 @@ class Wanted:
             **options,
         )
         if self.laion_head is not None:
-            others.append(self._laion(self.laion_head, next(iter(banks.values())).card.name))
+            model = next(iter(banks.values())).card.name
+            others.append(_laion(self.laion_head, self.laion_model, model, self.device))
         made = Detector(banks, rule, others, views=self.views, false_positives=self.false_positives)
         output.settle(made.card)
         output.tell_cropping(made.card)
@@ -149,24 +150,39 @@ class Wanted:
             output.note("within " + ", ".join(f"{name} {away:.4f}" for name, away in made.rule.within.items()))
         return made
 
-    def _other(self, word: str) -> "ScoreDetector":
-        from robustsim.baselines.callables import find_object
-        from robustsim.search import ScoreDetector
 
-        path, threshold = _with_number(word)
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())  # where people keep the module they name
-        function = find_object(path, what="detector")
-        return ScoreDetector(function, 0.5 if threshold is None else threshold, name=path)
+def one_detector(
+    word: str | None, laion_head: str | None, laion_model: str | None, bank_model: str, device: "str | None"
+) -> "ScoreDetector | None":
+    """What `--detector` or `--laion-head` names, if one of them does.
 
-    def _laion(self, word: str, bank_model: str) -> "ScoreDetector":
-        from robustsim.search import LaionHead, ScoreDetector
+    Raises:
+        RobustSimError: it cannot be imported or loaded.
+    """
+    if word is not None:
+        return _other(word)
+    return None if laion_head is None else _laion(laion_head, laion_model, bank_model, device)
 
-        path, threshold = (word, None) if os.path.exists(word) else _with_number(word)
-        head = LaionHead.load(path)
-        model = self.laion_model or head.model
-        metric = None if model == head.model == bank_model else output.load_metric(model, self.device)
-        return ScoreDetector(head, 0.5 if threshold is None else threshold, name="laion", metric=metric)
+
+def _other(word: str) -> "ScoreDetector":
+    from robustsim.baselines.callables import find_object
+    from robustsim.search import ScoreDetector
+
+    path, threshold = _with_number(word)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where people keep the module they name
+    function = find_object(path, what="detector")
+    return ScoreDetector(function, 0.5 if threshold is None else threshold, name=path)
+
+
+def _laion(word: str, model: str | None, bank_model: str, device: "str | None") -> "ScoreDetector":
+    from robustsim.search import LaionHead, ScoreDetector
+
+    path, threshold = (word, None) if os.path.exists(word) else _with_number(word)
+    head = LaionHead.load(path)
+    chosen = model or head.model
+    metric = None if chosen == head.model == bank_model else output.load_metric(chosen, device)
+    return ScoreDetector(head, 0.5 if threshold is None else threshold, name="laion", metric=metric)
 
 
 def _distances(option: str, words: Sequence[str]) -> dict[str, float | None]:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from robustsim.cli import evaluate_attention, evaluate_copies, evaluate_inversion, evaluate_retrieval, judged, output
+from robustsim.cli import (
+    evaluate_attention,
+    evaluate_copies,
+    evaluate_detection,
+    evaluate_inversion,
+    evaluate_retrieval,
+    judged,
+    output,
+)
 
 if TYPE_CHECKING:
     from robustsim.evaluation import AttackPlan, Report
@@ -182,6 +190,7 @@ app.command("inversion")(evaluate_inversion.inversion)
 app.command("attention")(evaluate_attention.attention)
 app.command("copies")(evaluate_copies.copies)
 app.command("retrieval")(evaluate_retrieval.retrieval)
+app.command("detection")(evaluate_detection.detection)
 
 
 ReportsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Reports of `robustsim evaluate`.")]

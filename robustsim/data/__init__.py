@@ -16,6 +16,7 @@ from robustsim.lazy import lazy_names
 
 if TYPE_CHECKING:
     from robustsim.data.bapps import read_bapps
+    from robustsim.data.detection import DetectionSet, detection_folders, read_detection
     from robustsim.data.items import DataSet, OddOneOut, Pair, Rating, Triplet
     from robustsim.data.jnd import read_jnd
     from robustsim.data.layouts import find_layout, read_dataset
@@ -27,15 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataSet",
+    "DetectionSet",
     "OddOneOut",
     "Pair",
     "Query",
     "Rating",
     "RetrievalSet",
     "Triplet",
+    "detection_folders",
     "find_layout",
     "read_bapps",
     "read_dataset",
+    "read_detection",
     "read_jnd",
     "read_nights",
     "read_ratings",
@@ -48,15 +52,18 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "DataSet": "items",
+        "DetectionSet": "detection",
         "OddOneOut": "items",
         "Pair": "items",
         "Query": "retrieval",
         "Rating": "items",
         "RetrievalSet": "retrieval",
         "Triplet": "items",
+        "detection_folders": "detection",
         "find_layout": "layouts",
         "read_bapps": "bapps",
         "read_dataset": "layouts",
+        "read_detection": "detection",
         "read_jnd": "jnd",
         "read_nights": "nights",
         "read_ratings": "ratings",

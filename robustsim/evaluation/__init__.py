@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustsim.evaluation.attention import evaluate_attention
     from robustsim.evaluation.calibration import Measured, calibrate
     from robustsim.evaluation.copies import evaluate_copies
+    from robustsim.evaluation.detection import evaluate_detection
     from robustsim.evaluation.inversion import evaluate_inversion
     from robustsim.evaluation.reports.comparison import Comparison, compare_reports
     from robustsim.evaluation.reports.plots import plot_iterations, plot_radii
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "evaluate",
     "evaluate_attention",
     "evaluate_copies",
+    "evaluate_detection",
     "evaluate_inversion",
     "evaluate_retrieval",
     "just_noticeable",
@@ -79,6 +81,7 @@ __getattr__, __dir__ = lazy_names(
         "evaluate": "run",
         "evaluate_attention": "attention",
         "evaluate_copies": "copies",
+        "evaluate_detection": "detection",
         "evaluate_inversion": "inversion",
         "evaluate_retrieval": "retrieval",
         "just_noticeable": "tasks.questions",

@@ -22,7 +22,12 @@ _STATISTICS: dict[str, dict[str, statistics.Statistic]] = {
     },
 }
 #: The columns that are compared of tasks whose items have a score each, and no decision: how they begin.
-_COLUMNS = {"attention": ("tga", "comp_tga"), "retrieval": ("ap ",), "copies": ("found ",)}
+_COLUMNS = {
+    "attention": ("tga", "comp_tga"),
+    "retrieval": ("ap ",),
+    "copies": ("found ",),
+    "detection": ("right ", "detector ", "either "),
+}
 
 
 @dataclass(frozen=True)

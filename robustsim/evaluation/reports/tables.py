@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustsim.evaluation.reports.detected import detection_cells, detection_notes
 from robustsim.evaluation.reports.found import copies_cells, copies_notes, retrieval_cells, retrieval_notes
 from robustsim.evaluation.reports.report import Report, labels, percent
 
@@ -265,6 +266,7 @@ def _attention_notes(report: Report, interval: bool) -> list[str]:
 _OWN: dict[str, tuple[Callable[[Report, bool, bool], dict[str, str]], Callable[[Report, bool], list[str]]]] = {
     "attention": (_attention, _attention_notes),
     "copies": (copies_cells, copies_notes),
+    "detection": (detection_cells, detection_notes),
     "retrieval": (retrieval_cells, retrieval_notes),
 }
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from robustsim.evaluation.subjects import Subject
 from robustsim.evaluation.tasks.pictures import Photo, decode_square
 from robustsim.images import prefetch
 from robustsim.images.inputs import stack_squares
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _EMBEDDED, _NAME = "embedded", "database.f32"
 # Numbers of distances, and of embeddings, that are held at once: 256 MB.
@@ -119,6 +122,11 @@ class Database:
                     raise ObjectiveError(f"{self.metric.name} gives NaN or infinity for queries and pictures")
                 found[:, missing] = np.nan
                 yield from found
+
+    def take(self, places: "NDArray[np.int64]") -> Array:
+        """The embeddings at some places, (n, D) float32."""
+        with Rows(self._path, len(self.files), (self._width,)) as rows:
+            return rows.take(places)
 
     def _compared(self, codes: Tensor, rows: Tensor) -> Tensor:
         """(n, m)."""

@@ -87,6 +87,21 @@ class EscapePlan:
             eps: one of the radii.
             seed: of the start.
         """
+        embed = metric.embed
+        objective: Objective = Away(metric, fixed)
+        if embed is not None and metric.cosine:
+            objective = Untargeted(embed, fixed)
+        return self.climb(objective, images, eps, seed=seed)
+
+    def climb(self, objective: Objective, images: Tensor, eps: str, *, seed: int) -> Tensor:
+        """Images (N, 3, S, S) within the radius where an objective is as large as can be.
+
+        Args:
+            objective: what is maximised.
+            images: where the attack begins.
+            eps: one of the radii.
+            seed: of the start.
+        """
         own = zlib.crc32(f"{seed} escape {self.norm} {eps}".encode())
         attack = APGD(
             norm=self.norm,
@@ -94,8 +109,4 @@ class EscapePlan:
             steps=self.steps,
             generator=torch.Generator().manual_seed(own),
         )
-        embed = metric.embed
-        objective: Objective = Away(metric, fixed)
-        if embed is not None and metric.cosine:
-            objective = Untargeted(embed, fixed)
         return attack(objective, images).images

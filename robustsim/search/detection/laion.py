@@ -97,6 +97,14 @@ class LaionHead(nn.Module):
         Raises:
             InputError: the embeddings have another shape.
         """
+        return self.logits(embeddings).sigmoid()
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """The same before the sigmoid, (N,), for attacks: where the score is next to 0 or 1 it has no gradient.
+
+        Raises:
+            InputError: the embeddings have another shape.
+        """
         if embeddings.ndim != 2 or embeddings.shape[1] != WIDTHS[0] or not embeddings.is_floating_point():
             raise InputError(
                 f"this head takes embeddings (N, {WIDTHS[0]}) of {self.encoder}, and not {embeddings.dtype} "
@@ -105,8 +113,8 @@ class LaionHead(nn.Module):
         x = self.norm(embeddings.to(torch.float32))
         for layer in (self.linear_1, self.linear_2, self.linear_3):
             x = F.relu(layer(x))
-        scores: Tensor = torch.sigmoid(self.linear_4(x)).squeeze(1)
-        return scores
+        found: Tensor = self.linear_4(x).squeeze(1)
+        return found
 
 
 class _Normalisation(nn.Module):

@@ -94,20 +94,50 @@ class ScoreDetector:
         Raises:
             InputError: they are not.
         """
+        self.check_model(metric.card.name, metric.card.embedding_dim)
+
+    def check_model(self, name: str, width: int) -> None:
+        """The same by the name of a model and the width of its embeddings.
+
+        Raises:
+            InputError: as for `check_metric`.
+        """
         if self.takes != "embeddings":
             return
-        dim, model = (getattr(self._function, name, None) for name in ("embedding_dim", "model"))
-        is_other = self.metric is None and isinstance(model, str) and model != metric.card.name
-        if is_other or (isinstance(dim, int) and dim != metric.card.embedding_dim):
+        dim, model = (getattr(self._function, said, None) for said in ("embedding_dim", "model"))
+        is_other = self.metric is None and isinstance(model, str) and model != name
+        if is_other or (isinstance(dim, int) and dim != width):
             raise InputError(
                 f"the detector {self.name!r} takes embeddings{f' of {model!r}' if isinstance(model, str) else ''}"
-                f"{f', {dim} values each' if isinstance(dim, int) else ''}, and not those of {metric.card.name!r}, "
-                f"{metric.card.embedding_dim} values: give it a metric of its own (metric=...)"
+                f"{f', {dim} values each' if isinstance(dim, int) else ''}, and not those of {name!r}, "
+                f"{width} values: give it a metric of its own (metric=...)"
             )
+
+    def margins(self, batch: Tensor) -> Tensor:
+        """By how much scores exceed the threshold, (N,), with gradients, for attacks.
+
+        Where the function has a method `logits`, of which its scores are the sigmoid, these are compared with that of
+        the threshold: a sigmoid near 0 or 1 has no gradient.
+
+        Args:
+            batch: what the function takes.
+
+        Raises:
+            InputError: as for `of_squares`; or it has no gradient.
+        """
+        logits = getattr(self._function, "logits", None)
+        if callable(logits) and 0 < self.threshold < 1:
+            return self._each(self._called(logits, batch), len(batch)) - math.log(self.threshold / (1 - self.threshold))
+        return self._each(self._called(self._function, batch), len(batch)) - self.threshold
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What gives the scores."""
+        return self._function
 
     def of_embeddings(self, rows: Tensor) -> list[float]:
         """Scores of embeddings (N, D); errors as for `of_squares`."""
-        return self._scores(rows.to(self._device))
+        return self.scores(rows.to(self.device))
 
     def of_squares(self, squares: Sequence[Tensor]) -> list[float]:
         """Scores of pictures as `load_square` gives them.
@@ -115,32 +145,39 @@ class ScoreDetector:
         Raises:
             InputError: the function raised something, or did not give a finite score for each.
         """
-        return self._scores(stack_squares(squares, self._device))
+        return self.scores(stack_squares(squares, self.device))
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where its function works."""
         if isinstance(self._function, nn.Module):
             for value in (*self._function.parameters(), *self._function.buffers()):
                 return value.device
         return torch.device("cpu")
 
-    def _scores(self, batch: Tensor) -> list[float]:
+    def scores(self, batch: Tensor) -> list[float]:
+        """Scores of a batch of what the function takes, on its device; errors as for `of_squares`."""
+        with torch.no_grad():
+            scores = self._each(self._called(self._function, batch), len(batch)).to("cpu", torch.float64)
+        if not scores.isfinite().all():
+            raise InputError(f"the detector {self.name!r} gave a score that is not finite, which decides nothing")
+        found: list[float] = scores.tolist()
+        return found
+
+    def _called(self, function: Callable[..., Any], batch: Tensor) -> Tensor:
         try:
-            with torch.no_grad():
-                result = self._function(batch)
-                scores = torch.as_tensor(result).detach().to("cpu", torch.float64)
+            return torch.as_tensor(function(batch))
         except RobustSimError:
             raise
         except Exception as error:  # anybody's code: whatever it raises is told with its name
             raise InputError(f"the detector {self.name!r} failed: {type(error).__name__}: {error}") from error
-        if scores.ndim == 0 or scores.shape[0] != len(batch) or scores.numel() != len(batch):
+
+    def _each(self, scores: Tensor, count: int) -> Tensor:
+        if scores.ndim == 0 or scores.shape[0] != count or scores.numel() != count:
             raise InputError(
-                f"the detector {self.name!r} must give {len(batch)} scores, (N,) or (N, 1), not {tuple(scores.shape)}"
+                f"the detector {self.name!r} must give {count} scores, (N,) or (N, 1), not {tuple(scores.shape)}"
             )
-        if not scores.isfinite().all():
-            raise InputError(f"the detector {self.name!r} gave a score that is not finite, which decides nothing")
-        found: list[float] = scores.reshape(len(batch)).tolist()
-        return found
+        return scores.reshape(count)
 
 
 def _takes(function: Callable[..., Any], name: str) -> Takes:
