@@ -16,7 +16,6 @@ from robustsim.attacks.engine.options import whole
 from robustsim.attacks.engine.region import Norm
 from robustsim.data.detection import TARGETS, DetectionSet
 from robustsim.data.items import Preprocess
-from robustsim.encoders.weights import sha256
 from robustsim.errors import ImageError, InputError
 from robustsim.evaluation.reports.report import Report, load_report, parquet, write_report
 from robustsim.evaluation.running.detecting import CLEAN, GREY, JOINT, METRIC, WHITE, Detecting, check_pairs, part_of
@@ -29,6 +28,7 @@ from robustsim.evaluation.subjects import subject
 from robustsim.evaluation.tasks.pictures import below
 from robustsim.images.files import printable
 from robustsim.search import Rule, ScoreDetector
+from robustsim.search.stamps import content_sha256
 
 #: What flags a query of which several perturbations were made, beside `joint`: see `evaluate_detection`.
 INDEPENDENT, INDEPENDENT_WHITE, SINGLE = "independent", "independent white", "single"
@@ -201,7 +201,8 @@ def check_apart(data: DetectionSet) -> None:
     for some in by_size.values():
         if len({one[:2] for one in some}) == 1:
             continue
-        hashes = {path: sha256(path) for path in dict.fromkeys(path for _, _, path in some)}
+        # What cannot be read is like nothing, and is told when it is decoded.
+        hashes = {path: content_sha256(path).get("id", path) for path in dict.fromkeys(path for _, _, path in some)}
         for (part, kind, path), (other, other_kind, other_path) in combinations(some, 2):
             if hashes[path] == hashes[other_path] and (part, kind) != (other, other_kind):
                 raise InputError(
@@ -228,7 +229,7 @@ class _Found:
                 found = journal.done[number, part]
                 self.errors.update({int(place): text for place, text in found.get("error", {}).items()})
                 for name, kept in (("class", self.classes), ("flagged", self.flags), ("score", self.scores)):
-                    own: dict[int, Any] = kept.setdefault(part, {})  # type: ignore[attr-defined]
+                    own: dict[int, Any] = kept.setdefault(part, {})
                     own.update(zip(found["places"], found[name], strict=False))
         second = work.second
         self.limit = None if second is None else second.detector.threshold
