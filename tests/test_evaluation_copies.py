@@ -1,12 +1,14 @@
 """Copies as an evaluation: thresholds of a rate, edits, attacks, hashes, resumption, tables."""
 
 import json
+import math
 import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from robustsim import RobustSim
 from robustsim.baselines import load_baseline
@@ -14,8 +16,9 @@ from robustsim.encoders.pairs import near_pairs
 from robustsim.errors import DataError, ImageError, InputError, OutputError
 from robustsim.evaluation import compare_reports, copies, evaluate_copies, load_report, report_table
 from robustsim.evaluation.impostors import draw_photographs, limit_of, limits_of_draws, shares_of_draws
+from robustsim.evaluation.running import copying
 from robustsim.evaluation.subjects import subject
-from robustsim.evaluation.tasks.distortions import change, seed_of
+from robustsim.evaluation.tasks.distortions import change, check_changes, seed_of
 from robustsim.images import read_image
 from tests import trainings
 from tests.judges import pairs, pictures, small
@@ -176,6 +179,48 @@ def test_copies_that_are_named_are_no_pair(robust, folder):
         judge(robust, folder, same=folder.parent / "same.csv")
 
 
+@pytest.mark.parametrize("size", [(96, 40), (512, 10), (16, 16), (3, 200), (1, 1)])
+def test_every_edit_takes_every_size(size):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    image = Image.fromarray(noise)
+    for kind, amounts in copies.EDITS.items():
+        for amount in amounts:
+            changed = change(image.copy(), kind, amount, 1)
+            assert (changed.size, changed.mode) == (size, "RGB"), (kind, amount)
+    blurred = np.asarray(change(image, "blur", 4))
+    grey = change(Image.new("RGB", size, (9, 99, 200)), "blur", 4)
+    assert np.array_equal(np.asarray(grey)[..., 1], np.full(size[::-1], 99))
+    if size == (96, 40):
+        assert np.array_equal(blurred, np.asarray(gaussian_blur(image, 33, 4.0)))
+    elif min(size) > 1:
+        assert blurred.std() < 0.5 * noise.std()
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount"),
+    [
+        ("jpeg", math.nan), ("jpeg", 500), ("jpeg", 0), ("resize", math.inf), ("resize", 0), ("crop", 0), ("crop", 1.5),
+        ("blur", 0), ("noise", math.nan), ("noise", -0.1), ("brightness", -1), ("contrast", -1), ("saturation", -1),
+        ("rotation", math.nan), ("caption", 2), ("border", -1), ("mirror", math.inf), ("repost", 0), ("warp", math.inf),
+    ],
+)  # fmt: skip
+def test_amounts_out_of_range_are_refused(kind, amount):
+    with pytest.raises(InputError, match=f"an amount of {kind} must be (from|a finite number).*, not {amount:g}"):
+        check_changes({"jpeg": (50,), kind: (amount,)})
+
+
+def test_a_photograph_that_an_edit_fails_on_is_skipped(folder, monkeypatch):
+    def failing(image, kind, amount, seed):
+        if kind == "crop" and seed == seed_of("03.png", 0):
+            raise RuntimeError("Padding size is too large")
+        return change(image, kind, amount, seed)
+
+    monkeypatch.setattr(copying, "change", failing)
+    (skipped,) = judge(small(), folder).content["skipped"]
+    assert skipped["id"] == "03.png"
+    assert "03.png', 40 x 40: crop 0.7 gave RuntimeError: Padding size is too large" in skipped["error"]
+
+
 @pytest.mark.parametrize("make", [small, pairs])
 def test_an_interrupted_run_ends_with_the_same_report(make, folder, monkeypatch):
     (folder / "03.png").write_bytes(b"nothing" * 50)
@@ -223,6 +268,8 @@ evaluate_copies(small(pause=0.003), {str(folder)!r}, output={str(tmp_path / "cut
 def test_refused(robust, folder, monkeypatch):
     with pytest.raises(InputError, match="'melt' is none of the edits jpeg, blur"):
         judge(robust, folder, edits={"melt": (1,)})
+    with pytest.raises(InputError, match=r"an amount of crop must be from 0\.01 to 1, not 1\.5"):
+        judge(robust, folder / "not even there", edits={"jpeg": (50,), "crop": (0.9, 1.5)})
     with pytest.raises(InputError, match="the same amount twice"):
         judge(robust, folder, edits={"jpeg": (50, 50.0)})
     with pytest.raises(InputError, match="rates of false positives above 0 and below 1"):
@@ -269,7 +316,13 @@ def test_comparison_tables_and_the_terminal(run, robust, folder, tmp_path):
     assert [one["report"] for one in reports] == [
         str(tmp_path / "t" / f"{load_report(one['report']).path.name}") for one in reports
     ]
-    for option, match in (("melt", "is none of jpeg"), ("jpeg=x", "amounts are numbers")):
+    same = ("--edit", "jpeg=30", "--edit", "mirror", "--edit", "jpeg=10,30", "--edit", "mirror", "--rate", 0.1)
+    code, out, err = run(*words[:6], "-o", tmp_path / "same", *same, "--json")
+    assert code == 0, err
+    assert json.loads(out)[0]["labels"] == ["unchanged", "jpeg 30", "jpeg 10", "mirror 1"]
+    for option, match in (
+        ("melt", "is none of jpeg"), ("jpeg=x", "amounts are numbers"), ("jpeg=,", "amounts are numbers"),
+    ):  # fmt: skip
         code, _, err = run("evaluate", "copies", "--data", folder, "--edit", option)
         assert code == 2
         assert match in " ".join(err.split())

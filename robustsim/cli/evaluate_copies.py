@@ -27,7 +27,8 @@ def copies(
     edit: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KIND[=AMOUNT,...]", help="An edit, as jpeg or jpeg=50,20; may be repeated. Twelve if not given."
+            metavar="KIND[=AMOUNT,...]",
+            help="An edit, as jpeg or jpeg=50,20; may be repeated, also of one kind. Twelve if not given.",
         ),
     ] = None,
     rate: Annotated[
@@ -68,13 +69,16 @@ def copies(
     as_json: output.JsonOption = False,
 ) -> None:
     """Which copies of photographs are found, at a rate of false positives? After edits, and under attack."""
-    edits = dict(map(_edit, edit or ()))
+    chosen = [_edit(one) for one in edit or ()]
     from robustsim.evaluation import evaluate_copies, report_table
     from robustsim.evaluation.copies import EDITS, RATES
     from robustsim.evaluation.running.workers import Workers
 
-    if unknown := [kind for kind, amounts in edits.items() if not amounts and kind not in EDITS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(EDITS)}", param_hint="--edit")
+    edits: dict[str, tuple[float, ...]] = {}
+    for kind, amounts in chosen:
+        if not amounts and kind not in EDITS:
+            raise typer.BadParameter(f"{kind!r} is none of {', '.join(EDITS)}", param_hint="--edit")
+        edits[kind] = tuple(dict.fromkeys((*edits.get(kind, ()), *(amounts or EDITS[kind]))))
     workers = Workers()
     place: Any = workers.device if device is None else device
     tell: dict[str, Any] = {"tell": output.note} if os.environ.get("RANK", "0") == "0" else {}
@@ -85,7 +89,7 @@ def copies(
                 metric,
                 data,
                 output=out,
-                edits={kind: amounts or EDITS[kind] for kind, amounts in edits.items()} or EDITS,
+                edits=edits or EDITS,
                 rates=tuple(dict.fromkeys(rate or RATES)),
                 photographs=photographs,
                 pairs=pairs,
@@ -120,10 +124,11 @@ def copies(
 
 def _edit(text: str) -> tuple[str, tuple[float, ...]]:
     """KIND or KIND=AMOUNT,..."""
-    kind, _, amounts = text.partition("=")
+    kind, equals, named = text.partition("=")
     try:
-        return kind, tuple(float(amount) for amount in amounts.split(",") if amount)
+        amounts = tuple(float(amount) for amount in named.split(",") if amount)
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: amounts are numbers with commas between them", param_hint="--edit"
-        ) from None
+        amounts = ()
+    if equals and not amounts:
+        raise typer.BadParameter(f"{text!r}: amounts are numbers with commas between them", param_hint="--edit")
+    return kind, amounts

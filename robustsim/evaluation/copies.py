@@ -24,7 +24,7 @@ from robustsim.evaluation.running.workers import Workers
 from robustsim.evaluation.statistics import Array, share_of_draws
 from robustsim.evaluation.subjects import subject
 from robustsim.evaluation.tails import copies_named
-from robustsim.evaluation.tasks.distortions import CHANGES
+from robustsim.evaluation.tasks.distortions import check_changes
 from robustsim.evaluation.tasks.pictures import draw_files
 from robustsim.images.files import printable
 
@@ -88,7 +88,7 @@ def evaluate_copies(
             [`load_metric`][robustsim.evaluation.load_metric] returned.
         folder: photographs, none of which is a copy of another; see `robustsim.images.find_images` for what counts.
         output: a folder for reports, made if it is not there.
-        edits: amounts by kind of edit; `EDITS` if not given.
+        edits: amounts by kind of edit, each within the kind's range; `EDITS` if not given.
         rates: of false positives, each above 0 and below 1.
         photographs: so many of them, drawn at random; all if None.
         pairs: of different photographs that a metric without embeddings compares.
@@ -111,7 +111,7 @@ def evaluate_copies(
         and the threshold anew from each draw.
 
     Raises:
-        InputError: fewer than two different photographs, options that do not fit.
+        InputError: fewer than two different photographs, options that do not fit, an amount out of its kind's range.
         DataError: the table of copies is none, or names what is not there.
         ObjectiveError: a metric that gives NaN or infinity.
         ImageError: there is no such folder, or no image in it that can be read.
@@ -121,8 +121,7 @@ def evaluate_copies(
     parquet()  # say now what would be missing at the end
     if min(batch_size, pairs, photographs or 1, attacked or 1) < 1 or 0 in (photographs, attacked):
         raise InputError("batch_size, pairs, photographs and attacked must be at least 1")
-    if unknown := [kind for kind in edits if kind not in CHANGES]:
-        raise InputError(f"{unknown[0]!r} is none of the edits {', '.join(CHANGES)}")
+    check_changes(edits)
     if not rates or not all(0 < rate < 1 for rate in rates) or not any(edits.values()):
         raise InputError("copies need an edit with an amount, and rates of false positives above 0 and below 1")
     plan, root = EscapePlan(eps=eps, norm=norm, steps=steps), Path(folder)

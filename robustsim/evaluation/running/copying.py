@@ -284,7 +284,13 @@ class Copying:
         whole.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
         seed = seed_of(printable(self.files[place]), self.seed)
         for kind, amount in (("", 0.0), *self.copies):
-            copy = change(whole.copy(), kind, amount, seed) if kind else whole
+            try:
+                copy = change(whole.copy(), kind, amount, seed) if kind else whole
+            except Exception as error:  # of torchvision or Pillow: one odd picture must not end a run of many
+                raise ImageError(
+                    f"{str(self.root / self.files[place])!r}, {whole.width} x {whole.height}: {kind} {amount:g} gave "
+                    f"{type(error).__name__}: {error}"
+                ) from error
             yield load_square(copy, self.metric.preprocessing)
 
     def _attacked(self, place: int, squares: Tensor, own: Tensor, eps: str) -> list[float]:

@@ -5,7 +5,8 @@ the other kinds move things or colours about. torchvision and Pillow compute the
 """
 
 import io
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from zlib import crc32
 
 from PIL import Image
 
+from robustsim.errors import InputError
 from robustsim.images import Preprocessing, read_image
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def change(image: Image.Image, kind: str, amount: float, seed: int = 0) -> Image
             `brightness` (factor), `saturation` (factor; 0 leaves grey), `grey` (no amount), `border` (white or black;
             its width, as a share of the sides), `caption` (a line of text on a dark strip along the lower edge; its
             height, as a share), `repost` (factor of the size, saved as JPEG of quality 70, and back).
-        amount: what it is for each kind of `DISTORTIONS`, the table of levels says.
+        amount: what it is for each kind of `DISTORTIONS`, the table of levels says; `check_changes` knows its range.
         seed: see `Distorted`.
     """
     return _HOW[kind](image, amount, seed)
@@ -130,8 +132,14 @@ def _jpeg(image: Image.Image, quality: float, seed: int) -> Image.Image:
 
 
 def _blur(image: Image.Image, sigma: float, seed: int) -> Image.Image:
-    blurred: Image.Image = _F().gaussian_blur(image, 2 * round(4 * sigma) + 1, sigma)
-    return blurred
+    half = round(4 * sigma)
+    if min(image.size) > half:
+        blurred: Image.Image = _F().gaussian_blur(image, 2 * half + 1, sigma)
+        return blurred
+    # The blur mirrors a picture at its edges, which takes more pixels than half its window: here the edges go on.
+    padded = _F().pad(image, [half, half], padding_mode="edge")
+    middle: Image.Image = _F().center_crop(_F().gaussian_blur(padded, 2 * half + 1, sigma), [image.height, image.width])
+    return middle
 
 
 def _noise(image: Image.Image, sigma: float, seed: int) -> Image.Image:
@@ -266,6 +274,44 @@ _HOW: dict[str, _Distort] = {
 
 #: All kinds that `change` knows.
 CHANGES = tuple(_HOW)
+
+# The least and the largest amount; kinds without one take anything finite. Less than the least leaves nothing to see.
+_RANGES: dict[str, tuple[float, float]] = {
+    "jpeg": (1, 100),
+    "blur": (0.1, 64),
+    "noise": (0, 10),
+    "colour shift": (0, 0.5),
+    "crop": (0.01, 1),
+    "rotation": (0, 360),
+    "warp": (0, 512),
+    "contrast": (0, 100),
+    "pixelation": (0.001, 1),
+    "resize": (0.001, 4),
+    "brightness": (0, 100),
+    "saturation": (0, 100),
+    "border": (0, 4),
+    "caption": (0.01, 1),
+    "repost": (0.001, 4),
+}
+
+
+def check_changes(edits: Mapping[str, Sequence[float]]) -> None:
+    """Refuse what `change` cannot do, before there is a picture.
+
+    Args:
+        edits: amounts by kind.
+
+    Raises:
+        InputError: a kind that is none of `CHANGES`, or an amount out of its range.
+    """
+    for kind, amounts in edits.items():
+        if kind not in _HOW:
+            raise InputError(f"{kind!r} is none of the edits {', '.join(CHANGES)}")
+        least, most = _RANGES.get(kind, (-sys.float_info.max, sys.float_info.max))
+        for amount in amounts:
+            if not least <= amount <= most:  # NaN is in no range
+                told = f"from {least:g} to {most:g}" if kind in _RANGES else "a finite number"
+                raise InputError(f"an amount of {kind} must be {told}, not {amount:g}")
 
 
 @cache
