@@ -100,6 +100,14 @@ NAMES = b"\x80\x04" + short(b"numpy.core.multiarray")
 SYSTEM = b"\x80\x04" + short(b"os") + short(b"system")
 DTYPE = b"cnumpy\ndtype\n(S'i8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+DOUBLED = b"2\x86" * 60  # a pair of what is there, and of that a pair
+HUGE = b"\x8b" + struct.pack("<I", 10**6) + b"\x7f" * 10**6 + b"q\x00"
+SHAPE = b"\x80\x02" + ARRAY + b"(K\x01("  # and its numbers, up to the mark
+# {"imlist": ["a"], "qimlist": ["q"], "gnd": [{"bbx": ...}]}
+DOUBLED_BOX = (
+    b"\x80\x04}(" + short(b"imlist") + b"(" + short(b"a") + b"l" + short(b"qimlist") + b"(" + short(b"q") + b"l"
+    + short(b"gnd") + b"(}(" + short(b"bbx") + b")" + DOUBLED + b"ulu."
+)  # fmt: skip
 PAYLOADS = {
     "os.system by REDUCE": pickle.dumps(Runs(os.system, f"touch {MARKER}")),
     "posix.system by name": b"cposix\nsystem\n(S'touch executed'\ntR.",
@@ -135,6 +143,16 @@ PAYLOADS = {
     + b"x" * 10**6 + b"tp0\n" + b"bg0\n" * 50 + b"b.",
     "lists nested in themselves": b"]q\x00h\x00a.",
     "deep lists": b"]" * 50_000 + b"a" * 49_999 + b".",
+    "a key of 2**60 leaves": b"\x80\x02})" + DOUBLED + b"K\x01s.",
+    "keys of 2**60 leaves": b"\x80\x02}()" + DOUBLED + b"K\x01u.",
+    "a dict of 2**60 leaves": b"\x80\x02()" + DOUBLED + b"K\x01d.",
+    "a set of 2**60 leaves": b"\x80\x04\x8f()" + DOUBLED + b"\x90.",
+    "a frozen set of 2**60 leaves": b"\x80\x04()" + DOUBLED + b"\x91.",
+    "a huge number as a key, again and again": b"\x80\x02}(" + HUGE + b"h\x00h\x00" * 100_000 + b"u.",
+    "a shape of huge numbers": SHAPE + HUGE + b"h\x00" * 200_000 + b"t" + DTYPE + b"\x89C\x00tb.",
+    "a shape of one huge number": SHAPE + HUGE + b"h\x00" * 40 + b"t" + DTYPE + b"\x89C\x00tb.",
+    "a box of 2**60 leaves": DOUBLED_BOX,
+    "a long state, again and again": ARRAY + b"(" + b"K\x00" * 100_000 + b"tq\x00" + b"bh\x00" * 100_000 + b"b.",
     "half of a pickle": pickle.dumps(truth())[:-9],
     "text": b"imlist, qimlist",
     "nothing": b"",
@@ -184,6 +202,8 @@ def changed(**changes):
         (changed(qimlist="qr"), "qimlist must be a list of names"),
         (changed(gnd=[{"bbx": [5, 0, 1, 1]}, {}]), "bbx must be left, top, right and bottom of a box, not"),
         (changed(gnd=[{"bbx": [0, 0, float("nan"), 1]}, {}]), "bbx must be"),
+        (changed(gnd=[{"bbx": [0, 0, 10**400, 1]}, {}]), "query 'q': bbx must be left, top, .* and is too large"),
+        (changed(gnd=[{"bbx": [0, 0, 10**5000]}, {}]), "of a box, not list"),
         (changed(gnd=[{"easy": [0.5]}, {}]), "easy must be a list of places"),
     ],
 )  # fmt: skip

@@ -19,6 +19,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 COLUMNS = ("query", "relevant")
 _PARTS = ("easy", "hard", "junk")
 _FOLDER, _SUFFIX = "jpg", ".jpg"
+_LONGEST_NAME = 1024
 # Places in all lists together: a small pickle may name one list very often.
 _MOST_PLACES = 50_000_000
 #: How each question treats the lists of a query: which pictures are to be found, and which are passed over.
@@ -119,8 +120,6 @@ def _ground_truth(file: Path, content: Any, root: Path) -> RetrievalSet:
     truths = _sequence(plain(content["gnd"]))
     if truths is None or len(truths) != len(queries) or not queries:
         raise DataError(f"{file}: gnd must be a list of one dict for each of {len(queries)} queries, at least one")
-    if len(set(names)) < len(names) or len(set(queries)) < len(queries):
-        raise DataError(f"{file} names a picture, or a query, twice")
     found, left = [], _MOST_PLACES
     for name, truth in zip(queries, truths, strict=True):
         where = f"{file}, query {name!r}"
@@ -146,16 +145,23 @@ def _sequence(value: Any) -> Sequence[Any] | None:
 
 def _names(file: Path, key: str, value: Any) -> list[str]:
     found = _sequence(plain(value))
-    names = [_text(name) for name in found or ()]
-    if found is None or not all(names):
-        raise DataError(f"{file}: {key} must be a list of names, without a folder's")
-    return [name for name in names if name]
+    names: dict[str, None] = {}
+    for name in (None,) if found is None else found:
+        text = _text(name)
+        if text is None:
+            raise DataError(f"{file}: {key} must be a list of names, without a folder's")
+        if text in names:  # at once: a small pickle may name one very often
+            raise DataError(f"{file} names a picture, or a query, twice")
+        names[text] = None
+    return list(names)
 
 
 def _text(name: Any) -> str | None:
     """The name of a picture, which leads nowhere else."""
+    if not isinstance(name, (str, bytes)) or len(name) > _LONGEST_NAME:
+        return None
     text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
-    fits = isinstance(text, str) and text and not set(text) & set("/\\\0") and text not in (".", "..")
+    fits = text and not set(text) & set("/\\\0") and text not in (".", "..")
     return text if fits else None
 
 
@@ -173,12 +179,16 @@ def _box(where: str, value: Any) -> Box | None:
     if value is None:
         return None
     numbers = _sequence(value)
-    fits = numbers is not None and len(numbers) == 4 and all(type(one) in (int, float) for one in numbers)
-    if fits and numbers is not None:
+    if numbers is None or len(numbers) != 4 or not all(type(one) in (int, float) for one in numbers):
+        # Not by its content, which may be one thing named 2**60 times.
+        raise DataError(f"{where}: bbx must be left, top, right and bottom of a box, not {type(value).__name__}")
+    try:
         left, top, right, bottom = (float(one) for one in numbers)
-        if 0 <= right - left < 1e9 and 0 <= bottom - top < 1e9 and right > left and bottom > top:
-            return left, top, right, bottom
-    raise DataError(f"{where}: bbx must be left, top, right and bottom of a box, not {value!r:.100}")
+    except OverflowError:  # an integer of hundreds of digits
+        raise DataError(f"{where}: bbx must be left, top, right and bottom of a box, and is too large") from None
+    if not (0 < right - left < 1e9 and 0 < bottom - top < 1e9):
+        raise DataError(f"{where}: bbx must be left, top, right and bottom of a box, not {left, top, right, bottom}")
+    return left, top, right, bottom
 
 
 def _table(file: Path, root: Path, follow_links: bool) -> RetrievalSet:

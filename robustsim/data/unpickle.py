@@ -8,7 +8,7 @@ that of the standard library written in Python: the one in C takes gigabytes for
 
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -29,6 +29,10 @@ _REFUSED = tuple(
         pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
     )
 )  # fmt: skip
+# What a few bytes of the file name again and again must cost little each time.
+_MOST_ARGUMENTS = 16  # NumPy's calls and states have up to nine
+_MOST_AXES, _LONGEST_AXIS = 64, 2**40
+_LONGEST_TYPE, _LONGEST_KEY, _LARGEST_KEY = 16, 4096, 2**64
 # Types of arrays: numbers and text. Those of objects are lists; all others hold what this file does not know.
 _TYPE = re.compile(r"[<>|=]?[biufSU]\d{1,9}")
 _CORES = ("numpy.core", "numpy._core")  # up to NumPy 1, and since
@@ -49,8 +53,8 @@ class _Type:
     __slots__ = ("code", "is_object")
 
     def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str):
-            raise DataError("an array's type is no text")
+        if not isinstance(code, str) or len(code) > _LONGEST_TYPE:
+            raise DataError("an array's type is no short text")
         self.is_object = code == "O8" or code == "O"
         self.code = "O" if self.is_object else code
 
@@ -85,8 +89,11 @@ class _Array:
 
 
 def _array(kind: Any, shape: Any, content: Any, order: str) -> Any:
-    if not isinstance(kind, _Type) or not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(kind, _Type) or not isinstance(shape, tuple):
         raise DataError("an array has no type or no shape")
+    # Before they are multiplied: numbers of a million digits take hours.
+    if len(shape) > _MOST_AXES or not all(type(n) is int and 0 <= n <= _LONGEST_AXIS for n in shape):
+        raise DataError("an array has a shape that none has")
     if kind.is_object:
         if not isinstance(content, list) or shape != (len(content),):
             raise DataError("an array of objects is no list")
@@ -143,7 +150,9 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         return _Call(_CALLS[module, name])
 
     def spend(self, values: tuple[Any, ...]) -> None:
-        """What a few bytes of the file name again and again must not be copied each time."""
+        """What is copied whenever it is named."""
+        if len(values) > _MOST_ARGUMENTS:
+            raise DataError("a call has more arguments than any of NumPy's")
         self.left -= sum(len(value) for value in values if isinstance(value, (str, bytes, bytearray)))
         if self.left < 0:
             raise DataError("its arrays hold more than the file")
@@ -162,6 +171,37 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         self.spend(state)
         self.stack[-1].set(state)
 
+    def check_keys(self, keys: Iterable[Any]) -> None:
+        """Hashing a tuple walks all that is in it, which may be one thing named 2**60 times."""
+        for key in keys:
+            fits = (
+                abs(key) < _LARGEST_KEY
+                if isinstance(key, int)
+                else isinstance(key, (str, bytes)) and len(key) <= _LONGEST_KEY
+            )
+            if not fits:
+                raise DataError("a key of a dict or a member of a set is no short text, and no number of 64 bits")
+
+    def load_setitem(self) -> None:
+        self.check_keys(self.stack[-2:-1])
+        _Machine.load_setitem(self)
+
+    def load_setitems(self) -> None:
+        self.check_keys(self.stack[::2])  # since the mark
+        _Machine.load_setitems(self)
+
+    def load_dict(self) -> None:
+        self.check_keys(self.stack[::2])
+        _Machine.load_dict(self)
+
+    def load_members(self) -> None:
+        self.check_keys(self.stack)
+        _Machine.load_additems(self)
+
+    def load_frozenset(self) -> None:
+        self.check_keys(self.stack)
+        _Machine.load_frozenset(self)
+
     def load_bytearray8(self) -> None:
         count = int.from_bytes(self.read(8), "little")
         self.append(bytearray(self.read(count)))
@@ -172,6 +212,11 @@ class _Unpickler(_Machine):  # type: ignore[misc]
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.ADDITEMS[0]] = load_members
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
     dispatch.update(dict.fromkeys(_REFUSED, refuse))
 
 
