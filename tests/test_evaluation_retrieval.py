@@ -240,17 +240,20 @@ def test_unreadable_pictures_are_told_and_tried_again(robust, data, tmp_path, mo
     assert [one["id"] for one in report.content["unread"]] == [broken.name]
     assert report.items["ap medium"][3] is None
     assert broken.name not in report.items["nearest"][0]
-    # As if it were not in the database at all.
-    rows, place = embeddings(robust, [path for path in data.database if path != broken]), data.database.index(broken)
+    # As if it came after all others.
+    good, place = [path for path in data.database if path != broken], data.database.index(broken)
+    rows = embeddings(robust, good)
     query = data.queries[0]
     row = embeddings(robust, [query.path], [query.box])
-    ranks = (1 - F.normalize(row, dim=1) @ F.normalize(rows, dim=1).T).argsort(1)[0].numpy()
-
-    def without(*names):
-        return [one - (one > place) for name in names for one in query.lists[name] if one != place]
-
-    ap, _ = published(ranks, without("easy", "hard"), without("junk"), ())
+    order = (1 - F.normalize(row, dim=1) @ F.normalize(rows, dim=1).T).argsort(1)[0].numpy()
+    ranks = [*(data.database.index(good[one]) for one in order), place]
+    positives = [one for name in ("easy", "hard") for one in query.lists[name]]
+    # Its own share of the area below precision over recall is none.
+    ap, precisions = published(np.array(ranks), positives, query.lists["junk"], (1, 5))
+    last = len(positives) - 1, len(ranks) - len(query.lists["junk"]) - 1
+    ap -= (last[0] / last[1] + (last[0] + 1) / (last[1] + 1)) / 2 / len(positives)
     assert report.items["ap medium"][0] == pytest.approx(ap)
+    assert [report.items[f"p@{k} medium"][0] for k in (1, 5)] == pytest.approx(precisions)
     assert "1 pictures of the database could not be read" in " ".join(report_table([report])[0].notes)
 
 
@@ -325,6 +328,12 @@ def test_a_table_of_queries_and_the_sheet(run, tmp_path, monkeypatch):
     square = subject(small()).preprocessing.apply(read_image(tmp_path / "set" / "00.png"))
     attacked = np.asarray(Image.open(folder / "attacked-00000-linf-8_255.png")).astype(int)
     assert 0 < np.abs(attacked - np.asarray(square).astype(int)).max() <= 8
+    (tmp_path / "set" / "01.png").write_bytes(b"nothing" * 100)
+    for strict in (False, True):
+        code, _, err = run(*words, *(["--strict"] if strict else []))
+        assert code == strict
+        assert "cannot read 01.png of the database" in err
+        assert "1 of 8 pictures of the database count as not found" in err
     code, _, err = run(*words[:4], "-m", "lite", "-o", tmp_path / "r", "--sheet", tmp_path / "sheet.jpg")
     assert code == 2
     assert "does not end in .png" in err

@@ -56,5 +56,13 @@ def tell_skipped(reports: "Sequence[Report]", what: str, strict: bool) -> None:
     if skipped:
         asked = reports[0].content["data"]["items"]
         output.note(f"{len(skipped)} of {asked} {what} were skipped, as a picture could not be read")
-        if strict:
-            raise typer.Exit(1)
+    # Of a database that is searched, which all reports share.
+    unread = {one["id"]: one["error"] for report in reports for one in report.content.get("unread", ())}
+    for name, error in list(unread.items())[:_MOST_SKIPPED]:
+        output.note(f"cannot read {name} of the database: {error}")
+    if unread:
+        output.note(
+            f"{len(unread)} of {reports[0].content['data']['database']} pictures of the database count as not found"
+        )
+    if strict and (skipped or unread):
+        raise typer.Exit(1)

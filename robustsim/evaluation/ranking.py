@@ -43,12 +43,13 @@ def trapezoidal_precision(ranks: Array, count: int) -> float:
     return float(np.sum(before + (found + 1) / (ranks + 1)) / (2 * count))
 
 
-def precision_at(ranks: Array, k: int) -> float:
+def precision_at(ranks: Array, k: int, count: int | None = None) -> float:
     """The share of the first k pictures that are to be found; of fewer, where the last such one comes sooner.
 
     Args:
-        ranks: (P,) ascending, from 0 on, at least one.
+        ranks: (P,) ascending, from 0 on, at least one unless `count` is more.
         k: how many.
+        count: how many pictures were to be found, P or more; P if not given. What is missing comes after all others.
     """
-    depth = min(int(ranks[-1]) + 1, k)
+    depth = min(int(ranks[-1]) + 1, k) if count is None or count == len(ranks) else k
     return float((ranks < depth).sum() / depth)

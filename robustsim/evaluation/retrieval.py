@@ -61,6 +61,8 @@ def evaluate_retrieval(
     A query is attacked without any knowledge of the database: it is moved as far as possible from its own clean
     embedding (R-CLIP paper, Eq. 6), by all steps of APGD.
 
+    Pictures of the database that cannot be read, and are to be found, count as not found.
+
     Args:
         metric: a [`RobustSim`][robustsim.RobustSim], or any metric with embeddings that
             [`load_metric`][robustsim.evaluation.load_metric] returned.
@@ -243,12 +245,14 @@ class _Work:
         query, unread = self.data.queries[place], self.database.unread
         found: dict[str, Any] = {}
         for protocol, (find, over) in self.data.protocols.items():
-            positives = [one for name in find for one in query.lists[name] if one not in unread]
+            positives = [one for name in find for one in query.lists[name]]
             if not positives:
                 continue
-            ranks = ranks_of(far, positives, [*(one for name in over for one in query.lists[name]), *unread])
-            found[f"ap {protocol}"] = trapezoidal_precision(ranks, len(positives))
-            found.update({f"p@{k} {protocol}": precision_at(ranks, k) for k in KAPPAS})
+            # What cannot be read is not found: a metric gains nothing by pictures that are missing.
+            seen, count = [one for one in positives if one not in unread], len(positives)
+            ranks = ranks_of(far, seen, [*(one for name in over for one in query.lists[name]), *unread])
+            found[f"ap {protocol}"] = trapezoidal_precision(ranks, count)
+            found.update({f"p@{k} {protocol}": precision_at(ranks, k, count) for k in KAPPAS})
         return {**found, "nearest": json.dumps(self._nearest(query, far))}
 
     def _nearest(self, query: Query, far: Array) -> list[list[Any]]:

@@ -4,6 +4,11 @@ from typing import Any
 
 from robustsim.evaluation.reports.report import Report, percent
 
+# Of attacks, which are not rounded.
+_FLOATS = (
+    "Attacked pictures are judged as floats, not rounded to 8 bits: no 8-bit file holds a linf change below 1/255."
+)
+
 
 def retrieval_cells(report: Report, groups: bool, interval: bool) -> dict[str, str]:
     """Mean average precision of each protocol, clean and attacked; with `groups` precision at k, too."""
@@ -35,11 +40,12 @@ def retrieval_notes(report: Report, interval: bool) -> list[str]:
             f"Attacked queries: {attack['steps']} steps of APGD away from the query's own embedding, seed "
             f"{content['seed']}; the attacker knows nothing of the database."
         )
+        notes.append(_FLOATS)
     if content["skipped"]:
         notes.append(f"{report.metric}: {len(content['skipped'])} queries were skipped, as they could not be read.")
     if content["unread"]:
         count = len(content["unread"])
-        notes.append(f"{report.metric}: {count} pictures of the database could not be read, and are not looked for.")
+        notes.append(f"{report.metric}: {count} pictures of the database could not be read, and count as not found.")
     return notes
 
 
@@ -84,6 +90,7 @@ def copies_notes(report: Report, interval: bool) -> list[str]:
             f"Under attack: {attack['steps']} steps of APGD away from the photograph, seed {content['seed']}; copies "
             f"of {content['attacked']} photographs, whose share before the attack stands beside."
         )
+        notes.append(_FLOATS)
     if content["skipped"]:
         notes.append(f"{metric}: {len(content['skipped'])} photographs were skipped, as they could not be read.")
     return notes
