@@ -246,6 +246,7 @@ def test_an_interrupted_run_ends_with_the_same_report(make, folder, monkeypatch)
         assert {path.suffix for path in (folder.parent / f"cut-{fail_at}").iterdir()} == {".json", ".parquet"}
 
 
+@pytest.mark.slow  # an interruption of the same kind, in one process, is above
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_killed_it_ends_with_the_same_report(folder, tmp_path, server):
     options = {"edits": EDITS, "rates": (0.1,), "eps": ("4/255",), "steps": 10, "batch_size": 4}

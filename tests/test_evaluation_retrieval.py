@@ -199,6 +199,7 @@ def test_an_interrupted_run_ends_with_the_same_report(robust, data, tmp_path, mo
         assert {path.suffix for path in (tmp_path / f"cut-{fail_at}").iterdir()} == {".json", ".parquet"}
 
 
+@pytest.mark.slow  # an interruption of the same kind, in one process, is above
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_killed_at_random_moments_it_ends_with_the_same_report(data, folder, tmp_path, server):
     options = {"eps": ("4/255",), "steps": 20, "batch_size": 2}
