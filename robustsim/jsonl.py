@@ -10,6 +10,6 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         entry: dict[str, Any] = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry

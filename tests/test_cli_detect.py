@@ -174,7 +174,7 @@ def test_what_is_kept_is_moved(run, photos, banks, tmp_path):
     assert "1 file was moved" in err
     assert names(tmp_path / "to") == ["b.png", "moved.jsonl"]
     assert names(photos) == [name for name in ALL if name != "b.png"]
-    assert not (tmp_path / "d.partial").exists()
+    assert not (tmp_path / "d.jsonl.partial").exists()
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_an_interrupted_filter_goes_on(made, photos, tmp_path, after):
     with pytest.raises(Killed):
         judge_folders(detector(made), [photos], out, progress=stops(after))
     assert not out.exists()
-    with (tmp_path / "out.partial" / "decisions.jsonl").open("a") as file:
+    with (tmp_path / "out.jsonl.partial" / "decisions.jsonl").open("a") as file:
         file.write('{"folder": "cut o')
     report = judge_folders(detector(made), [photos], out)
     assert (report.resumed, report.kept, report.flagged, report.failed) == (after, 2, 1, 1)
@@ -224,7 +224,7 @@ def test_an_interrupted_filter_goes_on(made, photos, tmp_path, after):
     assert [(one["file"], one.get("flagged"), one.get("id")) for one in ours] == [
         (one["file"], one.get("flagged"), one.get("id")) for one in theirs
     ]
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out.jsonl.partial").exists()
 
 
 def test_a_run_that_was_begun_otherwise_does_not_go_on(made, photos, tmp_path):
@@ -280,7 +280,7 @@ def test_an_interrupted_move_goes_on_by_the_same_command(run, photos, banks, tmp
     assert names(photos) == ["b.png", "bad.png", "notes.txt"]
     assert names(tmp_path / "to") == ["a.png", "moved.jsonl", "sub/c.png"]
     assert all((tmp_path / "to" / name).read_bytes() == contents[name] for name in ("a.png", "sub/c.png"))
-    assert not (tmp_path / "d.partial").exists()
+    assert not (tmp_path / "d.jsonl.partial").exists()
 
 
 def test_what_is_not_what_was_judged_stays(made, photos, tmp_path):
@@ -345,3 +345,75 @@ def test_several_folders_go_to_places_of_their_own(run, made, banks, photos, tmp
     assert run("filter", photos, other, *banks, "-o", tmp_path / "d.jsonl", "--copy", tmp_path / "to")[0] == 0
     assert names(tmp_path / "to") == ["more/a.png", "photos/a.png", "photos/sub/c.png"]
     assert run("filter", "--decided", "-o", tmp_path / "d.jsonl", "--copy", tmp_path / "to", "--json")[0] == 0
+
+
+def test_an_unfinished_run_is_known_by_the_whole_name_of_its_file(run, made, banks, photos, tmp_path, monkeypatch):
+    words = ["filter", photos, *banks, "--copy", tmp_path / "to", "-o"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("robustsim.search.apply_decisions", stops(0))
+        run(*words, tmp_path / "a.jsonl")
+    shutil.copy(tmp_path / "a.jsonl", tmp_path / "a.txt")
+    assert "is there already" in run(*words, tmp_path / "a.txt")[2]
+    # What another rule decided in that file is not acted on, and is no reason to forget the run.
+    lines = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(lines.replace('"flagged": true', '"flagged": false'))
+    assert "is there already" in run(*words, tmp_path / "a.jsonl")[2]
+    assert run("filter", "--decided", "-o", tmp_path / "a.jsonl", "--copy", tmp_path / "other")[0] == 0
+    assert (tmp_path / "a.jsonl.partial").exists()
+    (tmp_path / "a.jsonl").write_text(lines)
+    shutil.copy(made / "unsafe.png", photos / "a.png")
+    shutil.copy(made / "safe.png", photos / "new.png")
+    code, _, err = run(*words, tmp_path / "a.jsonl")
+    assert code == 1
+    assert "2 files are new or changed since" in err
+    assert names(tmp_path / "to") == ["sub/c.png"]
+    assert not (tmp_path / "a.jsonl.partial").exists()
+
+
+def test_acting_on_decisions_keeps_the_judging_that_goes_on(run, made, banks, photos, tmp_path):
+    out = tmp_path / "d.jsonl"
+    judge_folders(detector(made), [photos], out)
+    with pytest.raises(Killed):
+        judge_folders(detector(made), [photos], out, overwrite=True, progress=stops(1))
+    assert run("filter", "--decided", "-o", out, "--copy", tmp_path / "to")[0] == 0
+    assert (tmp_path / "d.jsonl.partial" / "decisions.jsonl").exists()
+
+
+def test_a_list_replaces_nothing(run, made, banks, photos, tmp_path):
+    out, there = tmp_path / "d.jsonl", tmp_path / "there.txt"
+    there.write_text("mine")
+    for place, why in ((out, "would replace the decisions"), (there, "is there already")):
+        code, _, err = run("filter", photos, *banks, "-o", out, "--list", place)
+        assert code != 0
+        assert why in err
+        assert not out.exists()
+    assert there.read_text() == "mine"
+    judge_folders(detector(made), [photos], out)
+    assert run("filter", "--decided", "-o", out, "--list", there)[0] == 1
+    assert run("filter", "--decided", "-o", out, "--list", there, "--overwrite")[0] == 0
+    assert there.read_text().splitlines() == [str(photos / "a.png"), str(photos / "sub" / "c.png")]
+
+
+def test_places_do_not_depend_on_which_folders_have_pictures(made, photos, tmp_path):
+    (tmp_path / "none").mkdir()
+    judge_folders(detector(made), [photos, tmp_path / "none"], tmp_path / "d.jsonl")
+    apply_decisions(tmp_path / "d.jsonl", tmp_path / "to", move=False)
+    assert names(tmp_path / "to") == ["photos/a.png", "photos/sub/c.png"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"file": "a\0.png"}, {"folder": "\ud800"}, {"size": "1"}, {"mtime": []}, {"size": True}, {"folders": "x"},
+     {"class": 1}, {"reasons": None}],
+)  # fmt: skip
+def test_lines_that_are_no_decisions(tmp_path, wrong):
+    line = {"folder": str(tmp_path / "in"), "file": "a.png", "size": 1, "mtime": 1, "id": "x", "class": "safe",
+            "flagged": False, "reasons": []}  # fmt: skip
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    assert list_kept(path, tmp_path / "list") == 1
+    path.write_text(json.dumps({**line, **wrong}) + "\n")
+    with pytest.raises(DataError, match="line 1 of .* is no decision"):
+        apply_decisions(path, tmp_path / "to", move=False)
+    with pytest.raises(DataError):
+        list_kept(path, tmp_path / "other")

@@ -50,7 +50,9 @@ def filter_folders(
         bool, typer.Option("--decided", help="Take the decisions that FILE of -o holds; no DIR and no --bank then.")
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run has done.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE, and that of --list, if it is there.")
+    ] = False,
     follow_links: output.FollowLinksOption = False,
     strict: output.StrictOption = False,
     as_json: output.JsonOption = False,
@@ -64,6 +66,7 @@ def filter_folders(
 
     from robustsim.images import find_images
     from robustsim.search import apply_decisions, judge_folders, list_kept
+    from robustsim.search.detection.apply import check_list
     from robustsim.search.detection.decisions import forget_run
 
     if move is not None and copy is not None:
@@ -72,13 +75,15 @@ def filter_folders(
         bank or (), keep, within, false_positives, votes, allow or (), deny or (), unknown, detector or (), laion_head,
         laion_model, kinds(views), model, device,
     )  # fmt: skip
-    if decided and (folders or bank or restart or overwrite):
+    if decided and (folders or bank or restart or (overwrite and names is None)):
         raise typer.BadParameter(
-            "--decided takes the decisions of FILE: no DIR, --bank, --restart or --overwrite with it"
+            "--decided takes the decisions of FILE: no DIR, --bank or --restart with it, and --overwrite for --list"
         )
     if not decided and not (folders and bank):
         raise typer.BadParameter("filter takes folders of images, and banks to judge them by (--bank NAME=INDEX)")
     wanted.check()
+    if names is not None:
+        check_list(out, names, overwrite=overwrite)
     report = None
     if not decided:
         total = sum(1 for folder in folders or () for _ in find_images(folder, follow_links=follow_links))
@@ -98,17 +103,18 @@ def filter_folders(
         output.tell_passed_over(report.passed_over)
         _tell(report, out)
     told: dict[str, Any] = {}
-    if names is not None:
-        told["listed"] = list_kept(out, names)
-        output.note(f"{told['listed']} names are in {names}")
     place, applied = move or copy, None
     if place is not None:
         with tqdm(unit=" decisions", disable=True if as_json else None) as bar:
             applied = apply_decisions(
                 out, place, move=move is not None, tell=lambda done: _tell_left(done), progress=bar.update
             )
-        forget_run(out)
         _tell_applied(applied, place, move is not None)
+    if names is not None:  # last, so that the same command goes on with an interrupted move
+        told["listed"] = list_kept(out, names, overwrite=overwrite)
+        output.note(f"{told['listed']} names are in {names}")
+    if place is not None:
+        forget_run(out)
     if as_json:
         output.print_json(_as_json(out, report, applied, told))
     if applied is not None and applied.left:
@@ -124,6 +130,12 @@ def _tell(report: "FilterReport", out: Path) -> None:
         f"{report.kept:,} kept, {report.flagged:,} flagged{f' ({reasons})' if reasons else ''}, {report.failed:,} "
         f"could not be read; classes: {classes or 'none'}; why is in {out}"
     )
+    if report.changed:
+        files = "1 file is" if report.changed == 1 else f"{report.changed:,} files are"
+        output.note(
+            f"{files} new or changed since, and not judged: -o another file, or --overwrite, judges anew; without "
+            "either the command goes on with what was decided"
+        )
 
 
 def _tell_left(done: "Done") -> None:

@@ -18,18 +18,19 @@ IDENTITY = "run.json"
 
 
 @contextmanager
-def working(out: Path, files: Sequence[str], inputs: Iterable[Path]) -> Iterator[Path]:
+def working(out: Path, files: Sequence[str], inputs: Iterable[Path], folder: Path | None = None) -> Iterator[Path]:
     """The folder that keeps what is done of `out`, its name ending in `.partial`; it is this run's alone meanwhile.
 
     Args:
         out: what will be written.
         files: the names of what the run keeps there.
         inputs: folders that it must not be, nor be above.
+        folder: where, if not by the name of `out` without its suffix.
 
     Raises:
         OutputError: it is somebody else's, another run is in it, or something cannot be written.
     """
-    folder = out.with_suffix(".partial")
+    folder = out.with_suffix(".partial") if folder is None else folder
     _check(folder, files, inputs)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 from robustsim.encoders.weights import whole_file
 from robustsim.errors import DataError, InputError, OutputError
 from robustsim.images.files import from_printable, printable
-from robustsim.search.detection.decisions import read_decisions
+from robustsim.search.detection.lines import read_decisions
 from robustsim.search.duplicates.act import Done
 from robustsim.search.duplicates.moving import (
     LeftAloneError,
@@ -50,7 +50,8 @@ def apply_decisions(
 ) -> Applied:
     """Move or copy the pictures that were not flagged to a folder. Those that were, and bad files, stay.
 
-    A file keeps its place below its folder; where several folders were judged, below that one's name. It is moved or
+    A file keeps its place below its folder; where several folders were judged, below that one's name, whether or not
+    there were pictures in the others. It is moved or
     copied if it is a regular file and has the size, the time and the SHA-256 of what was judged; else it is left alone.
     What was done before is not done again, so that an interrupted run is repeated by the same call. Memory does not
     grow with the pictures.
@@ -91,7 +92,23 @@ def apply_decisions(
     return Applied(**counts)
 
 
-def list_kept(decisions: "str | os.PathLike[str]", output: "str | os.PathLike[str]") -> int:
+def check_list(
+    decisions: "str | os.PathLike[str]", output: "str | os.PathLike[str]", *, overwrite: bool = False
+) -> None:
+    """Refuse a place for a list, as `list_kept` does.
+
+    Raises:
+        InputError: it is the file of decisions.
+        OutputError: there is a file already.
+    """
+    one, other = os.path.realpath(decisions), os.path.realpath(output)
+    if one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)):
+        raise InputError(f"the list {os.fspath(output)!r} would replace the decisions: choose another name for it")
+    if os.path.lexists(output) and not overwrite:
+        raise OutputError(f"{os.fspath(output)!r} is there already: pass overwrite (--overwrite) or another name")
+
+
+def list_kept(decisions: "str | os.PathLike[str]", output: "str | os.PathLike[str]", *, overwrite: bool = False) -> int:
     """Write the absolute names of the pictures that were not flagged, a line each; how many.
 
     A name with a line break or another control character in it, or bytes that are no UTF-8, or that begins with a
@@ -100,11 +117,14 @@ def list_kept(decisions: "str | os.PathLike[str]", output: "str | os.PathLike[st
     Args:
         decisions: the file of [`judge_folders`][robustsim.search.judge_folders].
         output: the list; there as a whole, or not at all.
+        overwrite: replace `output` if it is there.
 
     Raises:
+        InputError: the list is the file of decisions.
         DataError: the file does not hold decisions.
-        OutputError: the list cannot be written.
+        OutputError: the list is there already, or cannot be written.
     """
+    check_list(decisions, output, overwrite=overwrite)
     count = 0
     with whole_file(Path(output)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for line in read_decisions(Path(decisions)):
@@ -123,7 +143,7 @@ def _roots(decisions: Path) -> list[Path]:
     """The folders that were judged, which are few."""
     found: dict[str, None] = {}
     for line in read_decisions(decisions):
-        found[line["folder"]] = None
+        found.update(dict.fromkeys([*line.get("folders", ()), line["folder"]]))
         if not _is_below(line["file"]):
             raise DataError(f"{os.fspath(decisions)!r} names {line['file']!r}, which is not below its folder")
     return [Path(from_printable(name)) for name in found]

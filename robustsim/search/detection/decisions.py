@@ -4,16 +4,18 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from robustsim.encoders.weights import sha256, state_sha256
-from robustsim.errors import DataError, ImageError, InputError, OutputError
-from robustsim.images.files import FoundImages, find_images, printable, tell_passed_over
+from robustsim.errors import ImageError, InputError, OutputError
+from robustsim.images.files import FoundImages, find_images, from_printable, printable, tell_passed_over
 from robustsim.jsonl import parse_line
 from robustsim.search.detection.detector import Detector
+from robustsim.search.detection.lines import is_decision, read_decisions
 from robustsim.search.duplicates.moving import state
 from robustsim.search.index.pictures import Loading, load_ahead
 from robustsim.search.partial import IDENTITY, Journal, remove_leftovers, working
@@ -21,6 +23,8 @@ from robustsim.search.stamps import Stamp, content_sha256, size_and_time
 from robustsim.search.storage.seal import NAME
 
 _FILES = (IDENTITY, "decisions.jsonl")
+# In the first of them: the name of the result, and, when that is whole, its SHA-256.
+_OUTPUT, _FINISHED = "output", "finished"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class FilterReport:
         classes: pictures of each class; those of none under "unknown".
         reasons: how often each kind of reason flagged one.
         passed_over: how many files of each kind were left out; see `robustsim.images.FoundImages`.
+        changed: pictures in the folders that are new or others than those judged, where the decisions are of before.
     """
 
     kept: int
@@ -44,6 +49,7 @@ class FilterReport:
     classes: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    changed: int = 0
 
 
 class _Tally:
@@ -58,7 +64,7 @@ class _Tally:
     def total(self) -> int:
         return self.kept + self.flagged + self.failed
 
-    def report(self, resumed: int, passed_over: Mapping[str, int] | None = None) -> FilterReport:
+    def report(self, resumed: int, passed_over: Mapping[str, int], changed: int = 0) -> FilterReport:
         return FilterReport(
             self.kept,
             self.flagged,
@@ -66,7 +72,8 @@ class _Tally:
             resumed,
             dict(self.classes),
             dict(self.reasons),
-            dict(passed_over or {}),
+            dict(passed_over),
+            changed,
         )
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -94,9 +101,10 @@ def judge_folders(
 ) -> FilterReport:
     """Judge all pictures below folders into one file, which appears when it is whole. No picture is touched.
 
-    Until then a folder beside it, its name ending in `.partial`, keeps what is done, and the same call continues from
+    Until then a folder beside it, of its name and `.partial`, keeps what is done, and the same call continues from
     there. Each line of the file holds one picture: `folder`, `file` (below it), `size`, `mtime`, `id` (the SHA-256 of
-    its content) and what `Verdict.described` gives, or `error`. Memory does not grow with the pictures.
+    its content) and what `Verdict.described` gives, or `error`; the first one also `folders`, all that were judged.
+    Memory does not grow with the pictures.
 
     Args:
         detector: what judges.
@@ -106,7 +114,8 @@ def judge_folders(
         overwrite: replace `output` if it is there.
         follow_links: walk linked folders too.
         keep_state: let the folder stay when the file is whole, until `forget_run`: the same call then reads the file,
-            so that whoever acts on it can be interrupted and called again.
+            if it is as it was, so that whoever acts on it can be interrupted and called again. Pictures that came or
+            changed since are counted, and not judged.
         progress: called with the number of files done since the last call.
         on_error: called for each file that is skipped.
 
@@ -118,27 +127,26 @@ def judge_folders(
         EncodingError: an embedding is not finite, or nothing but zeros.
     """
     out, roots = Path(output), check_folders(folders)
-    is_there = out.exists() and not (overwrite or restart)
+    is_there, kept = out.exists() and not (overwrite or restart), _partial(out)
     taken = OutputError(f"{os.fspath(out)!r} is there already: pass overwrite (--overwrite) or another name")
-    if out.exists() and not overwrite and not (is_there and out.with_suffix(".partial").exists()):
+    if out.exists() and not overwrite and not (is_there and kept.exists()):
         raise taken
-    with working(out, _FILES, roots) as place:
+    with working(out, _FILES, roots, kept) as place:
         run = _Run(detector, roots, place, follow_links)
         if restart:
             run.clear()
-        identity = _identity(detector, roots, follow_links)
-        if run.identity() not in (None, identity):
+        identity = {_OUTPUT: printable(out.name), **_identity(detector, roots, follow_links)}
+        begun, finished = _split(run.identity())
+        if begun not in (None, identity):
             raise OutputError(
                 f"{os.fspath(place)!r} was begun with other folders, banks, detectors or another rule or model: pass "
                 "restart (--restart), or choose another output"
             )
         if is_there:
-            if run.identity() is None or run.is_unfinished:
+            if begun is None or run.is_unfinished or finished != sha256(out):
                 raise taken
-            for line in read_decisions(out):
-                run.tally.add(line)
-                progress(1)
-            return run.tally.report(run.tally.total)
+            changed = run.read(out, progress)
+            return run.tally.report(run.tally.total, run.passed_over, changed)
         resumed = run.resume()
         progress(resumed)
         run.begin(identity)
@@ -152,44 +160,42 @@ def judge_folders(
                 )
             )
         remove_leftovers(out.parent, out.name)
-        run.finish(out)
+        run.finish(out, identity)
         if not keep_state:
             run.remove()
     return run.tally.report(resumed, passed_over)
 
 
 def forget_run(output: "str | os.PathLike[str]") -> None:
-    """Remove what `judge_folders` has kept of a run that is done; nothing where there is nothing."""
-    if Path(output).with_suffix(".partial").exists():
-        with working(Path(output), _FILES, ()) as place:
-            Journal(place, _FILES).remove()
+    """Remove what `judge_folders` has kept of the run that made this file; whatever else is there stays."""
+    out = Path(output)
+    kept = _partial(out)
+    if not kept.is_dir():
+        return
+    with suppress(OutputError), working(out, _FILES, (), kept) as place:  # if another run is in it, it is that one's
+        run = Journal(place, _FILES)
+        begun, finished = _split(run.identity())
+        is_unfinished = (place / _FILES[1]).exists()
+        if (
+            begun is not None
+            and begun.get(_OUTPUT) == printable(out.name)
+            and not is_unfinished
+            and finished == sha256(out)
+        ):
+            run.remove()
 
 
-def read_decisions(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file of decisions.
-
-    Raises:
-        DataError: one is none.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                found = parse_line(line)
-                if not isinstance(found, dict) or not _is_decision(found):
-                    raise DataError(f"line {number} of {os.fspath(path)!r} is no decision of `robustsim filter`")
-                yield found
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)!r} cannot be read: {error.strerror or error}") from error
+def _partial(out: Path) -> Path:
+    """By the whole name: `a.jsonl` and `a.txt` are of two runs."""
+    return out.with_name(f"{out.name}.partial")
 
 
-def _is_decision(line: dict[str, Any]) -> bool:
-    if not all(isinstance(line.get(name), str) for name in ("folder", "file")):
-        return False
-    if "error" in line:
-        return "flagged" not in line
-    return (
-        isinstance(line.get("flagged"), bool) and isinstance(line.get("id"), str) and "size" in line and "mtime" in line
-    )
+def _split(kept: Any) -> "tuple[dict[str, Any] | None, str | None]":
+    """What a run was begun with, and the SHA-256 of what came of it; None for what is not there."""
+    if not isinstance(kept, dict):
+        return None, None
+    begun = {name: value for name, value in kept.items() if name != _FINISHED}
+    return begun, kept.get(_FINISHED)
 
 
 def check_folders(folders: "Sequence[str | os.PathLike[str]]") -> list[Path]:
@@ -249,7 +255,7 @@ class _Run(Journal):
         with self._lines.open("rb") as lines:
             for line in lines:
                 entry = parse_line(line)
-                if entry is None:
+                if not is_decision(entry):
                     break
                 found = next(walk, None)
                 if found is None or entry != {**entry, **_stamp(*found)}:
@@ -274,13 +280,34 @@ class _Run(Journal):
                     line = {**stamp, "error": str(found)}
                 else:
                     line = {**stamp, **found.described()}
+                if not self.tally.total:
+                    line["folders"] = [printable(root) for root in self._roots]
                 file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 self.tally.add(line)
                 progress(1)
             os.fsync(file.fileno())
 
-    def finish(self, out: Path) -> None:
+    def read(self, out: Path, progress: Callable[[int], object]) -> int:
+        """Take what was decided from the result; how many pictures are new, or others than those that were judged.
+
+        Lines and walk have one order, by folder and the parts of names, so that one pass over both is enough. Pictures
+        that are gone are not counted: they were moved.
+        """
+        walk = ((printable(root), path, _stamp(root, path)) for root, path in self.walk())
+        order = {printable(root): at for at, root in enumerate(self._roots)}
+        here, changed = next(walk, None), 0
+        for line in read_decisions(out):
+            key = order.get(line["folder"], len(order)), Path(from_printable(line["file"])).parts
+            while here is not None and (order[here[0]], here[1].parts) <= key:
+                changed += line != {**line, **here[2]}
+                here = next(walk, None)
+            self.tally.add(line)
+            progress(1)
+        return changed + sum(1 for _ in walk) + (here is not None)
+
+    def finish(self, out: Path, identity: Any) -> None:
         """Let the lines be the result: they are on the same file system, so that it appears as a whole."""
+        self.begin({**identity, _FINISHED: sha256(self._lines)})  # first: the result never lacks it
         os.replace(self._lines, out)
 
     def _load(self, found: tuple[Path, Path]) -> tuple[Stamp, Loading]:
