@@ -84,6 +84,7 @@ def test_standard_input(run, made, banks, monkeypatch):
         ["--unknown", "perhaps"],
         ["--allow", "nobody=0.1"],
         ["--deny", "unsafe=near"],
+        ["--deny", "unsafe=0.3", "--deny", "unsafe=0.01"],
         ["--detector", "nothing"],
         ["--laion-model", "clip-vit-l-14"],
         ["--bank", "unsafe"],
@@ -350,7 +351,7 @@ def test_several_folders_go_to_places_of_their_own(run, made, banks, photos, tmp
 def test_an_unfinished_run_is_known_by_the_whole_name_of_its_file(run, made, banks, photos, tmp_path, monkeypatch):
     words = ["filter", photos, *banks, "--copy", tmp_path / "to", "-o"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("robustsim.search.apply_decisions", stops(0))
+        patch.setattr("robustsim.search.detection.apply.copy", lambda *words: stops(0)(1))
         run(*words, tmp_path / "a.jsonl")
     shutil.copy(tmp_path / "a.jsonl", tmp_path / "a.txt")
     assert "is there already" in run(*words, tmp_path / "a.txt")[2]
@@ -413,7 +414,7 @@ def test_lines_that_are_no_decisions(tmp_path, wrong):
     path.write_text(json.dumps(line) + "\n")
     assert list_kept(path, tmp_path / "list") == 1
     path.write_text(json.dumps({**line, **wrong}) + "\n")
-    with pytest.raises(DataError, match="line 1 of .* is no decision"):
+    with pytest.raises(DataError, match=r"line 1 of .* is no decision"):
         apply_decisions(path, tmp_path / "to", move=False)
     with pytest.raises(DataError):
         list_kept(path, tmp_path / "other")

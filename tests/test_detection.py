@@ -81,6 +81,23 @@ def test_what_is_as_near_to_both_is_not_safe():
     assert str(rule.decide({"safe": [0.3], "unsafe": [0.3]}).reasons[0]) == "tie unsafe, safe"
 
 
+def test_doubt_among_several_classes_is_not_safe():
+    near = {"safe": [0.1, 0.11, 0.9], "a": [0.2, 0.3002, 0.9], "b": [0.3, 0.9], "c": [0.3001, 0.9]}
+    found = Rule(votes=5).decide(near)  # two of five are a, if of the three near 0.3 that of a is the nearer
+    assert (found.bank, found.flagged, found.reasons[0].kind) == ("a", True, "tie")
+    assert not Rule(votes=5).decide({**near, "a": [0.2, 0.4]}).flagged
+
+
+def test_limits_are_as_sure_as_distances():
+    """A copy is not at 0 in float16: what denies reaches further by that, what lets pass does not."""
+    copy = {"known": [TIE / 2], "safe": [0.5]}
+    assert Rule(deny={"known": 0}).decide(copy).flagged
+    assert not Rule(deny={"known": 0}).decide({**copy, "known": [2 * TIE]}).flagged
+    assert Rule(allow={"known": 0}).decide({**copy, "unsafe": [0.1]}).flagged
+    assert Rule(within=0.3).decide({"unsafe": [0.3 + TIE / 2]}).bank == "unsafe"
+    assert Rule(within=0.3).decide({"safe": [0.3 + TIE / 2]}).bank is None
+
+
 def test_nothing_within_the_distance_is_unknown():
     away = {"unsafe": [0.6], "safe": [0.5]}
     assert Rule(within=0.4).decide(away) == (None, True, (Reason("unknown"),))

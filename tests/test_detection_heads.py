@@ -1,6 +1,8 @@
 """LAION's head: its layers, the files it is read from, and files that would run code."""
 
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -133,3 +135,57 @@ def test_a_file_that_would_run_code_runs_none(tmp_path, state, name):
     if name == "head.pkl":
         pickle.loads(path.read_bytes()).close()  # what it would have done
         assert written.exists()
+
+
+def header(text):
+    line = text.encode() + b" " * 20 + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+def of_shape(shape):
+    return header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [of_shape("(1000000000000,)"), of_shape("(-1,)"), of_shape(f"({10**30},)"), header("{" * 5000), b"", b"hello",
+     b"\x93NUMPY\x07\x00", header("{'descr': [('a', '<f4')] * 3, 'fortran_order': 0, 'shape': (1,)}"),
+     of_shape("(20000000,)") + bytes(80_000_000)],
+    ids=["huge", "negative", "overflow", "nested", "empty", "text", "version", "descr", "bomb"],
+)  # fmt: skip
+def test_a_member_is_looked_at_before_it_is_read(tmp_path, data, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("norm.mean.npy", data)
+    monkeypatch.setattr(np.lib.format, "read_array", None)
+    with pytest.raises(CorruptFileError, match="no whole"):
+        LaionHead.load(tmp_path / "a.npz")
+
+
+def test_an_archive_that_numpy_did_not_write(tmp_path):
+    with io.BytesIO() as made:
+        np.savez(made, a=np.ones(3))
+        good = made.getvalue()
+    entry = good.index(b"PK\x01\x02")
+    for at, value in ((8, 1), (10, 99)):  # encrypted; a compression of its own
+        bad = bytearray(good)
+        bad[entry + at] |= value
+        (tmp_path / "a.npz").write_bytes(bad)
+        with pytest.raises(CorruptFileError):
+            LaionHead.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_numbers_that_score_nothing_are_refused(tmp_path, state, suffix):
+    path = tmp_path / f"a{suffix}"
+    wrong = {
+        "not finite": state["linear_1.weight"].double() * 1e300,  # infinite as float32
+        "int8": state["linear_1.weight"].to(torch.int8),
+    }
+    for why, value in wrong.items():
+        with pytest.raises(WeightsError, match=why):
+            LaionHead.load(write(path, {**state, "linear_1.weight": value}))
+    with pytest.raises(WeightsError, match="not above 0"):
+        LaionHead.load(write(path, {**state, "norm.variance": -state["norm.variance"]}))
+    for threshold in (-0.1, 50):
+        with pytest.raises(InputError, match=r"must be from 0\.0 to 1\.0"):
+            ScoreDetector(LaionHead(), threshold)

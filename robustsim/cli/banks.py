@@ -190,6 +190,8 @@ def _distances(option: str, words: Sequence[str]) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for word in words:
         name, equals, number = word.rpartition("=") if "=" in word else (word, "", "")
+        if name in found:
+            raise typer.BadParameter(f"{option} names {name!r} twice: give it one distance")
         try:
             found[name] = float(number) if equals else None
         except ValueError:

@@ -50,7 +50,9 @@ class Detector:
         views: names of `robustsim.images.VIEWS`; a picture is as near as the nearest of its views. Detectors look at
             the whole.
         false_positives: in place of `within`: the distance of each bank within which lies at most such a share of
-            pairs of different pictures.
+            pairs of different pictures, where the picture that is asked for is seen as one view and one more for each
+            name of `views`. Views that are several each, such as tiles, and pictures of several frames are compared
+            more often, and pass the rate.
 
     Raises:
         InputError: the rule does not fit the banks, the rate cannot be told, or two detectors have one name.

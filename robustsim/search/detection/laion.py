@@ -1,11 +1,12 @@
 """LAION's CLIP-based NSFW detector: a small head on embeddings of CLIP's ViT-L/14, read without running code."""
 
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,14 +16,13 @@ from torch.nn import functional as F
 from robustsim.encoders.weights import read_weights
 from robustsim.errors import CorruptFileError, InputError, WeightsError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 #: The widths of its layers, from the embedding to the score.
 WIDTHS = (768, 64, 512, 256, 1)
 #: The model of the catalogue whose embeddings it takes.
 MODEL = "clip-vit-l-14"
 
+# More than a layer of any such head takes, and than there are arrays in it.
+_MOST_BYTES, _MOST_MEMBERS = 1 << 24, 64
 # What Keras divides by at least.
 _LEAST = 1e-7
 _NAMES = (
@@ -46,12 +46,14 @@ class LaionHead(nn.Module):
         model: the name of that model in the catalogue.
         embedding_dim: how many values they have.
         takes: "embeddings", for `ScoreDetector`.
+        score_range: between what its scores, and so thresholds, lie.
     """
 
     encoder = "CLIP ViT-L/14 of OpenAI"
     model = MODEL
     embedding_dim = WIDTHS[0]
     takes: Literal["embeddings"] = "embeddings"
+    score_range = (0.0, 1.0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,24 +73,22 @@ class LaionHead(nn.Module):
 
         Raises:
             CorruptFileError: the file cannot be parsed, or holds more than arrays.
-            WeightsError: it is not there, or holds another network.
+            WeightsError: it is not there, or holds another network, values that are not finite or a variance that is
+                not above 0.
         """
-        file = Path(path)
-        tensors = _read_npz(file) if file.suffix == ".npz" else read_weights(file)
-        head = cls()
-        wanted = {name: value.shape for name, value in head.state_dict().items()}
-        found = {name: value.reshape(-1) if name.startswith("norm.") else value for name, value in tensors.items()}
-        seen = {name: value.shape for name, value in found.items()}
-        if seen != wanted:
-            wrong = sorted(name for name in {*seen, *wanted} if seen.get(name) != wanted.get(name))
-            told = ", ".join(f"{name} {tuple(seen[name]) if name in seen else 'missing'}" for name in wrong[:4])
-            raise WeightsError(
-                f"{os.fspath(path)!r} is not LAION's head for ViT-L/14, whose layers are {', '.join(map(str, WIDTHS))} "
-                f"wide: {told}"
-            )
-        if not all(value.isfinite().all() for value in found.values()):
+        file, head = Path(path), cls()
+        wanted = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+        if file.suffix == ".npz":
+            found = _read_npz(file, wanted)
+        else:
+            found = dict(read_weights(file))
+            _check(file, {name: (tuple(value.shape), _kind(value)) for name, value in found.items()}, wanted)
+        cast = {name: found[name].to(torch.float32).reshape(shape) for name, shape in wanted.items()}
+        if not all(value.isfinite().all() for value in cast.values()):
             raise WeightsError(f"{os.fspath(path)!r} holds values that are not finite: fetch it anew")
-        head.load_state_dict({name: value.to(torch.float32) for name, value in found.items()})
+        if not (cast["norm.variance"] > 0).all():
+            raise WeightsError(f"{os.fspath(path)!r} holds a variance that is not above 0: fetch it anew")
+        head.load_state_dict(cast)
         return head.requires_grad_(False).eval()
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -130,30 +130,88 @@ class _Normalisation(nn.Module):
         return (x - self.mean) / self.variance.sqrt().clamp(min=_LEAST)
 
 
-def _read_npz(path: Path) -> Mapping[str, Tensor]:
+def _check(
+    path: Path, seen: "Mapping[str, tuple[tuple[int, ...], str]]", wanted: "Mapping[str, tuple[int, ...]]"
+) -> None:
+    """Refuse other shapes than those wanted, and what is not floating point ("" as the kind says that it is)."""
+    told = []
+    for name in sorted({*seen, *wanted}, key=str):
+        shape, kind = seen.get(name, (None, ""))
+        right = wanted.get(name)
+        fits = shape == right or (name in _NAMES[:2] and shape is not None and (math.prod(shape),) == right)
+        if not fits or kind:
+            told.append(f"{name} {'missing' if shape is None else shape}{kind and f' {kind}'}")
+    if told:
+        raise WeightsError(
+            f"{os.fspath(path)!r} is not LAION's head for ViT-L/14, whose layers are {', '.join(map(str, WIDTHS))} "
+            f"wide: {', '.join(told[:4])}"
+        )
+
+
+def _kind(value: Tensor) -> str:
+    is_plain = value.is_floating_point() and value.layout == torch.strided
+    return "" if is_plain else f"{value.dtype} {value.layout}"
+
+
+def _read_npz(path: Path, wanted: "Mapping[str, tuple[int, ...]]") -> dict[str, Tensor]:
+    """Arrays of a `.npz`, of which nothing is read before its size, type and shape are seen to be those wanted."""
     if not path.is_file():
         raise WeightsError(f"there is no file {os.fspath(path)!r}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-    except MemoryError:
+        with zipfile.ZipFile(path) as archive:
+            members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
+            if len(members) > _MOST_MEMBERS:
+                raise ValueError(f"{len(members)} members")
+            heads = {name: _header(archive, one) for name, one in members.items()}
+            named = {name: (name, *heads[name]) for name in heads}
+            if all(name.startswith("arr_") and name[4:].isdigit() for name in named):
+                named = _named([(name, *heads[name]) for name in sorted(named, key=lambda name: int(name[4:]))])
+            seen = {
+                name: (shape, "" if dtype.kind == "f" else str(dtype))
+                for name, (_, shape, dtype) in named.items()
+                if dtype.kind == "f" or name in wanted
+            }
+            _check(path, seen, wanted)
+            found = {}
+            for name in wanted:
+                with archive.open(members[named[name][0]]) as file, np.errstate(over="ignore"):
+                    array = np.lib.format.read_array(file, allow_pickle=False).astype(np.float32)
+                is_turned = named[name][0] != name and name.endswith(".weight")
+                found[name] = torch.from_numpy(np.ascontiguousarray(array.T if is_turned else array))
+            return found
+    except WeightsError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of the many that a damaged archive or header raises, each says the same
         raise CorruptFileError(
-            f"{os.fspath(path)!r} is no whole .npz of arrays ({error}), and was not loaded: fetch it anew, or save "
-            "plain arrays"
+            f"{os.fspath(path)!r} is no whole .npz of arrays ({error or type(error).__name__}), and was not loaded: "
+            "fetch it anew, or save plain arrays"
         ) from error
-    if all(name.startswith("arr_") and name[4:].isdigit() for name in arrays):
-        arrays = _named([arrays[name] for name in sorted(arrays, key=lambda name: int(name[4:]))])
-    numbers = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
-    return {name: torch.from_numpy(array) for name, array in numbers.items()}
 
 
-def _named(arrays: "Sequence[NDArray[Any]]") -> "dict[str, NDArray[Any]]":
+def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> "tuple[tuple[int, ...], np.dtype[Any]]":
+    """Shape and type of an array; what is read for it is bounded by its size, which zipfile keeps to."""
+    if not member.filename.endswith(".npy") or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename!r} is no array that numpy writes")
+    if member.file_size > _MOST_BYTES:
+        raise ValueError(f"{member.filename!r} has {member.file_size} bytes, more than any layer")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError(f"{member.filename!r} holds {dtype} {shape}")
+        if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename!r} is not as large as it says")
+    return shape, dtype
+
+
+def _named(
+    arrays: "Sequence[tuple[str, tuple[int, ...], np.dtype[Any]]]",
+) -> "dict[str, tuple[str, tuple[int, ...], np.dtype[Any]]]":
     """What Keras gives, in its order: mean, variance, a count of training data, kernels (into, out) and biases."""
-    kept = [array for array in arrays if array.ndim]
+    kept = [one for one in arrays if one[1]]
     names = [*_NAMES, *(f"arr_{number}" for number in range(len(_NAMES), len(kept)))]
     return {
-        name: np.ascontiguousarray(array.T) if name.endswith(".weight") else array
-        for name, array in zip(names, kept, strict=False)
+        name: (own, shape[::-1] if name.endswith(".weight") else shape, dtype)
+        for name, (own, shape, dtype) in zip(names, kept, strict=False)
     }

@@ -66,8 +66,9 @@ class Rule:
     4. the class of the nearest pictures flags, if it is not safe.
 
     What is doubtful is never safe by silence. Of distances that differ by no more than `tie`, those to pictures that
-    are not safe count as the nearer ones; of classes with equally many votes, one that is not safe wins, the one with
-    the nearest picture if there are several.
+    are not safe count as the nearer ones, and limits of `deny` and of what is not safe are wider by it.
+    Of classes with equally many votes, one that is not safe wins, the one with the nearest picture if there are
+    several.
 
     Banks of `allow` and `deny` are lists and do not vote; a safe one that is in `allow` does both. The same index may
     be given under two names.
@@ -154,8 +155,8 @@ class Rule:
         if not all(math.isfinite(away) for some in distances.values() for away in some):
             raise EncodingError("a distance is not finite, and nothing can be decided by it")
         bank, reason = self._vote(distances)
-        denied = self._listed(self.deny, distances)
-        allowed = () if denied else self._listed(self.allow, distances)
+        denied = self._listed(self.deny, distances, self.tie)  # an exact copy is not at 0 in float16
+        allowed = () if denied else self._listed(self.allow, distances, 0)
         if allowed:
             return Decision(bank, False, (Reason("allow", allowed),))
         reasons = [Reason("deny", denied)] if denied else []
@@ -175,18 +176,18 @@ class Rule:
     def _votes_within(self, name: str) -> float:
         # A safe bank that is in `allow` too has a distance of its own for that.
         limit = self.within.get(name) if isinstance(self.within, Mapping) else self.within
-        return math.inf if limit is None else limit
+        return math.inf if limit is None else limit + (0 if name in self.safe else self.tie)
 
     def _flags_unknown(self, banks: Collection[str]) -> bool:
         if self.flag_unknown is not None:
             return self.flag_unknown
         return any(name in self.safe for name in self.voters(banks))
 
-    def _listed(self, names: Collection[str], distances: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    def _listed(self, names: Collection[str], distances: Mapping[str, Sequence[float]], more: float) -> tuple[str, ...]:
         found = []
         for name in names:
             limit = self._limit(name)
-            if limit is not None and any(away <= limit for away in distances.get(name, ())[:1]):
+            if limit is not None and any(away <= limit + more for away in distances.get(name, ())[:1]):
                 found.append(name)
         return tuple(found)
 
@@ -207,6 +208,12 @@ class Rule:
         doubtful = sure + sorted(equal, key=lambda one: one[1] in self.safe)
         hopeful = sure + sorted(equal, key=lambda one: one[1] not in self.safe)
         winners = self._most_votes(doubtful[: self.votes])
+        if winners[0] in self.safe:  # several that are not safe share what is doubtful, which each might have alone
+            for own in dict.fromkeys(name for _, name in equal if name not in self.safe):
+                first = sure + sorted(equal, key=lambda one: (one[1] != own, one[1] in self.safe))
+                if (others := self._most_votes(first[: self.votes]))[0] not in self.safe:
+                    winners = list(dict.fromkeys([*others, *winners]))
+                    break
         names = dict.fromkeys([*winners, *self._most_votes(hopeful[: self.votes])])
         if len(names) > 1:
             return winners[0], Reason("tie", tuple(names))

@@ -25,7 +25,7 @@ class ScoreDetector:
     The function is called with a batch: with embeddings (N, D) float32 of length 1, or with pixels (N, 3, S, S) float32
     in [0, 1]; on the device of its weights, if it is a module, else on the CPU. It gives N finite scores. It says what
     it takes by an attribute `takes`, "embeddings" or "pixels", or by the name of its first parameter, `embeddings`,
-    `pixels` or `images`. A module is put into eval mode.
+    `pixels` or `images`. A module is put into eval mode. An attribute `score_range` says between what scores lie.
 
     Attributes:
         name: what verdicts call it.
@@ -44,7 +44,8 @@ class ScoreDetector:
             to 224 x 224.
 
     Raises:
-        InputError: it cannot be called, does not say what it takes, or the threshold is not finite.
+        InputError: it cannot be called, does not say what it takes, or the threshold is not finite, or not
+            between what scores lie.
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class ScoreDetector:
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         if not math.isfinite(threshold):
             raise InputError(f"the threshold of {self.name!r} must be finite, not {threshold}")
+        least, most = getattr(function, "score_range", (-math.inf, math.inf))
+        if not least <= threshold <= most:
+            raise InputError(f"the threshold of {self.name!r} must be from {least} to {most}, not {threshold}")
         if takes not in (None, "embeddings", "pixels"):
             raise InputError(f"{self.name!r} takes embeddings or pixels, not {takes!r}")
         self.threshold, self.metric, self._function = float(threshold), metric, function
