@@ -159,12 +159,8 @@ def test_a_filter_touches_nothing_unless_it_is_told(run, photos, banks, tmp_path
     assert names(tmp_path / "copies") == ["a.png", "sub/c.png"]
     assert names(photos) == ALL
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "cache",
-        "copies",
-        "decisions.jsonl",
-        "kept.txt",
-        "photos",
-    ]
+        "cache", "copies", "decisions.jsonl", "kept.txt", "photos",
+    ]  # fmt: skip
 
 
 def test_what_is_kept_is_moved(run, photos, banks, tmp_path):
@@ -400,21 +396,3 @@ def test_places_do_not_depend_on_which_folders_have_pictures(made, photos, tmp_p
     judge_folders(detector(made), [photos, tmp_path / "none"], tmp_path / "d.jsonl")
     apply_decisions(tmp_path / "d.jsonl", tmp_path / "to", move=False)
     assert names(tmp_path / "to") == ["photos/a.png", "photos/sub/c.png"]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"file": "a\0.png"}, {"folder": "\ud800"}, {"size": "1"}, {"mtime": []}, {"size": True}, {"folders": "x"},
-     {"class": 1}, {"reasons": None}],
-)  # fmt: skip
-def test_lines_that_are_no_decisions(tmp_path, wrong):
-    line = {"folder": str(tmp_path / "in"), "file": "a.png", "size": 1, "mtime": 1, "id": "x", "class": "safe",
-            "flagged": False, "reasons": []}  # fmt: skip
-    path = tmp_path / "d.jsonl"
-    path.write_text(json.dumps(line) + "\n")
-    assert list_kept(path, tmp_path / "list") == 1
-    path.write_text(json.dumps({**line, **wrong}) + "\n")
-    with pytest.raises(DataError, match=r"line 1 of .* is no decision"):
-        apply_decisions(path, tmp_path / "to", move=False)
-    with pytest.raises(DataError):
-        list_kept(path, tmp_path / "other")

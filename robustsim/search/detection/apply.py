@@ -51,10 +51,9 @@ def apply_decisions(
     """Move or copy the pictures that were not flagged to a folder. Those that were, and bad files, stay.
 
     A file keeps its place below its folder; where several folders were judged, below that one's name, whether or not
-    there were pictures in the others. It is moved or
-    copied if it is a regular file and has the size, the time and the SHA-256 of what was judged; else it is left alone.
-    What was done before is not done again, so that an interrupted run is repeated by the same call. Memory does not
-    grow with the pictures.
+    there were pictures in the others. It is moved or copied if it is a regular file and has the size, the time and the
+    SHA-256 of what was judged; else it is left alone. What was done before is not done again, so that an interrupted
+    run is repeated by the same call. Memory does not grow with the pictures.
 
     Args:
         decisions: the file of [`judge_folders`][robustsim.search.judge_folders].
