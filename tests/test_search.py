@@ -298,7 +298,7 @@ def test_reading_ahead_is_bounded(small, tmp_path, monkeypatch):
         shutil.copy(EXAMPLES / "rocket.jpg", root / f"{index:02}.jpg")
     read = []
     original = embedding.read_square
-    monkeypatch.setattr(embedding, "read_square", lambda path, pre: read.append(path) or original(path, pre))
+    monkeypatch.setattr(embedding, "read_square", lambda path, *how: read.append(path) or original(path, *how))
     found = embed_images(small, root)
     next(found)
     assert len(read) <= 3 * small.batch_size + 1

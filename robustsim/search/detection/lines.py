@@ -34,6 +34,8 @@ def is_decision(line: Any) -> "TypeGuard[dict[str, Any]]":
     folders, reasons, nothing = line.get("folders", []), line.get("reasons"), object()
     if not (isinstance(folders, list) and all(map(_is_name, [line.get("folder"), line.get("file"), *folders]))):
         return False
+    if Path(from_printable(line["folder"])).name == "..":  # a folder's name becomes one below the target
+        return False
     if "error" in line:
         return "flagged" not in line
     return (
