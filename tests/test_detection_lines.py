@@ -10,7 +10,8 @@ from robustsim.search import apply_decisions, list_kept
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"file": "a\0.png"}, {"folder": "\ud800"}, {"folder": "/x/.."}, {"size": "1"}, {"mtime": []}, {"size": True}, {"folders": "x"},
+    [{"file": "a\0.png"}, {"folder": "\ud800"}, {"folder": "/x/.."},
+     {"size": "1"}, {"mtime": []}, {"size": True}, {"folders": "x"},
      {"class": 1}, {"reasons": None}],
 )  # fmt: skip
 def test_lines_that_are_no_decisions(tmp_path, wrong):
