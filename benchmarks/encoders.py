@@ -197,7 +197,10 @@ def forward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
-    return torch.autograd.grad(torch.nn.functional.normalize(function(x).float()).sum(), x)[0]
+    z = torch.nn.functional.normalize(function(x).float())
+    # The sum alone would not do: that of DreamSim's values is always 0.
+    direction = torch.randn(z.shape[1], generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad((z * direction).sum(), x)[0]
 
 
 def deviation(found: Tensor, expected: Tensor, what: str) -> str:
