@@ -48,8 +48,7 @@ ImagesOrEmbeddings: TypeAlias = Union[ImageInput, Tensor]
 Range: TypeAlias = tuple[float, float]
 
 # Groups of images as unit embeddings, (N, D) or (1, D) each; and where two of them, by their places, show the same
-# pixels, (N,) or (1,) bool. Pixels are compared, and not embeddings: those of equal pixels, encoded in batches of other
-# sizes, differ by rounding.
+# pixels, (N,) or (1,) bool: pixels are compared, as embeddings of equal ones differ by rounding in other batches.
 _Encoded: TypeAlias = tuple[list[Tensor], dict[tuple[int, int], Tensor]]
 
 
@@ -305,7 +304,8 @@ class RobustSim(nn.Module):
     def _encode_groups(self, groups: Sequence[ImagesOrEmbeddings], input_range: Range) -> _Encoded:
         """Embed groups of N images, or of 1 that stands against all of them; pictures of one batch go together."""
         z: list[Any] = [None] * len(groups)
-        parts, checks = dict[int, list[Any]](), Checks()
+        parts: dict[int, list[Any]] = {}
+        checks = Checks()
         for place, group in enumerate(map(self._stand_in, groups)):
             if _is_embedding(group):
                 z[place] = self._embedding(group, checks)

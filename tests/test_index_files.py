@@ -19,7 +19,7 @@ from robustsim.encoders.card import DEFAULT_MODEL
 from robustsim.encoders.load import image_sha256
 from robustsim.errors import ImageError, InputError, MissingDependencyError, OutputError, SearchError
 from robustsim.images.files import from_printable
-from robustsim.search import Index
+from robustsim.search import Index, stamps
 from robustsim.search.index import update
 from tests import trainings
 from tests.conftest import EXAMPLES
@@ -520,7 +520,7 @@ def test_times_that_64_bits_do_not_hold(small, folder, index, monkeypatch):
 
 
 def test_a_file_that_is_not_there_when_it_is_hashed(folder, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(update, "_sha256", lambda path: {"error": "Input/output error"})
+    monkeypatch.setattr(stamps, "content_sha256", lambda path: {"error": "Input/output error"})
     index = Index.create(tmp_path / "index", small)
     told = []
     assert index.add(folder, on_error=told.append).failed == 11
