@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from robustsim.attacks import APGD, Untargeted
 from robustsim.encoders.encoder import Encoder
-from robustsim.encoders.measuring import random_encoder
+from robustsim.encoders.measuring import own_modules, random_encoder
 
 MODELS = ("clip-vit-b-32", "clip-vit-l-14", "clip-convnext-base")
 EPS = 4 / 255
@@ -70,7 +70,7 @@ def measure(name: str, options: Any, device: torch.device) -> None:
 
 def variants(encoder: Encoder, *, compiled: bool) -> dict[str, Function]:
     """Ways to run an encoder, pixels to unit embeddings in float32; the first is what the others are held against."""
-    ways: dict[str, Function] = {"open_clip, float32": unit(own(encoder)), "float32": unit(encoder)}
+    ways: dict[str, Function] = {"open_clip, float32": unit(own_modules(encoder)), "float32": unit(encoder)}
     small = copy.deepcopy(encoder).bfloat16()
     ways["bfloat16"] = unit(small)
     if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in encoder.modules()):
@@ -78,13 +78,6 @@ def variants(encoder: Encoder, *, compiled: bool) -> dict[str, Function]:
     if compiled:
         ways["bfloat16, compiled"] = unit(torch.compile(copy.deepcopy(small)))
     return ways
-
-
-def own(encoder: Encoder) -> Function:
-    """Past this package's trunk."""
-    trunk: Any = encoder.trunk
-    module: nn.Module = getattr(trunk, "visual", getattr(trunk, "model", None))
-    return lambda pixels: module(encoder.normalize(pixels))  # type: ignore[no-any-return]
 
 
 def unit(function: Any) -> Function:
@@ -132,8 +125,8 @@ def fare_steps(encoder: Encoder, pixels: Tensor, options: Any) -> dict[str, Call
         if compiled and options.no_compile:
             continue
         student = copy.deepcopy(encoder).requires_grad_(True)
-        through: Any = own(student) if "open_clip" in way else torch.compile(student) if compiled else student
-        original = own(encoder) if "open_clip" in way else encoder
+        through: Any = own_modules(student) if "open_clip" in way else torch.compile(student) if compiled else student
+        original = own_modules(encoder) if "open_clip" in way else encoder
         steps[way] = fare(student, through, original, pixels, options.steps, automatic)
     return steps
 

@@ -275,11 +275,15 @@ def test_timms_attention_is_differentiated_by_products_in_bfloat16(published, mo
 
 def test_attention_that_is_masked_or_scaled_stays_torchs(monkeypatch):
     monkeypatch.setattr(products, "_slow_backward", lambda q: True)
-    monkeypatch.setattr(products, "_attend", lambda *heads: pytest.fail("not plain attention"))
+    taken = []
+    monkeypatch.setattr(products, "_attend", lambda *heads: taken.append(1) or heads[0])
     q = torch.randn(1, 2, 4, 8, requires_grad=True)
     with products.products(q):
         for options in ({"attn_mask": torch.zeros(4, 4)}, {"is_causal": True}, {"scale": 0.1}, {"dropout_p": 0.5}):
             assert F.scaled_dot_product_attention(q, q, q, **options).shape == q.shape
+            assert not taken
+        F.scaled_dot_product_attention(q, q, q)
+        assert taken == [1]
 
 
 def test_onednn_is_not_asked_for_what_torch_was_told_otherwise(onednn_linear):

@@ -22,6 +22,10 @@ BanksOption = Annotated[list[str] | None, _BANK]
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="The model of the banks, where it is not found by its name.")
 ]
+SafeOption = Annotated[
+    list[str] | None,
+    typer.Option("--safe", metavar="NAME", help="A class that is not flagged; safe if not given; repeatable."),
+]
 WithinOption = Annotated[
     float | None,
     typer.Option("--within", min=0, metavar="DISTANCE", help="Only pictures at most so far away count."),
@@ -74,6 +78,19 @@ LaionModelOption = Annotated[
 ]
 
 
+def check_detectors(words: Sequence[str], laion_head: str | None, laion_model: str | None) -> None:
+    """Refuse what is no function's name, and a model of a head that is not there.
+
+    Raises:
+        BadParameter: it is.
+    """
+    if laion_model is not None and laion_head is None:
+        raise typer.BadParameter("--laion-model goes with --laion-head")
+    for word in words:
+        if ":" not in word:
+            raise typer.BadParameter(f"--detector {word!r}: write MODULE:NAME, or MODULE:NAME=THRESHOLD")
+
+
 @dataclass
 class Wanted:
     """The options, as they were given."""
@@ -104,8 +121,7 @@ class Wanted:
             raise typer.BadParameter("--within and --false-positives exclude each other")
         if self.unknown not in (None, *_UNKNOWN):
             raise typer.BadParameter(f"--unknown {self.unknown!r} is none of {', '.join(_UNKNOWN)}")
-        if self.laion_model is not None and self.laion_head is None:
-            raise typer.BadParameter("--laion-model goes with --laion-head")
+        check_detectors(self.detectors, self.laion_head, self.laion_model)
         for word in self.banks:
             name, equals, path = word.partition("=")
             if not (name and equals and path):
@@ -117,9 +133,6 @@ class Wanted:
             for name in _distances(option, words):
                 if name not in self._paths:
                     raise typer.BadParameter(f"{option} {name!r} is no bank: they are {', '.join(self._paths)}")
-        for word in self.detectors:
-            if ":" not in word:
-                raise typer.BadParameter(f"--detector {word!r}: write MODULE:NAME, or MODULE:NAME=THRESHOLD")
 
     def make(self) -> "Detector":
         """The detector, with models loaded.

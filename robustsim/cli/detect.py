@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 def detect(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="What is judged; for - standard input.")],
     bank: banks.BankOption,
-    safe: Annotated[
-        list[str] | None,
-        typer.Option("--safe", metavar="NAME", help="A class that is not flagged; safe if not given; repeatable."),
-    ] = None,
+    safe: banks.SafeOption = None,
     within: banks.WithinOption = None,
     false_positives: banks.RateOption = None,
     votes: banks.VotesOption = 1,

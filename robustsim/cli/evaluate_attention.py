@@ -30,18 +30,16 @@ def attention(
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD, which makes them.")] = 20,
     prompt: Annotated[str, typer.Option(help="What is looked for; {} is the class.")] = "This is a photo of a {}",
     against: Annotated[str, typer.Option(help="What is not.")] = "This is not a photo of a {}",
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where reports are written.")] = Path(
-        "reports"
-    ),
+    out: judged.OutOption = Path("reports"),
     device: output.DeviceOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of attacks and resampling.")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever earlier runs have left.")] = False,
+    restart: judged.RestartOption = False,
     groups: Annotated[bool, typer.Option("--groups", help="A column for each class, too.")] = False,
     strict: output.StrictOption = False,
     as_json: output.JsonOption = False,
 ) -> None:
     """Does text-guided attention find the object? Soft IoU with masks, clean and under attack, of CLIP models."""
-    from robustsim.evaluation import evaluate_attention, report_table
+    from robustsim.evaluation import evaluate_attention
 
     # All of them before any: what cannot be loaded is told now.
     metrics = [output.load_metric(name, device, text=True) for name in dict.fromkeys(model)]
@@ -62,11 +60,4 @@ def attention(
         )
         for metric in metrics
     ]
-    if as_json:
-        output.print_json([{"report": str(report.path), **report.content} for report in reports])
-    else:
-        for one in report_table(reports, groups=groups):
-            judged.show(one)
-        for report in reports:
-            typer.echo(f"{report.metric}: {report.path}")
-    judged.tell_skipped(reports, "pictures", strict)
+    judged.tell(reports, "pictures", groups=groups, strict=strict, as_json=as_json)

@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -47,30 +47,25 @@ def copies(
         list[str] | None,
         typer.Option(metavar="RADIUS", help="Attack the copies, too: 4/255, ...; may be repeated."),
     ] = None,
-    norm: Annotated[Literal["linf", "l2", "l1"], typer.Option(help="How the size of the change is measured.")] = "linf",
+    norm: judged.NormOption = "linf",
     steps: Annotated[int, typer.Option(min=1, help="Steps of APGD.")] = 100,
     attacked: Annotated[
         int, typer.Option(min=1, help="Attack the copies of so many photographs, drawn at random.")
     ] = 100,
-    preprocess: Annotated[
-        Literal["card", "squash"],
-        typer.Option(help="How a picture becomes the metric's square: as its card says, or whole and bilinear."),
-    ] = "card",
+    preprocess: judged.PreprocessOption = "card",
     follow_links: output.FollowLinksOption = False,
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where reports are written.")] = Path(
-        "reports"
-    ),
+    out: judged.OutOption = Path("reports"),
     device: output.DeviceOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per encoding and attack.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of draws, edits, attacks and resampling.")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever earlier runs have left.")] = False,
+    restart: judged.RestartOption = False,
     groups: Annotated[bool, typer.Option("--groups", help="A column for each edit and amount, too.")] = False,
     strict: output.StrictOption = False,
     as_json: output.JsonOption = False,
 ) -> None:
     """Which copies of photographs are found, at a rate of false positives? After edits, and under attack."""
     chosen = [_edit(one) for one in edit or ()]
-    from robustsim.evaluation import evaluate_copies, report_table
+    from robustsim.evaluation import evaluate_copies
     from robustsim.evaluation.copies import EDITS, RATES
     from robustsim.evaluation.running.workers import Workers
 
@@ -112,14 +107,7 @@ def copies(
         ]
     if not workers.is_main:
         return
-    if as_json:
-        output.print_json([{"report": str(report.path), **report.content} for report in reports])
-    else:
-        for one in report_table(reports, groups=groups):
-            judged.show(one)
-        for report in reports:
-            typer.echo(f"{report.metric}: {report.path}")
-    judged.tell_skipped(reports, "photographs", strict)
+    judged.tell(reports, "photographs", groups=groups, strict=strict, as_json=as_json)
 
 
 def _edit(text: str) -> tuple[str, tuple[float, ...]]:

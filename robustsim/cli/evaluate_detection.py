@@ -3,7 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,16 +51,13 @@ def detection(
         list[str] | None,
         typer.Option(metavar="NAME", help="A class that is not asked for, where classes are divided; repeatable."),
     ] = None,
-    safe: Annotated[
-        list[str] | None,
-        typer.Option("--safe", metavar="NAME", help="A class that is not flagged; safe if not given; repeatable."),
-    ] = None,
+    safe: banks.SafeOption = None,
     votes: banks.VotesOption = 1,
     eps: Annotated[
         list[str] | None,
         typer.Option(metavar="RADIUS", help="8/255 if not given, none for no attack; may be repeated."),
     ] = None,
-    norm: Annotated[Literal["linf", "l2", "l1"], typer.Option(help="How the size of the change is measured.")] = "linf",
+    norm: judged.NormOption = "linf",
     steps: Annotated[int, typer.Option(min=1, help="Steps of APGD.")] = 200,
     targets_count: Annotated[
         int, typer.Option("--targets-drawn", min=1, help="Pictures that each attack leads to, drawn at random.")
@@ -81,18 +78,13 @@ def detection(
     ] = None,
     laion_head: banks.LaionOption = None,
     laion_model: banks.LaionModelOption = None,
-    preprocess: Annotated[
-        Literal["card", "squash"],
-        typer.Option(help="How a picture becomes the metric's square: as its card says, or whole and bilinear."),
-    ] = "card",
+    preprocess: judged.PreprocessOption = "card",
     follow_links: output.FollowLinksOption = False,
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where reports are written.")] = Path(
-        "reports"
-    ),
+    out: judged.OutOption = Path("reports"),
     device: output.DeviceOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per encoding and attack.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of draws, attacks and resampling.")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever earlier runs have left.")] = False,
+    restart: judged.RestartOption = False,
     groups: Annotated[bool, typer.Option("--groups", help="A column for each class that queries get, too.")] = False,
     strict: output.StrictOption = False,
     as_json: output.JsonOption = False,
@@ -100,14 +92,11 @@ def detection(
     """Which class do the nearest pictures give to a query, clean and led to another class by an attack?"""
     if detector is not None and laion_head is not None:
         raise typer.BadParameter("--detector and --laion-head are one detector each: take one")
-    if detector is not None and ":" not in detector:
-        raise typer.BadParameter(f"--detector {detector!r}: write MODULE:NAME, or MODULE:NAME=THRESHOLD")
-    if laion_model is not None and laion_head is None:
-        raise typer.BadParameter("--laion-model goes with --laion-head")
+    banks.check_detectors([] if detector is None else [detector], laion_head, laion_model)
     radii = () if eps == ["none"] else tuple(eps or ("8/255",))
     pairs = None if pair is None else [_pair("--pair", one, "A=B") for one in pair]
     read = _read(classes, data, bank, queries, targets, bank_only, seed, follow_links)
-    from robustsim.evaluation import evaluate_detection, report_table
+    from robustsim.evaluation import evaluate_detection
     from robustsim.evaluation.running.workers import Workers
 
     workers = Workers()
@@ -140,14 +129,7 @@ def detection(
             reports.append(report)
     if not workers.is_main:
         return
-    if as_json:
-        output.print_json([{"report": str(report.path), **report.content} for report in reports])
-    else:
-        for one in report_table(reports, groups=groups):
-            judged.show(one)
-        for report in reports:
-            typer.echo(f"{report.metric}: {report.path}")
-    judged.tell_skipped(reports, "queries", strict)
+    judged.tell(reports, "queries", groups=groups, strict=strict, as_json=as_json)
 
 
 def _read(

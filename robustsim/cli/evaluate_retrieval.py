@@ -3,7 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -38,25 +38,20 @@ def retrieval(
         list[str] | None,
         typer.Option(metavar="RADIUS", help="Attack the queries, too: 4/255, ...; may be repeated."),
     ] = None,
-    norm: Annotated[Literal["linf", "l2", "l1"], typer.Option(help="How the size of the change is measured.")] = "linf",
+    norm: judged.NormOption = "linf",
     steps: Annotated[int, typer.Option(min=1, help="Steps of APGD.")] = 100,
-    preprocess: Annotated[
-        Literal["card", "squash"],
-        typer.Option(help="How a picture becomes the metric's square: as its card says, or whole and bilinear."),
-    ] = "card",
+    preprocess: judged.PreprocessOption = "card",
     sheet: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw queries with what is nearest to them, clean and attacked: a PNG."),
     ] = None,
     sheet_queries: Annotated[int, typer.Option(min=1, help="So many queries are drawn.")] = 5,
     follow_links: output.FollowLinksOption = False,
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where reports are written.")] = Path(
-        "reports"
-    ),
+    out: judged.OutOption = Path("reports"),
     device: output.DeviceOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per encoding, and queries per attack.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of attacks and resampling.")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever earlier runs have left.")] = False,
+    restart: judged.RestartOption = False,
     groups: Annotated[bool, typer.Option("--groups", help="Columns for precision at 1, 5 and 10, too.")] = False,
     strict: output.StrictOption = False,
     as_json: output.JsonOption = False,
@@ -65,7 +60,7 @@ def retrieval(
     if sheet is not None:
         drawing.check_png(sheet, "--sheet", [str(data)])
     from robustsim.data import read_retrieval
-    from robustsim.evaluation import draw_neighbours, evaluate_retrieval, report_table
+    from robustsim.evaluation import draw_neighbours, evaluate_retrieval
     from robustsim.evaluation.running.workers import Workers
 
     workers = Workers()
@@ -95,11 +90,4 @@ def retrieval(
     if sheet is not None:
         drawing.write_png(draw_neighbours(reports, queries=sheet_queries, images=read.root), sheet)
         output.note(f"drawn into {sheet}")
-    if as_json:
-        output.print_json([{"report": str(report.path), **report.content} for report in reports])
-    else:
-        for one in report_table(reports, groups=groups):
-            judged.show(one)
-        for report in reports:
-            typer.echo(f"{report.metric}: {report.path}")
-    judged.tell_skipped(reports, "queries", strict)
+    judged.tell(reports, "queries", groups=groups, strict=strict, as_json=as_json)

@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
     from robustsim.evaluation import Report
     from robustsim.evaluation.subjects import Subject
+
+NormOption = Annotated[Literal["linf", "l2", "l1"], typer.Option(help="How the size of the change is measured.")]
+PreprocessOption = Annotated[
+    Literal["card", "squash"],
+    typer.Option(help="How a picture becomes the metric's square: as its card says, or whole and bilinear."),
+]
+OutOption = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where reports are written.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew, whatever earlier runs have left.")]
 
 # Items that were skipped and are named; the reports hold them all.
 _MOST_SKIPPED = 20
@@ -46,6 +55,20 @@ def show(table: Any) -> None:
     for line in table.notes:
         typer.echo(line)
     typer.echo("")
+
+
+def tell(reports: "Sequence[Report]", what: str, *, groups: bool, strict: bool, as_json: bool) -> None:
+    """Reports of one evaluation, as tables with their files or as JSON; then `tell_skipped`."""
+    from robustsim.evaluation import report_table
+
+    if as_json:
+        output.print_json([{"report": str(report.path), **report.content} for report in reports])
+    else:
+        for one in report_table(reports, groups=groups):
+            show(one)
+        for report in reports:
+            typer.echo(f"{report.metric}: {report.path}")
+    tell_skipped(reports, what, strict)
 
 
 def tell_skipped(reports: "Sequence[Report]", what: str, strict: bool) -> None:

@@ -147,7 +147,7 @@ def random_encoder(name: str) -> Encoder:
 def _builders(encoder: Encoder, compiled: bool) -> dict[str, Callable[[Measured], _Mode]]:
     def plain(said: Measured) -> _Mode:
         said.model_bytes = _size(encoder)
-        return _Mode(said, _own_modules(encoder))
+        return _Mode(said, own_modules(encoder))
 
     def default(said: Measured) -> _Mode:
         said.model_bytes = _size(encoder)
@@ -185,7 +185,7 @@ def _builders(encoder: Encoder, compiled: bool) -> dict[str, Callable[[Measured]
     return builders
 
 
-def _own_modules(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+def own_modules(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     """The encoder with its library's own modules, past this package's fast paths."""
     trunk: Any = encoder.trunk
     module: nn.Module | None = getattr(trunk, "visual", getattr(trunk, "model", None))

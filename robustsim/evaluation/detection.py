@@ -20,8 +20,9 @@ from robustsim.errors import ImageError, InputError
 from robustsim.evaluation.reports.report import Report, load_report, parquet, write_report
 from robustsim.evaluation.running.detecting import CLEAN, GREY, JOINT, METRIC, WHITE, Detecting, check_pairs, part_of
 from robustsim.evaluation.running.escape import EscapePlan
-from robustsim.evaluation.running.identity import device_kind, file_hashes, stem, versions
-from robustsim.evaluation.running.journal import Journal, discard
+from robustsim.evaluation.running.identity import device_kind, file_hashes, versions
+from robustsim.evaluation.running.journal import Journal
+from robustsim.evaluation.running.place import place_of
 from robustsim.evaluation.running.workers import Workers
 from robustsim.evaluation.statistics import mean_interval
 from robustsim.evaluation.subjects import subject
@@ -160,15 +161,8 @@ def evaluate_detection(
         "versions": versions(),
         "device": device_kind(one.device),
     }
-    path = Path(output) / f"{stem(identity)}.json"
-    partial = path.with_suffix(".partial")
-    if restart and workers.is_main:
-        path.unlink(missing_ok=True)
-        discard(partial)
-    workers.wait()
-    if path.exists() and path.with_suffix(".parquet").exists():
-        if workers.is_main:
-            discard(partial)  # of a run that was killed after its report was written
+    path, partial, is_done = place_of(output, identity, workers, restart=restart)
+    if is_done:
         return load_report(path)
     workers.check(one.name, one.device)
     behind = [one.embed, one.distance, *(work.second.behind if work.second is not None else ())]

@@ -24,8 +24,9 @@ from robustsim.evaluation.ranking import KAPPAS, precision_at, ranks_of, trapezo
 from robustsim.evaluation.reports.report import Report, load_report, parquet, write_report
 from robustsim.evaluation.running.database import Database, embedded
 from robustsim.evaluation.running.escape import EscapePlan
-from robustsim.evaluation.running.identity import device_kind, file_hashes, stem, versions
-from robustsim.evaluation.running.journal import Journal, discard
+from robustsim.evaluation.running.identity import device_kind, file_hashes, versions
+from robustsim.evaluation.running.journal import Journal
+from robustsim.evaluation.running.place import place_of
 from robustsim.evaluation.running.workers import Workers
 from robustsim.evaluation.sheet import NEAREST, picture_of, shown_queries
 from robustsim.evaluation.statistics import Array, mean_interval, mean_of_numbers
@@ -102,15 +103,10 @@ def evaluate_retrieval(
             f"each of {len(data.queries)} queries with each of {len(data.database)} pictures"
         )
     identity = _identity(one, data, plan, preprocess, seed, batch_size)
-    path = Path(output) / f"{stem(identity)}.json"
-    folder = path.with_suffix(".partial")
-    if restart and workers.is_main:
-        path.unlink(missing_ok=True)
-        discard(folder)
-    workers.wait()
+    path, folder, is_done = place_of(output, identity, workers, restart=restart)
     work = _Work(one, data, plan, seed, batch_size, path.with_suffix(".pictures"), pictures)
     behind = [one.embed, one.distance]
-    if not (path.exists() and path.with_suffix(".parquet").exists()):
+    if not is_done:
         workers.check(one.name, one.device)
         with Journal(folder, identity, worker=workers.number) as journal, undisturbed(behind):
             work.database.embed(journal, workers, progress=progress and workers.is_main)
@@ -121,8 +117,6 @@ def evaluate_retrieval(
             workers.wait()
             if workers.is_main:
                 journal.remove()
-    elif workers.is_main:
-        discard(folder)  # of a run that was killed after its report was written
     if workers.is_main:
         with undisturbed(behind):
             work.draw_missing()

@@ -1,14 +1,14 @@
 """Run a task on a metric: one pass over the questions, continued after any interruption, to the same figures."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from robustsim.data.items import Preprocess
 from robustsim.errors import InputError
 from robustsim.evaluation.reports.report import Report, load_report, parquet, write_report
-from robustsim.evaluation.running.identity import identify, stem
-from robustsim.evaluation.running.journal import Journal, discard
+from robustsim.evaluation.running.identity import identify
+from robustsim.evaluation.running.journal import Journal
+from robustsim.evaluation.running.place import place_of
 from robustsim.evaluation.running.plan import AttackPlan
 from robustsim.evaluation.running.summary import summary
 from robustsim.evaluation.running.work import Work
@@ -75,15 +75,8 @@ def evaluate(
     work = Work(one, task, attack, seed, batch_size)
     plan = None if attack is None else {**attack.to_dict(), "perturb": work.perturb}
     identity = identify(one, task, plan, preprocess=how, attacked=len(work.attacked), seed=seed, batch_size=batch_size)
-    path = Path(output) / f"{stem(identity)}.json"
-    folder = path.with_suffix(".partial")
-    if restart and workers.is_main:
-        path.unlink(missing_ok=True)
-        discard(folder)
-    workers.wait()
-    if path.exists() and path.with_suffix(".parquet").exists():
-        if workers.is_main:
-            discard(folder)  # of a run that was killed after its report was written
+    path, folder, is_done = place_of(output, identity, workers, restart=restart)
+    if is_done:
         return load_report(path)
     workers.check(one.name, one.device)
     with Journal(folder, identity, worker=workers.number) as journal:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustsim.encoders.fast.products import attention, attention_of_first, call, linear
+from robustsim.encoders.fast.products import call, self_attention
 
 # As a share of the largest value: how far rounding goes.
 _ROUNDING = 1e-5
@@ -75,16 +75,9 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts: Any = self
-        own, normed = parts.attn, parts.norm1(x)
-        if self.only_first:
-            width = own.qkv.in_features
-            weight, bias = own.qkv.weight, own.qkv.bias
-            first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
-            q = linear(normed[:, :1], weight[:width], first)
-            mixed, x = attention_of_first(q, linear(normed, weight[width:], rest), own.num_heads), x[:, :1]
-        else:
-            mixed = attention(call(own.qkv, normed), own.num_heads)
-        x = x + call(own.proj, mixed)
+        own, qkv = parts.attn, parts.attn.qkv
+        mixed = self_attention(parts.norm1(x), qkv.weight, qkv.bias, own.num_heads, only_first=self.only_first)
+        x = (x[:, :1] if self.only_first else x) + call(own.proj, mixed)
         mlp = parts.mlp
         changed: Tensor = x + call(mlp.fc2, mlp.act(call(mlp.fc1, parts.norm2(x))))
         return changed

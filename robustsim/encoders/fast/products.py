@@ -26,6 +26,27 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
+def self_attention(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, *, only_first: bool) -> Tensor:
+    """Tokens mixed by attention to each other, before the output layer.
+
+    Args:
+        x: (N, L, C).
+        weight: (3 * heads * D, C), that of queries, keys and values below one another.
+        bias: (3 * heads * D,), or None.
+        heads: how many.
+        only_first: of the first token alone, whose query is the only one that is made.
+
+    Returns:
+        (N, L, heads * D), or (N, 1, heads * D).
+    """
+    if not only_first:
+        return attention(linear(x, weight, bias), heads)
+    width = weight.shape[0] // 3
+    first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
+    q = linear(x[:, :1], weight[:width], first)
+    return attention_of_first(q, linear(x, weight[width:], rest), heads)
+
+
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """Softmax attention of tokens to each other.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustsim.encoders.fast.plain import is_plain, is_plain_tensor, is_unwatched, why_not_now
-from robustsim.encoders.fast.products import attention, attention_of_first, call, linear, products
+from robustsim.encoders.fast.products import call, linear, products, self_attention
 
 
 def why_not(visual: nn.Module) -> str | None:
@@ -186,14 +186,7 @@ def _attention(block: Any, x: Tensor, *, only_first: bool) -> Tensor:
     if not _is_plain_attention(own):
         out: Tensor = block.attention(x)
         return out[:, :1] if only_first else out
-    weight, bias, heads = own.in_proj_weight, own.in_proj_bias, own.num_heads
-    if only_first:
-        width = own.embed_dim
-        first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
-        q = linear(x[:, :1], weight[:width], first)
-        mixed = attention_of_first(q, linear(x, weight[width:], rest), heads)
-    else:
-        mixed = attention(linear(x, weight, bias), heads)
+    mixed = self_attention(x, own.in_proj_weight, own.in_proj_bias, own.num_heads, only_first=only_first)
     return linear(mixed, own.out_proj.weight, own.out_proj.bias)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from robustsim.errors import SearchError
 from robustsim.search.duplicates.find import Line
-from robustsim.search.scale.scanning import Part, digest_of, load_part
+from robustsim.search.scale.scanning import Part, load_part
 from robustsim.search.scan.codes import Codes
 from robustsim.search.scan.exact import Rows
 from robustsim.search.scan.pairs import Pairs, pairs_within
@@ -89,7 +89,7 @@ def compare_fragments(block: Block) -> Compared:
         places = np.concatenate((places, np.arange(block.two.start, block.two.stop)))
     first, second = (np.concatenate([part[at] for part in found] + [np.empty(0, np.int64)]) for at in range(2))
     away = np.concatenate([part.distances for part in found] + [np.empty(0)])
-    whole = (len(one.pictures), digest_of(one)) if split is None else (0, 0)
+    whole = (len(one.pictures), one.digest) if split is None else (0, 0)
     return Compared((block.one, block.two), Pairs(places[first], places[second], away), counts[0], *whole)
 
 

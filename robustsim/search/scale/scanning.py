@@ -112,20 +112,27 @@ class PartSnapshot(Snapshot):
             self.digest = digest % _MODULUS
 
 
+class LoadedPart(Loaded):
+    """The rows of a part, as `Loaded` has those of a whole index."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = PartSnapshot(part)
+        super().__init__(self._part)
+
+    @property
+    def digest(self) -> int:
+        """The sum of the digests of its rows."""
+        return self._part.digest
+
+
 @lru_cache(maxsize=4)
-def load_part(part: Part) -> Loaded:
+def load_part(part: Part) -> LoadedPart:
     """A part in memory, read and checked; a process keeps the last four.
 
     Raises:
         SearchError: it is damaged, or the version is not there any more.
     """
-    return Loaded(PartSnapshot(part))
-
-
-def digest_of(loaded: Loaded) -> int:
-    """The sum of the digests of a part."""
-    assert isinstance(loaded.snapshot, PartSnapshot)
-    return loaded.snapshot.digest
+    return LoadedPart(part)
 
 
 def parts_of(index: "str | os.PathLike[str]", seal: Seal, count: int, *, most: int = 1 << 18) -> list[Part]:
@@ -172,7 +179,7 @@ def scan_fragment(part: Part, request: Request) -> Scanned:
     return Scanned(
         part,
         len(loaded.pictures),
-        digest_of(loaded),
+        loaded.digest,
         scanner.counted,
         int((whole if allowed is None else whole[allowed]).sum()),
         pa.table(columns),

@@ -86,7 +86,7 @@ class Source:
         elif self.filesystem is None:
             yield from self._local()
         else:
-            yield from self._remote()
+            yield from self._remote(self.filesystem)
 
     def _local(self) -> Iterator[Item]:
         size, mtime = size_and_time(self._place)
@@ -98,11 +98,10 @@ class Source:
         with Path(self._place).open("rb") as file:
             yield from self._members(file, printable(self._place), self._place, size, mtime)
 
-    def _remote(self) -> Iterator[Item]:
+    def _remote(self, filesystem: "pa.fs.FileSystem") -> Iterator[Item]:
         import pyarrow.fs as pf
 
-        suffixes, filesystem = picture_suffixes(), self.filesystem
-        assert filesystem is not None
+        suffixes = picture_suffixes()
         try:
             found = filesystem.get_file_info(self._place)
             if found.type == pf.FileType.Directory:
