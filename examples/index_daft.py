@@ -8,6 +8,7 @@ from pathlib import Path
 
 import daft
 
+from robustsim.images import find_images
 from robustsim.search import Index
 from robustsim.search.scale import commit_fragments, embed_batch, write_fragment
 
@@ -27,7 +28,7 @@ def main(words: list[str] | None = None) -> int:
         fragment = write_fragment(rows, index=index)["fragment"][0]
         return [fragment] * len(path)
 
-    paths = sorted(str(path.absolute()) for path in given.folder.rglob("*.png"))
+    paths = [str((given.folder / path).absolute()) for path in find_images(given.folder)]
     daft.from_pydict({"path": paths}).with_column("fragment", embed(daft.col("path"))).collect()
     return commit_fragments(index).added
 

@@ -4,11 +4,14 @@ python examples/index_spark.py examples photos.index
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from robustsim.images import find_images
 from robustsim.search import Index
 from robustsim.search.scale import commit_fragments, embed_batch, write_fragment
 
@@ -28,7 +31,8 @@ def main(words: list[str] | None = None) -> int:
             rows = embed_batch({"path": some}, index=index, threads=1)
             yield from write_fragment(rows, index=index)["fragment"]
 
-    paths = sorted(str(path.absolute()) for path in given.folder.rglob("*.png"))
+    paths = [str((given.folder / path).absolute()) for path in find_images(given.folder)]
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # the workers' Python, which is this one
     spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
     try:
         spark.sparkContext.parallelize(paths, given.parts).mapPartitions(embed).collect()

@@ -116,9 +116,7 @@ def embedding(folder: Path, count: int, rounds: int) -> float:
 
 
 def size(value: float) -> str:
-    unit, name = next(
-        ((unit, name) for unit, name in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB")) if value >= unit), (1e6, "MB")
-    )
+    unit, name = next(((unit, name) for unit, name in UNITS if value >= unit), UNITS[-1])
     return f"{short(value / unit)} {name}"
 
 
