@@ -205,6 +205,14 @@ def fare_rank(c, o):
     return fare(c, o) + mean(disorders(c, c.phi.embed(c.x_adv), o))
 
 
+def fare_relations(c, o):
+    """relations * mean over i, and over the others j, of (cos(a_i, a_j) - cos(o_i, o_j))^2."""
+    a, orig = c.phi.embed(c.x_adv), c.phi_orig.embed(c.x)
+    others = [[j for j in range(len(a)) if j != i] for i in range(len(a))]
+    moved = [mean([(cosine(a[i], a[j]) - cosine(orig[i], orig[j])) ** 2 for j in row]) for i, row in enumerate(others)]
+    return fare(c, o) + o["relations"] * mean(moved)
+
+
 def tecoa(c, o):
     return mean(entropies(class_probabilities(c.phi.embed(c.x_adv), c.texts, o["scale"])))
 
@@ -279,6 +287,7 @@ LOSSES = {
     "fare, share of clean images": ("fare", {"clean_weight": 0.3}, fare_clean, "S(a) S(x) O(x)"),
     "fare, TRADES": ("fare", {"trades": 6.0}, fare_trades, "S(x) S(a) O(x)"),
     "fare, rank": ("fare", {"rank": 3.0}, fare_rank, "S(a) S(w,s) O(x)"),
+    "fare, relations": ("fare", {"relations": 40.0}, fare_relations, "S(a) O(x)"),
     "tecoa": ("tecoa", {}, tecoa, "S(a)"),
     "tecoa, share of clean images": ("tecoa", {"clean_weight": 0.25}, tecoa_clean, "S(a) S(x)"),
     "tecoa, TRADES": ("tecoa", {"trades": 2.0}, tecoa_trades, "S(x) S(a)"),

@@ -65,7 +65,13 @@ AS_RUN = {"attention": "published"}
 
 
 def fare(encoder, **changes):
-    return {**RCLIP, "encoder": encoder, "method.name": "fare", "method.options": {**PLAIN, "rank": 0.0}, **changes}
+    return {
+        **RCLIP,
+        "encoder": encoder,
+        "method.name": "fare",
+        "method.options": {**PLAIN, "rank": 0.0, "relations": 0.0},
+        **changes,
+    }
 
 
 def tecoa(encoder):

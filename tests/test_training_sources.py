@@ -766,3 +766,39 @@ def test_without_the_package_datasets(monkeypatch, tmp_path):
     for path in ("hf:cifar10", tmp_path):
         with pytest.raises(MissingDependencyError, match=r'pip install "robustsim\[hf\]"'):
             open_source(path)
+
+
+# Several at once
+
+
+def test_several_sources_follow_each_other(tmp_path):
+    for value, name in enumerate(["one/ant/a.png", "one/bee/b.png", "one/bee/c.png", "two/ant/a.png", "two/bee/d.png"]):
+        picture(tmp_path / name, value)
+    (tmp_path / "one" / "notes.txt").write_text("no image")
+    (tmp_path / "two" / "notes.txt").write_text("no image")
+    source = open_source([tmp_path / "one", tmp_path / "two"])
+    assert (source.name, len(source), source.classes) == ("one and two", 5, ("ant", "bee"))
+    assert source.passed_over == {".txt": 2}
+    assert all_of(source) == [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1)]
+    assert [Path(source.place(index)).name for index in range(5)] == ["a.png", "b.png", "c.png", "a.png", "d.png"]
+    for index in (-1, 5):
+        with pytest.raises(IndexError, match="one and two has images 0 to 4"):
+            source.read(index)
+    assert open_source([tmp_path / "one"]).name == "one"
+
+
+def test_sources_of_other_classes_have_no_labels_together(tmp_path):
+    for value, name in enumerate(["one/ant/a.png", "one/bee/b.png", "two/ant/a.png", "two/cat/d.png"]):
+        picture(tmp_path / name, value)
+    source = open_source([tmp_path / "one", tmp_path / "two"])
+    assert source.classes is None
+    assert all_of(source) == [(value, None) for value in range(4)]
+    assert [source.label(index) for index in range(4)] == [None] * 4
+
+
+def test_the_same_source_twice_and_none_at_all_are_refused(tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(InputError, match="is given twice"):
+        open_source([tmp_path, tmp_path])
+    with pytest.raises(InputError, match="no images are given"):
+        open_source([])

@@ -35,9 +35,11 @@ TensorboardOption = Annotated[bool, typer.Option("--tensorboard/--no-tensorboard
 def train(
     recipe: RecipeArgument,
     data: Annotated[
-        str,
+        list[str],
         typer.Option(
-            "--data", metavar="PATH", help="Images: a folder, tar shards (folder, file, or a-{000..009}.tar), hf:NAME."
+            "--data",
+            metavar="PATH",
+            help="Images: a folder, tar shards (folder, file, or a-{000..009}.tar), hf:NAME. Repeat for several.",
         ),
     ],
     out: OutputOption,

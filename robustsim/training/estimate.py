@@ -48,7 +48,7 @@ class Estimate:
 
 def rehearse_train(
     recipe: str,
-    data: str,
+    data: "str | Sequence[str]",
     *,
     changes: Sequence[str] = (),
     validation: str | None = None,

@@ -27,7 +27,7 @@ PathLike: TypeAlias = Union[str, "os.PathLike[str]"]
 
 def train(
     recipe: "TrainRecipe | PathLike",
-    data: PathLike,
+    data: "PathLike | Sequence[PathLike]",
     output: PathLike,
     *,
     changes: Sequence[str] = (),
@@ -48,7 +48,8 @@ def train(
 
     Args:
         recipe: a bundled recipe's name, a YAML file, or a recipe.
-        data: images to train on: a folder, tar shards, or `hf:NAME`; see `robustsim.training.sources.open`.
+        data: images to train on: a folder, tar shards, or `hf:NAME`, or several of these; see
+            `robustsim.training.sources.open`.
         output: the run's folder, and the result's.
         changes: `key=value` for recipes from files.
         validation: images to judge on meanwhile; without them some of `data` are held out.

@@ -24,6 +24,25 @@ def embedding_distance(z: Tensor, original: Tensor) -> Tensor:
     return (z.float() - original.float()).square().sum(1)
 
 
+def relation_distance(z: Tensor, original: Tensor) -> Tensor:
+    """`mean_j (cos(z_i, z_j) - cos(o_i, o_j))^2` over the other images j of the batch: how far the similarities of an
+    image to others are from those that the original sees, whatever they are of (relational distillation, Park et al.
+    2019, with cosines).
+
+    Args:
+        z: (N, D) embeddings, of any length.
+        original: (N, D) embeddings of the original for the same images.
+
+    Returns:
+        (N,) float32; 0 for a batch of one, which has no others.
+    """
+    if len(z) < 2:
+        return z.float().sum(1) * 0
+    with full_precision(z):
+        a, b = F.normalize(z.float(), dim=1), F.normalize(original.float(), dim=1)
+        return (a @ a.T - b @ b.T).square().fill_diagonal_(0).sum(1) / (len(z) - 1)
+
+
 def class_logits(z: Tensor, prototypes: Tensor, scale: float = 100.0) -> Tensor:
     """`scale * cos(z, prototype_k)` for each class k (R-CLIP paper, Eq. 1).
 

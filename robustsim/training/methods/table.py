@@ -218,6 +218,10 @@ def _fare(views: Views) -> dict[str, Tensor]:
     if rank := views.options["rank"]:
         # Distances of the adversarial image still grow with the strength of a distortion.
         terms["rank"] = rank * losses.order(views.student_adversarial.z, *views.student_graded).mean()
+    if relations := views.options["relations"]:
+        # What is like what stays as the original sees it, under attack too.
+        distance = losses.relation_distance(views.student_adversarial.z, views.original_clean.z)
+        terms["relations"] = relations * distance.mean()
     return terms
 
 
@@ -297,7 +301,7 @@ _VARIANTS = {"clean_weight": 0.0, "trades": 0.0}
 
 #: All methods by the name that a recipe gives them.
 METHODS: dict[str, Method] = {
-    "fare": Method("FARE", _fare_attack, _fare, options={**_VARIANTS, "rank": 0.0}),
+    "fare": Method("FARE", _fare_attack, _fare, options={**_VARIANTS, "rank": 0.0, "relations": 0.0}),
     "tecoa": Method("TeCoA", _tecoa_attack, _tecoa, labels=True, options={**_PROMPT, **_VARIANTS}),
     "ft-clean": Method("FT-Clean", None, lambda v: {"clean": _clean_entropy(v)}, labels=True, options=_PROMPT),
     "ft-adv": Method(

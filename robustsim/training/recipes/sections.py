@@ -36,6 +36,8 @@ class MethodSection(Section):
         trades: FARE and TeCoA in the manner of TRADES, with this weight on the steadiness; 0 for the plain method.
         rank: FARE's weight on the order of two distortions of an image: under attack, too, the weaker one should be
             nearer to it (`robustsim.training.methods.losses.order`).
+        relations: FARE's weight on the similarities within a batch: under attack they should be those that the original
+            sees between the clean images (`robustsim.training.methods.losses.relation_distance`).
         prompt: the text of a class, `{}` its name.
         negative_prompt: the text of what a picture is not of.
         scale: inverse temperature of the logits.
@@ -48,6 +50,7 @@ class MethodSection(Section):
     clean_weight: Share | None = None
     trades: Weight | None = None
     rank: Weight | None = None
+    relations: Weight | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
     scale: Positive | None = None
@@ -62,7 +65,16 @@ class MethodSection(Section):
         return name
 
     @field_validator(
-        "alpha", "beta", "clean_weight", "trades", "rank", "prompt", "negative_prompt", "scale", "attention"
+        "alpha",
+        "beta",
+        "clean_weight",
+        "trades",
+        "rank",
+        "relations",
+        "prompt",
+        "negative_prompt",
+        "scale",
+        "attention",
     )
     @classmethod
     def _of_this_method(cls, value: Any, info: ValidationInfo) -> Any:

@@ -16,6 +16,7 @@ from robustsim.errors import DataError, InputError
 from robustsim.images.files import find_images, picture_suffixes, printable, tell_passed_over
 from robustsim.training.sources import folders, hf, shards
 from robustsim.training.sources.base import SPLITS, Source, folder_name, listing, read_classes
+from robustsim.training.sources.joined import JoinedSource
 
 _HUB = "hf:"
 # Written by Hugging Face's save_to_disk.
@@ -24,7 +25,7 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
 def open_source(
-    path: "str | os.PathLike[str]",
+    path: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]",
     *,
     split: str | None = None,
     classes: "str | os.PathLike[str] | None" = None,
@@ -41,7 +42,8 @@ def open_source(
     | a folder written by save_to_disk | the same |
 
     Args:
-        path: see the table.
+        path: see the table; or several of them, whose images come one after the other. They have labels where all
+            name the same classes in the same order.
         split: `train` if not given and there are splits. It is a subfolder's name, a word in the names of the shards
             (`train-0000.tar`), or a split of the Hugging Face data set.
         classes: a file with other names for the classes, in the order of their labels: one a line, or a list in JSON.
@@ -55,7 +57,7 @@ def open_source(
             expanded, or has no name after `hf:`.
         MissingDependencyError: a Hugging Face data set, and the package `datasets` is not installed.
     """
-    source = _open(os.fspath(path), split, follow_links)
+    source = _open_all(path, split, follow_links)
     if classes is not None:
         file = Path(classes)
         names = read_classes(file)
@@ -72,6 +74,20 @@ def tell_left_out(sources: "Iterable[Source | None]", tell: Callable[[str], obje
     for source in sources:
         if source is not None and source.passed_over:
             tell(f"{source.name}: {tell_passed_over(source.passed_over)}")
+
+
+def _open_all(
+    path: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]", split: str | None, follow_links: bool
+) -> Source:
+    if isinstance(path, (str, os.PathLike)):
+        return _open(os.fspath(path), split, follow_links)
+    names = [os.fspath(one) for one in path]
+    if twice := [one for at, one in enumerate(names) if one in names[:at]]:
+        raise InputError(f"{twice[0]!r} is given twice: name each set of images once")
+    if not names:
+        raise InputError("no images are given: pass a path, or several")
+    parts = [_open(one, split, follow_links) for one in names]
+    return parts[0] if len(parts) == 1 else JoinedSource(parts)
 
 
 def _open(name: str, split: str | None, follow_links: bool) -> Source:
