@@ -5,6 +5,7 @@
     python benchmarks/search.py --rows 1000000 --dim 512 --faiss fp16
     python benchmarks/search.py --files 1000 [--rounds 3]
     python benchmarks/search.py --pairs [--rows 100000] [--dim 5120] [--planted 1000]
+    python benchmarks/search.py --whole --rows 1000000 [--dim 5120] [--planted 100]
 
 Rows have a spectrum that decays: 256 directions of variance 1, 1/2, 1/3, ..., all others together a tenth of that, and
 a mean, so that two rows are about 0.2 similar. Near-duplicates have similarity 0.97. One thread; CPU time, medians of
@@ -16,6 +17,9 @@ With --approximate, Lance's clusters too; with --hnsw, usearch's graph over the 
 
 With --pairs, the near-duplicates are rows too, and all pairs within a distance of 0.2 are found and grouped, as
 `robustsim dedup` does; by as many threads as there are cores. Time on the clock and of the CPU, and the peak of memory.
+
+With --whole, what an index of all rows takes, each part in a process of its own: to write it, to open it, to answer one
+query and many (near-duplicates, of which none may be missed), and to check every byte; time, disk and peak memory.
 
 With --files, so many photographs are cut from those in examples/, embedded and indexed; and 10,000 files that an index
 knows are looked through once more.
@@ -30,7 +34,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,10 +44,12 @@ from robustsim.search.scan.approximate import near_duplicates
 from robustsim.search.scan.codes import unit
 from robustsim.search.scan.kernels import KERNELS
 from robustsim.search.storage.approximate import SIMILARITY, Approximate
+from robustsim.search.storage.check import check_store
 from robustsim.search.storage.loaded import Loaded
 from robustsim.search.storage.rows import Entry, make_table
 from robustsim.search.storage.store import Store
 
+Thing = TypeVar("Thing")
 BLOCK, DIRECTIONS = 512, 256
 COMMITTED = 1 << 23  # values that are committed together
 WITHIN = (1 - 0.96) ** 0.5
@@ -89,19 +95,13 @@ def pairs(argv: argparse.Namespace, store: Store) -> None:
     with store.writing() as writer:
         entries = [Entry(f"{argv.rows + n:064x}", f"/{row} again.jpg") for n, row in enumerate(planted)]
         writer.append(make_table(entries, [copies], writer.snapshot.dataset.schema))
-    code = "import sys; sys.path.insert(0, sys.argv[2]); import search; search.group(sys.argv[1])"
-    words = [sys.executable, "-c", code, str(store.folder), str(Path(__file__).parent)]
-    subprocess.run(words, check=True)
+    alone("search.group(sys.argv[2])", store.folder)
 
 
 def group(folder: str) -> None:
     """The groups of an index's rows within 0.2, and what they cost."""
     from robustsim.search.duplicates.find import Line, find_duplicates
     from robustsim.search.duplicates.report import Member
-
-    def held(which: str) -> str:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in status if line.startswith(which))
 
     print(f"memory of the imports: {held('VmRSS')}")
     start = time.perf_counter()
@@ -118,6 +118,59 @@ def group(folder: str) -> None:
     again = {path for group in report.groups for path in (one.path for one in group.members)}
     planted = [member.path for member in members if member.path.endswith(" again.jpg")]
     print(f"planted: {sum(path not in again for path in planted)} of {len(planted)} missed")
+
+
+def held(which: str) -> str:
+    """A line of what Linux says of this process: VmRSS, the memory that it holds; VmHWM, the most that it held."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(line.split(":")[1].strip() for line in status if line.startswith(which))
+
+
+def alone(code: str, *words: object) -> None:
+    """Run a line in a process of its own, in which this file is `search`."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import search; " + code
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), *map(str, words)], check=True)
+
+
+def whole(argv: argparse.Namespace, folder: Path) -> None:
+    """Write, ask and check an index."""
+    alone("search.write(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))", folder, argv.rows, argv.dim)
+    alone("search.ask(sys.argv[2], int(sys.argv[3]))", folder, argv.planted)
+    alone("search.verify(sys.argv[2])", folder)
+
+
+def told(what: str, function: Callable[[], Thing]) -> Thing:
+    """What a function gives; its time on the clock and of the CPU are told."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    print(f"{what}: {time.perf_counter() - wall:.1f} s, CPU time {time.process_time() - cpu:.1f} s", flush=True)
+    return result
+
+
+def write(folder: str, rows: int, dim: int) -> None:
+    """The index, and what its folder takes."""
+    told("rows made up, and nothing else", lambda: sum(len(block) for block in made_up(rows, dim)))
+    told("rows made up and written", lambda: build(Path(folder), rows, dim))
+    size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    print(f"on the disk: {size / 1e9:.2f} GB for {rows:,} rows of {dim:,}; memory at most {held('VmHWM')}", flush=True)
+
+
+def ask(folder: str, planted: int) -> None:
+    """The index opened, and near-duplicates looked for."""
+    rows = told("opened", lambda: opened(Store(folder)))
+    chosen = np.random.default_rng(2).choice(len(rows.codes.values), planted, replace=False)
+    queries = near_duplicates(np.concatenate([rows.read(one[None]) for one in chosen]), SIMILARITY)
+    told("one query within 0.2", lambda: scan.within(rows, queries[:1], WITHIN))
+    told("the ten nearest of one query", lambda: scan.nearest(rows, queries[:1], 10))
+    found = told(f"{planted} queries within 0.2", lambda: scan.within(rows, queries, WITHIN))
+    missed = sum(row not in one.positions for row, one in zip(chosen, found, strict=True))
+    print(f"planted: {missed} of {planted} missed; memory at most {held('VmHWM')}", flush=True)
+
+
+def verify(folder: str) -> None:
+    """Every byte compared with what was written."""
+    report = told("checked", lambda: check_store(Store(folder)))
+    print(f"{report.rows:,} rows, problems: {list(report.problems)}; memory at most {held('VmHWM')}", flush=True)
 
 
 def faiss_index(kind: str, rows: int, dim: int) -> Any:
@@ -263,12 +316,16 @@ def main() -> None:
     parser.add_argument("--hnsw", action="store_true", help="usearch's graph too, which takes long to make")
     parser.add_argument("--memory", action="store_true", help="the memory alone")
     parser.add_argument("--pairs", action="store_true", help="the near-duplicates among all rows, and nothing else")
+    parser.add_argument("--whole", action="store_true", help="write, ask and check an index; nothing else is measured")
     parser.add_argument("--files", type=int, help="photographs to embed and to index; nothing else is measured")
     argv = parser.parse_args()
     if argv.files:
         files(argv.files, argv.rounds)
         return
     with tempfile.TemporaryDirectory() as temporary:
+        if argv.whole:
+            whole(argv, Path(temporary) / "index")
+            return
         store = build(Path(temporary) / "index", argv.rows, argv.dim)
         if argv.memory:
             memory(argv, store.folder)

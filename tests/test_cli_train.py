@@ -42,6 +42,18 @@ def test_train_makes_a_metric_that_compare_takes(run, tmp_path):
     assert code == 0
 
 
+def test_several_sets_of_images_are_trained_on_together(run, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    for name, where in (("chelsea.png", "one"), ("coffee.png", "two")):
+        (tmp_path / where / name).write_bytes((EXAMPLES / name).read_bytes())
+    data = ["--data", tmp_path / "one", "--data", tmp_path / "two"]
+    out = tmp_path / "mine"
+    assert run("train", "fare-lite", *data, "-o", out, "--set", "steps=1", *SMALL, *NONE_HELD)[0] == 0
+    assert json.loads((out / "config.json").read_text())["data"].endswith("one and two (2 images)")
+    assert run("train", "fare-lite", *data, "-o", out, "--dry-run", *SMALL, *NONE_HELD)[0] == 0
+
+
 def test_the_same_command_again_is_done_at_once_and_another_recipe_is_refused(run, tmp_path):
     out = tmp_path / "mine"
     words = ["train", "fare-lite", "--data", EXAMPLES, "-o", out, "--set", "steps=1", *SMALL, *NONE_HELD]
