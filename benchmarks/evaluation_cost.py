@@ -11,9 +11,10 @@ import torch
 from pairs import ratio
 
 from robustsim import RobustSim
-from robustsim.attacks import APGD, TwoAFC
+from robustsim.attacks import APGD, Targeted, TwoAFC, parse_eps
 from robustsim.data import read_triplets
-from robustsim.evaluation import AttackPlan, evaluate, two_afc
+from robustsim.data.detection import DetectionSet
+from robustsim.evaluation import AttackPlan, evaluate, evaluate_detection, two_afc
 
 
 def main() -> None:
@@ -52,6 +53,37 @@ def main() -> None:
     assert isinstance(one, APGD)
     value = ratio(lambda: run(len(part), plan), lambda: one(objective, objective.images), options.runs)
     print(f"{value:6.3f}  robust evaluation of {len(part)} triplets / its attack alone, APGD of {options.steps} steps")
+
+    detection(metric, paths, options)
+
+
+def detection(metric: RobustSim, paths: list[Path], options: argparse.Namespace) -> None:
+    """Detection, with the pictures halved into two classes, against its encodings and its attacks alone."""
+    many = options.attacked // 2
+    middle = len(paths) // 2
+    halves = {"safe": tuple(paths[:middle]), "unsafe": tuple(paths[middle:])}
+    queries, targets, bank = (
+        {kind: files[start:end] for kind, files in halves.items()}
+        for start, end in ((0, many), (many, many + 4), (many + 4, None))
+    )
+    data = DetectionSet("halves", paths[0].parent, bank, queries, targets)
+    squares = {kind: metric.preprocess(list(map(str, files))) for kind, files in queries.items()}
+    attack = APGD(norm="linf", eps=parse_eps(options.eps), steps=options.steps)
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            evaluate_detection(
+                metric, data, output=folder, eps=(options.eps,), steps=options.steps, targets=4, batch_size=many
+            )
+
+    def bare() -> None:
+        metric.embed([str(path) for files in halves.values() for path in files])
+        for kind, other in (("safe", "unsafe"), ("unsafe", "safe")):
+            toward = metric.embed(list(map(str, targets[other])))
+            attack(Targeted(metric.embed_pixels, toward), squares[kind])
+
+    value = ratio(whole, bare, options.runs)
+    print(f"{value:6.3f}  detection of {2 * many} queries among {len(paths)} / its encodings and its attacks alone")
 
 
 SIDES = ("reference", "left", "right")
