@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from robustsim.data import (
     Rating,
     Triplet,
     find_layout,
+    rating_triplets,
     read_bapps,
     read_dataset,
     read_jnd,
     read_nights,
+    read_odd_one_out,
     read_ratings,
     read_things,
     read_triplets,
@@ -526,6 +529,155 @@ def test_ratings(pictures):
         "3: column 'mos' holds '', expected ",
         "4: column 'image' names 'x.png', an",
     ]
+
+
+ODD = ["a", "b", "c", "odd_a", "odd_b", "odd_c"]
+
+
+def test_odd_one_out_with_votes(pictures):
+    header = [*ODD, "odd", "script", "group"]
+    path = table(
+        pictures / "o.csv", header,
+        ["a.png", "b.png", "c.png", 1, 6, 1, "b", "greek", "serif"],
+        ["a.png", "b.png", "d.png", 4, 4, 2, "a", "greek", ""],
+        ["d.png", "e.png", "f.png", 0, 0, 2.5, "c", "greek", "sans"],
+        ["d.png", "e.png", "f.png", 1, 1, 1, "", "", "sans"],
+    )  # fmt: skip
+    images = pictures / "images"
+    first = OddOneOut("row 2", tuple(images / f"{name}.png" for name in "abc"), 1, "serif", (1 / 8, 6 / 8, 1 / 8))
+    last = OddOneOut("row 4", tuple(images / f"{name}.png" for name in "def"), 2, "sans", (0, 0, 1))
+    data = read_odd_one_out(path)
+    assert data.items == (first, last)
+    assert (data.root, data.scoring, data.left_out, data.groups) == (pictures, "majority", 2, {"serif": 1, "sans": 1})
+    shares = read_dataset(path, "odd-one-out", scoring="share")
+    assert [(item.odd, item.shares) for item in shares][1] == (0, (0.4, 0.4, 0.2))
+    assert (len(shares), shares.scoring, shares.left_out) == (4, "share", 0)
+    assert find_layout(path) == find_layout(pictures) == "odd-one-out"
+    with pytest.raises(InputError, match="scoring is 'mean'"):
+        read_odd_one_out(path, scoring="mean")
+
+
+def test_odd_one_out_damaged(pictures, run):
+    path = pictures / "o.csv"
+    path.write_text(
+        f"{','.join(ODD)}\n"
+        "a.png,b.png,c.png,3,1,0\n"
+        "a.png,b.png,gone.png,3,1,0\n"
+        "a.png,b.png,c.png,0,0,0\n"
+        "a.png,b.png,c.png,3,-1,0\n"
+        "a.png,b.png,c.png,3,1\n"
+        "a.png,b.png,a.png,3,1,0\n"
+        "a.png,b.png,c.png,3,,0\n"
+    )
+    data, problems = problems_of(read_odd_one_out, path)
+    assert len(data) == 1
+    assert [problem.removeprefix(f"{path}, row ") for problem in problems] == [
+        f"3: column 'c' names 'gone.png', and there is no file '{pictures}/gone.png'",
+        "4: odd_a, odd_b and odd_c sum to 0: no share can be told",
+        "5: column 'odd_b' holds '-1', expected a number of at least 0",
+        "6: 5 fields where the header names 6",
+        "7: it names an image twice: a.png, b.png, a.png",
+        "8: column 'odd_b' holds '', expected a number of at least 0",
+    ]
+    code, out, _ = run("data", "check", path)
+    assert code == 1
+    assert "layout odd-one-out (odd-one-out), votes from odd_a, odd_b, odd_c" in out
+    table(path, ODD[:5], ["a.png", "b.png", "c.png", 3, 1])
+    with pytest.raises(DataError, match=r"columns a, b, c, odd_a, odd_b; needed are a, b, c, odd_a, odd_b, odd_c"):
+        read_odd_one_out(path)
+    table(path, ODD, ["a.png", "b.png", "c.png", 2, 2, 0])
+    with pytest.raises(DataError, match=r"the data set is empty: no usable row; left out: 1"):
+        read_odd_one_out(path)
+    code, out, _ = run("data", "check", path)
+    assert code == 1
+
+
+# Questions made of ratings
+
+
+def by_the_rule(rows, margin, both_ways):
+    """The rule once more, over all threes of pictures: {(reference, nearer, farther)}."""
+    found, scores = set(), {}
+    for one, other, score in rows:
+        scores[one, other] = score
+        if both_ways:
+            scores[other, one] = score
+    for reference, near in scores:
+        for other, far in scores:
+            if other == reference and scores[reference, near] - scores[reference, far] >= margin:
+                found.add((reference, near, far))
+    return found
+
+
+def names_of(data):
+    """{(reference, nearer, farther)}, and that nothing is asked twice."""
+    found = []
+    for item in data:
+        near, far = (item.right, item.left) if item.right_share == 1 else (item.left, item.right)
+        found.append((item.reference.stem, near.stem, far.stem))
+    assert len(set(found)) == len(found) == len({item.id for item in data})
+    return set(found)
+
+
+def rated(pictures, rows, groups=None):
+    cells = [
+        [f"{one}.png", f"{other}.png", score, group]
+        for (one, other, score), group in zip(rows, groups or [""] * len(rows), strict=True)
+    ]
+    return read_ratings(table(pictures / "r.csv", ["reference", "image", "mos", "group"], *cells))
+
+
+@pytest.mark.parametrize("margin", [1, 2, 3.5])
+def test_questions_of_a_symmetric_set_take_either_picture_as_the_reference(pictures, margin):
+    scores = np.random.default_rng(0).integers(1, 9, 15).tolist()
+    rows = [(*pair, score) for pair, score in zip(combinations("abcdef", 2), scores, strict=True)]
+    rows = [(b, a, score) if index % 3 else (a, b, score) for index, (a, b, score) in enumerate(rows)]  # in any order
+    data = rating_triplets(rated(pictures, rows), margin)
+    assert names_of(data) == by_the_rule(rows, margin, True)
+    assert {item.reference.stem for item in data} > {"a"}
+    assert (data.margin, data.scoring, data.name) == (margin, "majority", f"{pictures.name}/r")
+    assert "either picture" in data.description
+    assert data == rating_triplets(rated(pictures, rows), margin)
+    few = data.sample(4, seed=3)
+    assert few.items == data.sample(4, seed=3).items != data.sample(4, seed=4).items
+    # One pair less, or one of them twice: then the reference is what the table calls so.
+    for fewer in (rows[:-1], [*rows, rows[0]]):
+        own = rating_triplets(rated(pictures, fewer), margin)
+        assert {item.reference.stem for item in own} <= {row[0] for row in fewer}
+        assert "either picture" not in own.description
+    assert names_of(rating_triplets(rated(pictures, rows[:-1]), margin, symmetric=True)) == by_the_rule(
+        rows[:-1], margin, True
+    )
+    assert names_of(rating_triplets(rated(pictures, rows), margin, symmetric=False)) == by_the_rule(rows, margin, False)
+
+
+def test_a_true_reference_is_never_swapped(pictures):
+    rows = [("a", "b", 1), ("a", "c", 2.1), ("a", "d", 1.1), ("e", "b", 5), ("e", "f", 3)]
+    data = rating_triplets(rated(pictures, rows, ["blur", "jpeg", "blur", "blur", "blur"]), 1)
+    # 2.1 and 1.1 differ by less than 1 in binary, and by 1 as written.
+    assert names_of(data) == {("a", "c", "b"), ("a", "c", "d"), ("e", "b", "f")}
+    assert [(item.id, item.group) for item in data] == [
+        ("row 2 / row 3", "across groups"),
+        ("row 3 / row 4", "across groups"),
+        ("row 5 / row 6", "blur"),
+    ]
+    assert [item.right_share for item in data] == [1, 0, 0]  # left is what comes first in the table
+
+
+def test_margins_that_make_no_questions_are_told(pictures):
+    ratings = rated(pictures, [("a", "b", 1), ("a", "c", 2.5), ("d", "c", 9)])
+    for margin in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="margin is .*; it must be a finite number above 0"):
+            rating_triplets(ratings, margin)
+    with pytest.raises(InputError, match="r: no two ratings of one reference differ by 2 or more: .* is 1.5"):
+        rating_triplets(ratings, 2)
+
+
+def test_the_rocks_are_symmetric(shared):
+    found = rating_triplets(read_ratings(shared / "human" / "rocks30" / "ratings.csv"), 1)
+    assert (len(found), len(found.paths)) == (6317, 30)
+    published = read_triplets(shared / "human" / "rocks30" / "triplets.csv")
+    assert names_of(published) <= names_of(found)
 
 
 votes = st.one_of(st.integers(0, 10**6), st.floats(0, 1e6))

@@ -98,6 +98,32 @@ def test_odd_one_out_is_the_one_outside_the_nearest_pair(tmp_path):
     assert report.items["score"].tolist() == [1, 1, 0, 0.5]
 
 
+def test_odd_one_out_with_votes_is_scored_as_triplets_are(tmp_path):
+    p = shades(tmp_path, a=100, b=104, c=200, d=150)
+    found = data(
+        tmp_path,
+        OddOneOut("most", (p["a"], p["b"], p["c"]), 2, "x", (0.1, 0.2, 0.7)),
+        OddOneOut("few", (p["a"], p["b"], p["c"]), 1, "y", (0.0, 0.6, 0.4)),
+        OddOneOut("metric ties", (p["a"], p["d"], p["c"]), 0, "y", (0.5, 0.3, 0.2)),
+        OddOneOut("people tie", (p["a"], p["b"], p["c"]), 0, "y", (0.4, 0.2, 0.4)),
+    )
+    plan = replace(QUICK, eps=("64/255",), perturb="odd")
+    shared = evaluate(
+        brightness(), odd_one_out(replace(found, scoring="share")), output=tmp_path / "r", attack=replace(plan, steps=1)
+    )
+    assert shared.items["score"].tolist() == pytest.approx([0.7, 0.4, (0.5 + 0.2) / 2, 0.4])
+    assert shared.items["attacked"].tolist() == [True, True, True, False]
+    assert shared.threats[0]["clean"]["value"] == pytest.approx(1 / 3)  # strictly: a tie is not right
+    assert {name: one["n"] for name, one in shared.results["groups"].items()} == {"x": 1, "y": 3}
+    majority = evaluate(brightness(), odd_one_out(replace(found, items=found.items[:3])), output=tmp_path / "r")
+    assert majority.items["score"].tolist() == [1, 0, 0.5]
+    # Other shares are other questions, and a set without any is what it was before there were shares.
+    other = replace(found.items[0], shares=(0.2, 0.2, 0.6))
+    assert not majority.same_data(
+        evaluate(brightness(), odd_one_out(data(tmp_path, other, *found.items[1:3])), output=tmp_path / "r")
+    )
+
+
 def test_just_noticeable_differences_and_quality(tmp_path):
     p = shades(tmp_path, a=100, b=101, c=120, d=180, e=250)
     near_first = [

@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 _SHOWN = 20
-_WHY_LEFT_OUT = {"nights": "fewer than 6 votes", "triplets": "tied votes"}
+_WHY_LEFT_OUT = {"nights": "fewer than 6 votes", "triplets": "tied votes", "odd-one-out": "tied votes"}
 
 
 @app.callback()

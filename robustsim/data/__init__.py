@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from robustsim.data.items import DataSet, OddOneOut, Pair, Rating, Triplet
     from robustsim.data.jnd import read_jnd
     from robustsim.data.layouts import find_layout, read_dataset
+    from robustsim.data.margins import rating_triplets
     from robustsim.data.nights import read_nights
+    from robustsim.data.odd_one_out import read_odd_one_out
     from robustsim.data.ratings import read_ratings
     from robustsim.data.retrieval import Query, RetrievalSet, read_retrieval
     from robustsim.data.things import read_things
@@ -37,11 +39,13 @@ __all__ = [
     "Triplet",
     "detection_folders",
     "find_layout",
+    "rating_triplets",
     "read_bapps",
     "read_dataset",
     "read_detection",
     "read_jnd",
     "read_nights",
+    "read_odd_one_out",
     "read_ratings",
     "read_retrieval",
     "read_things",
@@ -61,11 +65,13 @@ __getattr__, __dir__ = lazy_names(
         "Triplet": "items",
         "detection_folders": "detection",
         "find_layout": "layouts",
+        "rating_triplets": "margins",
         "read_bapps": "bapps",
         "read_dataset": "layouts",
         "read_detection": "detection",
         "read_jnd": "jnd",
         "read_nights": "nights",
+        "read_odd_one_out": "odd_one_out",
         "read_ratings": "ratings",
         "read_retrieval": "retrieval",
         "read_things": "things",

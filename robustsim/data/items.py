@@ -5,10 +5,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar, get_args
+
+from robustsim.errors import InputError
 
 Scoring: TypeAlias = Literal["majority", "share"]
 Preprocess: TypeAlias = Literal["card", "squash"]
+
+
+def checked_scoring(scoring: str) -> None:
+    """Refuse what is no way to count answers.
+
+    Raises:
+        InputError: it is neither `majority` nor `share`.
+    """
+    if scoring not in get_args(Scoring):
+        raise InputError(f"scoring is {scoring!r}; it must be one of {', '.join(get_args(Scoring))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +56,16 @@ class OddOneOut:
     Attributes:
         id: unique within its set and stable.
         images: the three.
-        odd: the index, 0 to 2, of the one that was chosen.
+        odd: the index, 0 to 2, of the one that was chosen; the first of those that most people chose.
         group: as in [`Triplet`][robustsim.data.Triplet].
+        shares: the share of people who chose each, in [0, 1]; None where there is but one answer.
     """
 
     id: str
     images: tuple[Path, Path, Path]
     odd: int
     group: str = ""
+    shares: tuple[float, float, float] | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -119,12 +133,14 @@ class DataSet(Generic[Item]):
         name: `nights`, `bapps`, `bapps-jnd`, `things`, or a table's folder and stem (`material-2afc/test`).
         root: the folder that the paths in the set's files are relative to.
         items: the judgements; at least one.
-        scoring: how a [`Triplet`][robustsim.data.Triplet] counts: `majority` gives 1 for the side that most people
-            chose and 0 for the other, `share` the share of people who agree (BAPPS).
+        scoring: how an answer on a [`Triplet`][robustsim.data.Triplet] or an
+            [`OddOneOut`][robustsim.data.OddOneOut] counts: `majority` gives 1 for what most people chose and 0 for all
+            else, `share` the share of people who agree (BAPPS).
         left_out: rows that are valid but not used: too few votes, or a tie where the majority counts.
         description: one line on what was taken, for reports.
         preprocess: how a picture becomes the square that a metric looks at: `card` as the metric's card says, `squash`
             whole and bilinear, whatever the card crops, as BAPPS's patches are shown to every metric.
+        margin: of triplets that were made of ratings, by how much these differ at least; else None.
     """
 
     name: str
@@ -134,6 +150,7 @@ class DataSet(Generic[Item]):
     left_out: int = 0
     description: str = ""
     preprocess: Preprocess = "card"
+    margin: float | None = None
 
     def __len__(self) -> int:
         return len(self.items)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from robustsim.data import bapps, jnd, nights, ratings, things, triplets
+from robustsim.data import bapps, jnd, nights, odd_one_out, ratings, things, triplets
 from robustsim.data.items import DataSet
 from robustsim.data.numbered import find_splits, seen_in
 from robustsim.data.tables import OnError, read_header
@@ -20,6 +20,7 @@ TASKS: dict[str, Task] = {
     "bapps": "2afc",
     "jnd": "jnd",
     "things": "odd-one-out",
+    "odd-one-out": "odd-one-out",
     "triplets": "2afc",
     "ratings": "quality",
 }
@@ -28,6 +29,7 @@ _READERS: dict[str, Callable[..., DataSet[Any]]] = {
     "bapps": bapps.read_bapps,
     "jnd": jnd.read_jnd,
     "things": things.read_things,
+    "odd-one-out": odd_one_out.read_odd_one_out,
     "triplets": triplets.read_triplets,
     "ratings": ratings.read_ratings,
 }
@@ -39,7 +41,7 @@ _LOOKED_FOR = (
 )
 _HEADERS = (
     f"{', '.join(triplets.COLUMNS)} (2afc); {', '.join(jnd.COLUMNS)} (jnd); {', '.join(ratings.COLUMNS)} (quality); "
-    f"{', '.join(things.COLUMNS)} (odd-one-out); ref_path (NIGHTS)"
+    f"{', '.join(odd_one_out.COLUMNS)} (odd-one-out); {', '.join(things.COLUMNS)} (THINGS); ref_path (NIGHTS)"
 )
 
 
@@ -51,7 +53,7 @@ class Found(NamedTuple):
 
 
 def find_layout(path: "str | os.PathLike[str]") -> str:
-    """The layout of a data set: `nights`, `bapps`, `jnd`, `things`, `triplets` or `ratings`.
+    """The layout of a data set: `nights`, `bapps`, `jnd`, `things`, `odd-one-out`, `triplets` or `ratings`.
 
     A folder that holds both parts of BAPPS is `bapps`.
 
@@ -143,6 +145,7 @@ def _of_file(path: Path) -> Found:
         layouts = {
             "nights": {"ref_path"},
             "triplets": set(triplets.COLUMNS),
+            "odd-one-out": set(odd_one_out.COLUMNS),
             "jnd": set(jnd.COLUMNS),
             "ratings": set(ratings.COLUMNS),
             "things": set(things.COLUMNS),

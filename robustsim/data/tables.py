@@ -88,6 +88,19 @@ class Row:
         within = f" in [{low:g}, {high:g}]" if math.isfinite(high) else f" of at least {low:g}" * math.isfinite(low)
         raise self.error(f"column {column!r} holds {cell!r}, expected a number{within}")
 
+    def shares(self, *columns: str) -> tuple[float, ...]:
+        """The cells, numbers of votes from 0 on, as shares of their sum.
+
+        Raises:
+            DataError: one is none, or there is no vote at all.
+        """
+        votes = [self.value(column, low=0) for column in columns]
+        total = sum(votes)
+        if not 0 < total < math.inf:
+            named = f"{', '.join(columns[:-1])} and {columns[-1]}"
+            raise self.error(f"{named} sum to {total:g}: no share can be told")
+        return tuple(one / total for one in votes)
+
     def images(self, find: Finder, *columns: str) -> tuple[Path, ...]:
         """The files that the cells name.
 

@@ -1,11 +1,9 @@
 """Triplets in a table of one's own."""
 
-import math
 import os
 from pathlib import Path
-from typing import get_args
 
-from robustsim.data.items import DataSet, Scoring, Triplet
+from robustsim.data.items import DataSet, Scoring, Triplet, checked_scoring
 from robustsim.data.tables import (
     OnError,
     Row,
@@ -17,7 +15,6 @@ from robustsim.data.tables import (
     table_finder,
     table_name,
 )
-from robustsim.errors import InputError
 
 COLUMNS = ("reference", "left", "right")
 # What a table may say about the answers; the first that is there whole counts.
@@ -44,8 +41,7 @@ def read_triplets(
         DataError: a row or file is not as above, or no row is left; the message names the file and the row.
         InputError: `scoring` is neither of the two.
     """
-    if scoring not in get_args(Scoring):
-        raise InputError(f"scoring is {scoring!r}; it must be one of {', '.join(get_args(Scoring))}")
+    checked_scoring(scoring)
     path = Path(path)
     columns = read_header(path)
     answer = ANSWERS[require(path, columns, COLUMNS, ANSWERS)]
@@ -69,10 +65,7 @@ def read_triplets(
 
 def _right_share(row: Row, answer: tuple[str, ...]) -> float:
     if len(answer) == 2:
-        left, right = (row.value(column, low=0) for column in answer)
-        if not 0 < left + right < math.inf:
-            raise row.error(f"{answer[0]} and {answer[1]} sum to {left + right:g}: no share can be told")
-        return right / (left + right)
+        return row.shares(*answer)[1]
     if answer == ("right_share",):
         return row.value("right_share", 0, 1)
     label = row.get("label")

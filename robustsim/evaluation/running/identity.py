@@ -67,7 +67,11 @@ def identify(
     questions = hashlib.sha256()
     for question in task.questions:
         shown = (f"{_name(task, picture.path)}\1{picture.variant}" for picture in question.pictures)
-        fields = (question.id, repr(question.answer), question.group, question.cluster, repr(question.duel), *shown)
+        shares = (repr(question.shares),) if question.shares else ()
+        fields = (
+            *(question.id, repr(question.answer), question.group, question.cluster, repr(question.duel)),
+            *(*shares, *shown),
+        )
         questions.update("\0".join(fields).encode("utf-8", "surrogateescape") + b"\n")
     return {
         "task": task.name,

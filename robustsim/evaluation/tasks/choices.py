@@ -36,6 +36,7 @@ class Question:
         group: what results are told apart by.
         cluster: questions of one cluster are resampled together; "" for a question by itself.
         duel: the two pictures whose order is attacked, by their places; ladder only.
+        shares: of people who chose each picture, where that is known; odd one out only.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Question:
     group: str = ""
     cluster: str = ""
     duel: tuple[int, int] = (1, 2)
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,8 @@ class ForcedChoice(Choice):
 class OddOneOutTask(Choice):
     """Which of three is the odd one: the one that is not in the most similar pair. Answer: its place, 0 to 2.
 
-    Pairs that tie share the point.
+    With majority scoring it counts 1 and the others 0; with scoring by share an answer is worth the share of people
+    who gave it. Pairs that tie share what their answers are worth.
     """
 
     name = "odd-one-out"
@@ -191,8 +194,15 @@ class OddOneOutTask(Choice):
     def scores(self, distances: Array, questions: "Sequence[Question]") -> Array:
         """See `Task`."""
         nearest = distances == distances.min(1, keepdims=True)
-        odd = np.array([int(question.answer) for question in questions])
-        return np.asarray(nearest[np.arange(len(odd)), odd] / nearest.sum(1))
+        worth = np.eye(3)[[int(question.answer) for question in questions]]
+        if self.data.get("scoring", "majority") == "share":
+            known = [row for row, question in enumerate(questions) if question.shares]
+            worth[known] = [questions[row].shares for row in known]
+        return np.asarray((nearest * worth).sum(1) / nearest.sum(1))
+
+    def attackable(self, question: Question) -> bool:
+        """Not where people are of two minds."""
+        return question.shares.count(max(question.shares, default=0)) < 2
 
     def right(self, distances: Array, question: Question) -> bool:
         """See `Task`."""

@@ -31,10 +31,11 @@ def two_afc(data: DataSet[Any]) -> ForcedChoice:
 
 
 def odd_one_out(data: DataSet[Any]) -> OddOneOutTask:
-    """Odd one out on triplets of THINGS."""
+    """Odd one out on three images each, of THINGS or with votes."""
     return OddOneOutTask(
         questions=tuple(
-            Question(item.id, tuple(map(Photo, item.images)), float(item.odd), item.group) for item in data
+            Question(item.id, tuple(map(Photo, item.images)), float(item.odd), item.group, shares=item.shares or ())
+            for item in data
         ),
         data=_about(data),
         preprocess=data.preprocess,
@@ -88,4 +89,5 @@ def _about(data: DataSet[Any]) -> dict[str, Any]:
         "description": data.description,
         "scoring": data.scoring,
         "left_out": data.left_out,
+        **({} if data.margin is None else {"margin": data.margin}),
     }
