@@ -667,9 +667,9 @@ def test_a_true_reference_is_never_swapped(pictures):
 def test_margins_that_make_no_questions_are_told(pictures):
     ratings = rated(pictures, [("a", "b", 1), ("a", "c", 2.5), ("d", "c", 9)])
     for margin in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="margin is .*; it must be a finite number above 0"):
+        with pytest.raises(InputError, match=r"margin is .*; it must be a finite number above 0"):
             rating_triplets(ratings, margin)
-    with pytest.raises(InputError, match="r: no two ratings of one reference differ by 2 or more: .* is 1.5"):
+    with pytest.raises(InputError, match=r"r: no two ratings of one reference differ by 2 or more: .* is 1\.5"):
         rating_triplets(ratings, 2)
 
 

@@ -117,7 +117,7 @@ def test_odd_one_out_with_votes_is_scored_as_triplets_are(tmp_path):
     assert {name: one["n"] for name, one in shared.results["groups"].items()} == {"x": 1, "y": 3}
     majority = evaluate(brightness(), odd_one_out(replace(found, items=found.items[:3])), output=tmp_path / "r")
     assert majority.items["score"].tolist() == [1, 0, 0.5]
-    # Other shares are other questions, and a set without any is what it was before there were shares.
+    # Other shares are other questions.
     other = replace(found.items[0], shares=(0.2, 0.2, 0.6))
     assert not majority.same_data(
         evaluate(brightness(), odd_one_out(data(tmp_path, other, *found.items[1:3])), output=tmp_path / "r")

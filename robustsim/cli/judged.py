@@ -59,26 +59,47 @@ def show(table: Any) -> None:
 
 def tell(reports: "Sequence[Report]", what: str, *, groups: bool, strict: bool, as_json: bool) -> None:
     """Reports of one evaluation, as tables with their files or as JSON; then `tell_skipped`."""
+    if as_json:
+        output.print_json(as_dicts(reports))
+    else:
+        tell_tables(reports, groups=groups)
+    tell_skipped(reports, what, strict)
+
+
+def as_dicts(reports: "Sequence[Report]") -> list[dict[str, Any]]:
+    """For JSON: what is in each report, and where it is."""
+    return [{"report": str(report.path), **report.content} for report in reports]
+
+
+def tell_tables(reports: "Sequence[Report]", *, groups: bool) -> None:
+    """Tables, one for each set, and the files of the reports."""
     from robustsim.evaluation import report_table
 
-    if as_json:
-        output.print_json([{"report": str(report.path), **report.content} for report in reports])
-    else:
-        for one in report_table(reports, groups=groups):
-            show(one)
-        for report in reports:
-            typer.echo(f"{report.metric}: {report.path}")
-    tell_skipped(reports, what, strict)
+    for one in report_table(reports, groups=groups):
+        show(one)
+    for report in reports:
+        typer.echo(f"{report.metric}: {report.path}")
 
 
 def tell_skipped(reports: "Sequence[Report]", what: str, strict: bool) -> None:
     """Say on standard error what could not be read, each once; leave with 1 for it where that is wanted."""
+    from robustsim.evaluation.reports.report import by_data
+
+    sets = by_data(reports)
+    # Each of them is told, before any ends the command.
+    skipped = [_tell_skipped(one, what, f"{one[0].content['data']['name']}: " * (len(sets) > 1)) for one in sets]
+    if strict and any(skipped):
+        raise typer.Exit(1)
+
+
+def _tell_skipped(reports: "Sequence[Report]", what: str, whose: str) -> bool:
+    """Of reports on the same data; whether there was anything."""
     skipped = {one["id"]: one["error"] for report in reports for one in report.content["skipped"]}
     for name, error in list(skipped.items())[:_MOST_SKIPPED]:
         output.note(f"skipped {name}: {error}")
     if skipped:
         asked = reports[0].content["data"]["items"]
-        output.note(f"{len(skipped)} of {asked} {what} were skipped, as a picture could not be read")
+        output.note(f"{whose}{len(skipped)} of {asked} {what} were skipped, as a picture could not be read")
     # Of a database that is searched, which all reports share.
     unread = {one["id"]: one["error"] for report in reports for one in report.content.get("unread", ())}
     for name, error in list(unread.items())[:_MOST_SKIPPED]:
@@ -87,5 +108,4 @@ def tell_skipped(reports: "Sequence[Report]", what: str, strict: bool) -> None:
         output.note(
             f"{len(unread)} of {reports[0].content['data']['database']} pictures of the database count as not found"
         )
-    if strict and (skipped or unread):
-        raise typer.Exit(1)
+    return bool(skipped or unread)

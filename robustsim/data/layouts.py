@@ -83,14 +83,32 @@ def read_dataset(
         DataError: no layout fits, or what its reader raises.
         InputError: the data answer another question than `task`, or the reader does not take an option.
     """
-    if task not in get_args(Task):
-        raise InputError(f"task is {task!r}; it must be one of {', '.join(get_args(Task))}")
+    return read_layout(find_fitting(path, task)[0], on_error=on_error, **options)
+
+
+def find_fitting(path: "str | os.PathLike[str]", *tasks: Task) -> list[Found]:
+    """Those layouts of a path that are for one of some tasks, at least one.
+
+    Raises:
+        DataError: no layout fits.
+        InputError: the data answer other questions.
+    """
+    for task in tasks:
+        if task not in get_args(Task):
+            raise InputError(f"task is {task!r}; it must be one of {', '.join(get_args(Task))}")
     layouts = find_layouts(path)
-    fitting = [found for found in layouts if TASKS[found.layout] == task]
+    fitting = [found for found in layouts if TASKS[found.layout] in tasks]
     if not fitting:
         kinds = ", ".join(f"{found.layout} ({TASKS[found.layout]})" for found in layouts)
-        raise InputError(f"{os.fspath(path)} holds {kinds}, nothing for the task {task!r}")
-    return read_layout(fitting[0], on_error=on_error, **options)
+        wanted = " or ".join(map(repr, tasks))
+        raise InputError(f"{os.fspath(path)} holds {kinds}, nothing for the task {wanted}")
+    return fitting
+
+
+def options_of(layout: str) -> tuple[str, ...]:
+    """The options of a layout's reader, such as `split`."""
+    known = inspect.signature(_READERS[layout]).parameters
+    return tuple(name for name in known if name not in ("root", "path", "on_error"))
 
 
 def read_layout(found: Found, *, on_error: OnError | None = None, **options: Any) -> DataSet[Any]:
@@ -99,14 +117,13 @@ def read_layout(found: Found, *, on_error: OnError | None = None, **options: Any
     Raises:
         InputError: it does not take one of the options.
     """
-    reader = _READERS[found.layout]
-    known = [name for name in inspect.signature(reader).parameters if name not in ("root", "path")]
+    known = options_of(found.layout)
     if unknown := sorted(set(options) - set(known)):
-        taken = ", ".join(name for name in known if name != "on_error") or "none"
+        taken = ", ".join(known) or "none"
         raise InputError(
             f"{found.path} is read as {found.layout}, which takes no option {', '.join(unknown)}; its options: {taken}"
         )
-    return reader(found.path, on_error=on_error, **options)
+    return _READERS[found.layout](found.path, on_error=on_error, **options)
 
 
 def find_layouts(path: "str | os.PathLike[str]") -> list[Found]:

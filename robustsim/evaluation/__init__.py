@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robustsim.evaluation.reports.comparison import Comparison, compare_reports
     from robustsim.evaluation.reports.plots import plot_iterations, plot_radii
     from robustsim.evaluation.reports.report import Report, load_report
+    from robustsim.evaluation.reports.sets import OverSets, over_sets
     from robustsim.evaluation.reports.tables import report_table
     from robustsim.evaluation.retrieval import evaluate_retrieval
     from robustsim.evaluation.run import evaluate
@@ -40,6 +41,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "DISTORTIONS",
     "Interval",
     "Measured",
+    "OverSets",
     "Report",
     "calibrate",
     "compare_reports",
@@ -56,6 +58,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as everywhere
     "load_metric",
     "load_report",
     "odd_one_out",
+    "over_sets",
     "plot_iterations",
     "plot_radii",
     "quality",
@@ -72,6 +75,7 @@ __getattr__, __dir__ = lazy_names(
         "DISTORTIONS": "tasks.distortions",
         "Interval": "statistics",
         "Measured": "calibration",
+        "OverSets": "reports.sets",
         "Report": "reports.report",
         "calibrate": "calibration",
         "compare_reports": "reports.comparison",
@@ -88,6 +92,7 @@ __getattr__, __dir__ = lazy_names(
         "load_metric": "subjects",
         "load_report": "reports.report",
         "odd_one_out": "tasks.questions",
+        "over_sets": "reports.sets",
         "plot_iterations": "reports.plots",
         "plot_radii": "reports.plots",
         "quality": "tasks.questions",

@@ -64,12 +64,8 @@ def evaluate(
     parquet()  # say now what would be missing at the end
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    if attack is not None and not task.perturbable:
-        raise InputError(f"{task.name} has no decisions that an attack could turn: leave the attack out")
-    if attack is not None and attack.perturb not in (None, *task.perturbable):
-        raise InputError(
-            f"perturb={attack.perturb!r} is none of {', '.join(task.perturbable)}, as {task.name} has them"
-        )
+    if attack is not None:
+        task.check_attack(attack.perturb)
     how = task.preprocess if preprocess is None else preprocess
     one, workers = subject(metric).seeing(how), Workers()
     work = Work(one, task, attack, seed, batch_size)

@@ -121,6 +121,21 @@ def mean_of_groups(scores: Array, groups: Array, *, clusters: Array | None = Non
     return interval_of(value, _ratios(sums, counts, seed).mean(1), len(scores), units=least)
 
 
+def mean_draws(scores: Array, *, clusters: Array | None = None, seed: int = 0) -> Array:
+    """Means of scores (n,) whose clusters are drawn with replacement, (DRAWS,); equal draws for equal clusters."""
+    return _means(scores, _units(clusters, len(scores)), seed)
+
+
+def p_of_draws(draws: Array) -> float:
+    """Of no difference, two-sided, from the bootstrap's draws of a difference (B,), those that are NaN left out.
+
+    Twice the share of the draws on the other side of 0, the observation itself counted.
+    """
+    known = draws[~np.isnan(draws)]
+    tail = min((known <= 0).sum(), (known >= 0).sum())
+    return min(1.0, 2 * (float(tail) + 1) / (len(known) + 1))
+
+
 def _means(scores: Array, rows: Array, seed: int) -> Array:
     """Bootstrap means: clusters drawn with replacement, (DRAWS,)."""
     sums, counts = np.bincount(rows, weights=scores), np.bincount(rows).astype(float)

@@ -13,7 +13,8 @@ from robustsim.evaluation import statistics
 from robustsim.evaluation.reports.report import Report, metric_names
 from robustsim.evaluation.statistics import Array, Interval
 
-_STATISTICS: dict[str, dict[str, statistics.Statistic]] = {
+#: The figures of each task whose items have no score of their own, the one that it goes by first.
+STATISTICS: dict[str, dict[str, statistics.Statistic]] = {
     "jnd": {"average precision": statistics.average_precision},
     "quality": {
         "Spearman": statistics.spearman,
@@ -28,6 +29,9 @@ _COLUMNS = {
     "copies": ("found ",),
     "detection": ("right ", "detector ", "either "),
 }
+
+#: Heads of the cells that `compared` gives.
+COMPARED = ("measure", "A", "A, %", "B", "B, %", "A - B, 95 %", "p", "p (Holm)")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def compare_reports(reports: Sequence[Report], *, seed: int = 0) -> list[Compari
             "`robustsim evaluate table` shows it"
         )
     named = list(zip(_names(reports), reports, strict=True))
-    return _holm([one for a, b in combinations(named, 2) for one in _pair(a, b, seed)])
+    return holm([one for a, b in combinations(named, 2) for one in _pair(a, b, seed)])
 
 
 def _names(reports: Sequence[Report]) -> list[str]:
@@ -108,17 +112,17 @@ def _pair(first: _Named, second: _Named, seed: int) -> list[Comparison]:
         return _of_columns(names, (a, b), both, seed)
     found = [
         _by_bootstrap(measure, names, statistic, [one.items["distance"][both] for one in (a, b)], a, both, seed)
-        for measure, statistic in _STATISTICS.get(a.task, {}).items()
+        for measure, statistic in STATISTICS.get(a.task, {}).items()
     ]
-    if a.task not in _STATISTICS:
+    if a.task not in STATISTICS:
         found.append(_by_exchange("clean", names, [one.items["score"][both] for one in (a, b)], a, both, seed))
     if not (a.threats and b.threats and _setting(a) == _setting(b)):
         return found
-    attacked = both & _attacked(a) & _attacked(b)
+    attacked = both & attacked_items(a) & attacked_items(b)
     theirs = {one["eps"] for one in b.threats}  # plans write equal radii alike
     for threat in a.threats:
         if threat["eps"] in theirs and attacked.any():
-            held = [_held(one, threat["eps"])[attacked] for one in (a, b)]
+            held = [held_items(one, threat["eps"])[attacked] for one in (a, b)]
             measure = f"{threat['norm']} {threat['eps']}"
             found.append(_by_exchange(measure, names, held, a, attacked, seed))
     return found
@@ -154,11 +158,13 @@ def _setting(report: Report) -> dict[str, Any]:
     return {name: value for name, value in report.content["attack"].items() if name not in ("eps", "items")}
 
 
-def _attacked(report: Report) -> Array:
+def attacked_items(report: Report) -> Array:
+    """Which items were attacked, (n,) bool."""
     return np.array([bool(one) for one in report.items["attacked"]])
 
 
-def _held(report: Report, eps: str) -> Array:
+def held_items(report: Report, eps: str) -> Array:
+    """1 for each item that is right and stays so under attack, else 0, (n,)."""
     return np.array([float(one is True) for one in report.items[f"holds {eps}"]])
 
 
@@ -191,14 +197,18 @@ def _by_bootstrap(
     interval = statistics.interval_of(values[0] - values[1], draws, len(answers), units=len(set(clusters)))
     if math.isnan(interval.low):
         return Comparison(measure, *names, values[0], values[1], interval, 1.0)  # nothing that chance could not do
-    draws = draws[~np.isnan(draws)]
-    # Twice the share of the draws on the other side of 0, the observation itself counted.
-    tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    p = min(1.0, 2 * (float(tail) + 1) / (len(draws) + 1))
-    return Comparison(measure, *names, values[0], values[1], interval, p)
+    return Comparison(measure, *names, values[0], values[1], interval, statistics.p_of_draws(draws))
 
 
-def _holm(found: list[Comparison]) -> list[Comparison]:
+def compared(one: Comparison) -> tuple[str, ...]:
+    """A comparison as cells of a table."""
+    a, b, gap = 100 * one.value_a, 100 * one.value_b, one.difference
+    between = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    return one.measure, one.a, f"{a:.1f}", one.b, f"{b:.1f}", between, f"{one.p:.4f}", f"{one.p_adjusted:.4f}"
+
+
+def holm(found: list[Comparison]) -> list[Comparison]:
+    """Comparisons with p corrected for their number by Holm's method."""
     order, least = sorted(range(len(found)), key=lambda index: found[index].p), 0.0
     adjusted = list(found)
     for rank, index in enumerate(order):

@@ -108,6 +108,18 @@ def _array(name: str, values: list[Any]) -> Array:
     return np.array(values, dtype=float if name in ("answer", "score") or name.startswith("distance") else object)
 
 
+def by_data(reports: Sequence[Report]) -> list[list[Report]]:
+    """Reports on the same items together, in order of appearance."""
+    sets: list[list[Report]] = []
+    for report in reports:
+        known = next((part for part in sets if part[0].same_data(report)), None)
+        if known is None:
+            sets.append([report])
+        else:
+            known.append(report)
+    return sets
+
+
 def labels(reports: Sequence[Report]) -> list[tuple[str, str]]:
     """What tells the reports of one table or plot apart: the metric, and of the attack's setting what is not alike."""
     settings = [report.setting for report in reports if report.setting]
@@ -120,13 +132,20 @@ def labels(reports: Sequence[Report]) -> list[tuple[str, str]]:
 
 def metric_names(reports: Sequence[Report]) -> list[str]:
     """The metrics' names; behind them what tells namesakes apart, and how pictures were shown where that is unlike."""
+    unlike = len({report.preprocess for report in reports}) > 1
+    return [
+        name + (f", {report.preprocess}" if unlike else "")
+        for name, report in zip(distinct_names(reports), reports, strict=True)
+    ]
+
+
+def distinct_names(reports: Sequence[Report]) -> list[str]:
+    """The metrics' names; behind them what tells namesakes apart."""
     ids: dict[str, set[str]] = {}
     for report in reports:
         ids.setdefault(report.metric, set()).add(report.metric_id)
-    unlike = len({report.preprocess for report in reports}) > 1
     return [
-        (report.metric if len(ids[report.metric]) == 1 else f"{report.metric} ({report.metric_id[:6]})")
-        + (f", {report.preprocess}" if unlike else "")
+        report.metric if len(ids[report.metric]) == 1 else f"{report.metric} ({report.metric_id[:6]})"
         for report in reports
     ]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from robustsim.evaluation.reports.detected import detection_cells, detection_notes
 from robustsim.evaluation.reports.found import copies_cells, copies_notes, retrieval_cells, retrieval_notes
-from robustsim.evaluation.reports.report import Report, labels, percent
+from robustsim.evaluation.reports.report import Report, by_data, labels, percent
 
 #: How figures of each task that has no accuracy are headed.
 _STATISTICS = {
@@ -73,17 +73,9 @@ def report_table(reports: Sequence[Report], *, groups: bool = False, interval: b
         groups: a column for each group of the data, too.
         interval: with the 95 % interval behind each figure.
     """
-    sets: list[list[Report]] = []
-    for report in reports:
-        for part in sets:
-            if part[0].same_data(report):
-                part.append(report)
-                break
-        else:
-            sets.append([report])
     return [
         table
-        for part in sets
+        for part in by_data(reports)
         for table in (
             [_matrix(report, interval) for report in part]
             if part[0].task == "inversion"
@@ -229,15 +221,23 @@ def _notes(report: Report, setting: str, interval: bool) -> list[str]:
             f"Under attack{named}: {', '.join(told)}; share of them that is right ({decision}) "
             "before the attack, and that is right and stays so under it."
         )
-    for threat in report.threats:
-        if threat.get("no_gradient"):
-            notes.append(
-                f"{report.metric}, {threat['norm']} {threat['eps']}: {threat['no_gradient']} of the items that hold "
-                "gave the attack no gradient, so that they hold says little: add the attack square."
-            )
+    notes += [no_gradient_note(report.metric, threat) for threat in report.threats if threat.get("no_gradient")]
     if content["skipped"]:
-        notes.append(f"{report.metric}: {len(content['skipped'])} items were skipped, as a picture could not be read.")
+        notes.append(skipped_note(report.metric, report))
     return notes
+
+
+def no_gradient_note(whose: str, threat: dict[str, Any]) -> str:
+    """That a figure under attack says little."""
+    return (
+        f"{whose}, {threat['norm']} {threat['eps']}: {threat['no_gradient']} of the items that hold gave the attack no "
+        "gradient, so that they hold says little: add the attack square."
+    )
+
+
+def skipped_note(whose: str, report: Report) -> str:
+    """How many items a report does without."""
+    return f"{whose}: {len(report.content['skipped'])} items were skipped, as a picture could not be read."
 
 
 def _attention_notes(report: Report, interval: bool) -> list[str]:

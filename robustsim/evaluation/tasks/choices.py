@@ -77,6 +77,20 @@ class Task(ABC):
         if not self.questions:
             raise InputError(f"{self.name}: there is nothing to ask")
 
+    def check_attack(self, perturb: str | None) -> None:
+        """Refuse an attack that has no meaning here.
+
+        Args:
+            perturb: what of a question is to be attacked; None for what is usual.
+
+        Raises:
+            InputError: nothing can be attacked, or not that.
+        """
+        if not self.perturbable:
+            raise InputError(f"{self.name} has no decisions that an attack could turn: leave the attack out")
+        if perturb not in (None, *self.perturbable):
+            raise InputError(f"perturb={perturb!r} is none of {', '.join(self.perturbable)}, as {self.name} has them")
+
     @abstractmethod
     def scores(self, distances: Array, questions: "Sequence[Question]") -> Array:
         """(n, pairs) distances -> (n,): what each answer is worth."""
