@@ -131,14 +131,14 @@ def _sets(
                 raise typer.BadParameter(
                     f"{path} holds ratings: say by how much they must differ to make a question", param_hint="--margin"
                 )
-        wanted: list[Kind] = [*kinds, *(["quality"] if margin is not None else [])]
+        rated: tuple[Kind, ...] = () if margin is None or "quality" in kinds else ("quality",)
         # One of each kind; both parts of BAPPS may lie in one folder.
-        fitting = {TASKS[one.layout]: one for one in reversed(find_fitting(path, *dict.fromkeys(wanted)))}
+        fitting = {TASKS[one.layout]: one for one in reversed(find_fitting(path, *kinds, *rated))}
         found += [(name, one) for one in reversed(fitting.values())]
-    rated = any(one.layout == "ratings" for _, one in found)
-    if margin is not None and not rated:
+    ratings = any(one.layout == "ratings" for _, one in found)
+    if margin is not None and not ratings:
         raise typer.BadParameter("it makes questions of ratings, and no set holds ratings", param_hint="--margin")
-    if attacked and rated and margin is None:
+    if attacked and ratings and margin is None:
         raise typer.BadParameter(
             "ratings have no decisions that an attack could turn: --margin makes questions of them, which have",
             param_hint="--attack",

@@ -121,9 +121,15 @@ def mean_of_groups(scores: Array, groups: Array, *, clusters: Array | None = Non
     return interval_of(value, _ratios(sums, counts, seed).mean(1), len(scores), units=least)
 
 
+def cluster_sums(scores: Array, clusters: Array | None = None) -> Array:
+    """The sum of scores (n, k) in each cluster, (clusters, k)."""
+    rows = _units(clusters, len(scores))
+    return np.stack([np.bincount(rows, weights=column) for column in scores.T], 1)
+
+
 def mean_draws(scores: Array, *, clusters: Array | None = None, seed: int = 0) -> Array:
-    """Means of scores (n,) whose clusters are drawn with replacement, (DRAWS,); equal draws for equal clusters."""
-    return _means(scores, _units(clusters, len(scores)), seed)
+    """Means of the columns of scores (n, k) whose rows are drawn by clusters, the same for all: (DRAWS, k)."""
+    return _ratios(cluster_sums(scores, clusters), cluster_sums(np.ones_like(scores), clusters), seed)
 
 
 def p_of_draws(draws: Array) -> float:
@@ -332,10 +338,18 @@ def paired_difference(a: Array, b: Array, *, clusters: Array | None = None, seed
     rows = _units(clusters, len(gap))
     sums = np.bincount(rows, weights=gap)
     interval = interval_of(float(gap.mean()), _means(gap, rows, seed), len(gap), units=len(sums))
-    moved = sums[sums != 0]
+    return Difference(interval, exchange_p(sums, seed=seed))
+
+
+def exchange_p(gaps: Array, *, seed: int = 0) -> float:
+    """Of no difference, two-sided: how often the sum of gaps (clusters,) is as large when signs are drawn at random.
+
+    A gap's sign turns when the two metrics are exchanged in that cluster.
+    """
+    moved = gaps[gaps != 0]
     observed, generator, as_large = abs(moved.sum()), np.random.default_rng(seed), 0
     block = _block(max(1, len(moved)))
     for start in range(0, _FLIPS, block):
         signs = generator.integers(0, 2, (min(block, _FLIPS - start), len(moved)), dtype=np.int8) * 2 - 1
         as_large += int((np.abs(signs @ moved) >= observed - 1e-9).sum())
-    return Difference(interval, (as_large + 1) / (_FLIPS + 1))
+    return (as_large + 1) / (_FLIPS + 1)

@@ -118,11 +118,15 @@ class Block:
             for metric, row, mean, rank in zip(self.metrics, self.figures, self.means, self.mean_ranks, strict=True)
         ]
         bounds = ", with 95 % bootstrap intervals" if interval else ""
+        what = "Figures are in %" if {"2afc", "odd-one-out"} & {column.task for column in self.columns} else ""
+        times = "correlations and average precision times 100"
+        if {"jnd", "quality"} & {column.task for column in self.columns}:
+            what = f"{what}, {times}" if what else f"Figures are {times}"
         return Table(
             title=f"Sets of human judgements, {self.measure}",
             header=("metric", *(column.name for column in self.columns), "mean", "mean rank"),
             rows=tuple(rows),
-            notes=(f"Correlations and average precision are times 100{bounds}.", *self._said(), *self.notes),
+            notes=(f"{what}{bounds}.", *self._said(), *self.notes),
         )
 
     def _said(self) -> list[str]:
@@ -133,14 +137,14 @@ class Block:
         named = [self.columns[place].name for place in counted]
         found = [
             f"Mean, and mean rank (1 is best, equal ones share theirs), are over {len(counted)} of {len(self.columns)} "
-            f"columns: {', '.join(named)}."
+            f"columns: {'; '.join(named)}."
         ]
         missing = [column.name for place, column in enumerate(self.columns) if place not in common]
         again = [self.columns[place].name for place in common if place not in counted]
         if missing:
-            found.append(f"Left out of both, as not every metric has a figure: {', '.join(missing)}.")
+            found.append(f"Left out of both, as not every metric has a figure: {'; '.join(missing)}.")
         if again:
-            found.append(f"Left out of both, as the same judgements are counted already: {', '.join(again)}.")
+            found.append(f"Left out of both, as the same judgements are counted already: {'; '.join(again)}.")
         if len({self.columns[place].task for place in counted}) > 1:
             found.append("The mean is over scores of several kinds.")
         return found

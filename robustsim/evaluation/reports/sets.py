@@ -1,28 +1,15 @@
 """Many sets of human judgements in one: every metric on every set, and whether their means differ by chance."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
-from zlib import crc32
-
-import numpy as np
 
 from robustsim.errors import InputError
-from robustsim.evaluation import statistics
 from robustsim.evaluation.reports.blocks import SCORES, Block, Column, Figure
-from robustsim.evaluation.reports.comparison import (
-    COMPARED,
-    STATISTICS,
-    Comparison,
-    attacked_items,
-    compared,
-    held_items,
-    holm,
-)
+from robustsim.evaluation.reports.comparison import COMPARED, Comparison, compared, holm
+from robustsim.evaluation.reports.means import compare_means
 from robustsim.evaluation.reports.report import Report, by_data, distinct_names
 from robustsim.evaluation.reports.tables import Table, no_gradient_note, skipped_note
-from robustsim.evaluation.statistics import Array
 
 
 @dataclass(frozen=True)
@@ -50,9 +37,10 @@ class OverSets:
         found = [block.table(interval=interval) for block in self.blocks]
         if self.comparisons:
             told = (
-                "A and B: means over the sets that count, on items that every metric has read. Paired bootstrap within "
-                "each set, by its clusters: intervals are of 95 %, p is of no difference, two-sided; Holm's correction "
-                "is for all comparisons of this table. Other questions of the same sets were drawn, and not other sets."
+                "A and B: means over the sets that count, on items that every metric has read. Intervals by the paired "
+                "bootstrap within each set; p of no difference: permutation test in each set's clusters for shares, "
+                "bootstrap where a correlation or average precision counts. Holm's correction is for all comparisons "
+                "of this table. The sets are taken as given: nothing is said of other sets."
             )
             rows = tuple(compared(one) for one in self.comparisons)
             found.append(Table("Differences of means over sets", COMPARED, rows, (told,)))
@@ -69,11 +57,14 @@ def over_sets(reports: Sequence[Report], *, seed: int = 0) -> OverSets:
 
     **The test.** The statistic of metrics A and B is the mean over the K sets that count of the difference of their
     scores, `D = 1/K sum_k (s_k(A) - s_k(B))`, on the items that every metric of the block has read (and that were
-    attacked with every one). In each of the bootstrap's draws every set's clusters (references; questions where there
-    are none) are drawn with replacement, independently of the other sets and the same for A and B, and D is computed
-    anew. The interval is the middle 95 % of these; p is twice the share of draws on the other side of 0, the
-    observation itself counted, and 1 where a set has fewer than five clusters. Holm's correction is for all pairs of
-    all blocks. The sets are taken as they are: nothing is said of sets that are not among them.
+    attacked with every one). Its interval is the middle 95 % of the paired bootstrap within sets: in each draw every
+    set's clusters (references; questions where there are none) are drawn with replacement, independently of the other
+    sets and the same for A and B, and D is computed anew; there is none where a set has fewer than five clusters. As in
+    [`compare_reports`][robustsim.evaluation.compare_reports], p is by exchanging A and B at random in each cluster
+    where all scores are shares, 10,000 times, and else, which exchange cannot do for correlations, twice the share of
+    draws on the other side of 0, the observation itself counted: no less than 0.002. Over a single set it is that
+    function's p. Holm's correction is for all pairs of all blocks. The sets are taken as they are: nothing is said of
+    sets that are not among them.
 
     Args:
         reports: of 2AFC, odd one out, JND or quality, any metrics on any sets.
@@ -88,136 +79,89 @@ def over_sets(reports: Sequence[Report], *, seed: int = 0) -> OverSets:
     for report in reports:
         if report.task not in SCORES:
             raise InputError(f"{report.path.name} is on {report.task}: a table over sets is of {', '.join(SCORES)}")
-    names = dict(zip((report.path for report in reports), distinct_names(reports), strict=True))
-    sets = {report.path: part[0] for part in by_data(reports) for report in part}
-    measures = dict.fromkeys((one["norm"], one["eps"]) for report in reports for one in report.threats)
-    made = [_Made("clean", reports, sets, names, lambda report: report.results.get(SCORES[report.task][0]))]
-    for norm, eps in measures:
-
-        def figure(report: Report, norm: str = norm, eps: str = eps) -> Figure | None:
-            threat = _threat(report, norm, eps)
-            return None if threat is None else threat["accuracy"]
-
-        made.append(_Made(f"{norm} {eps}", reports, sets, names, figure, (norm, eps)))
+    attacks = dict.fromkeys((one["norm"], one["eps"]) for report in reports for one in report.threats)
+    made = [_Made(reports, attack) for attack in (None, *attacks)]
     return OverSets(
         tuple(one.block for one in made), tuple(holm([pair for one in made for pair in one.comparisons(seed)]))
     )
 
 
 class _Made:
-    """A block and the reports behind its figures."""
+    """A block and the reports behind its figures.
 
-    def __init__(
-        self,
-        measure: str,
-        reports: Sequence[Report],
-        sets: "dict[Any, Report]",
-        names: "dict[Any, str]",
-        figure: "Callable[[Report], Figure | None]",
-        attack: "tuple[str, str] | None" = None,
-    ) -> None:
+    Args:
+        reports: all of them.
+        attack: norm and radius; None for no attack.
+    """
+
+    def __init__(self, reports: Sequence[Report], attack: tuple[str, str] | None) -> None:
         self.attack = attack
-        # By what a column stands for and by metric: the report that has the figure.
+        measure = " ".join(attack or ["clean"])
+        names = dict(zip((report.path for report in reports), distinct_names(reports), strict=True))
+        numbers = {report.path: str(number) for number, part in enumerate(by_data(reports)) for report in part}
+        # By what a column stands for (the judgements, how pictures were shown and attacked) and by metric.
         self.cells: dict[tuple[str, ...], dict[str, Report]] = {}
-        shown: dict[tuple[str, ...], Report] = {}
         for report in reports:
-            found = figure(report)
+            name, found = names[report.path], self._figure(report)
             if found is None or found["value"] is None:
                 continue
-            key = (
-                (str(sets[report.path].path), report.preprocess, *_setting(report).values())
-                if attack
-                else (str(sets[report.path].path), report.preprocess)
-            )
-            row = self.cells.setdefault(key, {})
-            known = row.setdefault(names[report.path], report)
-            if (other := figure(known)) is not None and other["value"] != found["value"]:
-                raise InputError(
-                    f"{known.path.name} and {report.path.name} give {names[report.path]} unlike figures for the same "
-                    f"({measure}): pass one of them"
-                )
-            shown.setdefault(key, report)
-        metrics = tuple(
-            dict.fromkeys(name for name in names.values() if any(name in row for row in self.cells.values()))
-        )
-        columns = _columns(shown, attack is not None)
-        figures = [[figure(row[name]) if name in row else None for row in self.cells.values()] for name in metrics]
-        self.block = Block(
-            measure, metrics, columns, tuple(map(tuple, figures)), tuple(dict.fromkeys(self._notes(columns)))
-        )
+            setting = _setting(report).values() if attack else ()
+            row = self.cells.setdefault((numbers[report.path], report.preprocess, *setting), {})
+            known = self._figure(row.setdefault(name, report))
+            if known is not None and known["value"] != found["value"]:
+                both = f"{row[name].path.name} and {report.path.name}"
+                raise InputError(f"{both} give {name} unlike figures for the same ({measure}): pass one of them")
+        metrics = tuple(name for name in dict.fromkeys(names.values()) if any(name in row for row in self.rows))
+        figures = [tuple(self._figure(row[name]) if name in row else None for row in self.rows) for name in metrics]
+        columns = _columns([next(iter(row.values())) for row in self.rows], attack is not None)
+        self.block = Block(measure, metrics, columns, tuple(figures), tuple(self._notes(columns)))
+
+    @property
+    def rows(self) -> list[dict[str, Report]]:
+        """For each column the reports by metric."""
+        return list(self.cells.values())
+
+    def _figure(self, report: Report) -> Figure | None:
+        if self.attack is None:
+            found: Figure | None = report.results.get(SCORES[report.task][0])
+        else:
+            found = (_threat(report, self.attack) or {}).get("accuracy")
+        return found
 
     def _notes(self, columns: Sequence[Column]) -> list[str]:
-        found = []
-        by_share = [
-            column.name
-            for column, row in zip(columns, self.cells.values(), strict=True)
-            if next(iter(row.values())).content["data"].get("scoring") == "share" and not self.attack
-        ]
-        if by_share:
-            found.append(f"An answer is worth the share of people who gave it: {', '.join(by_share)}.")
-        settings: dict[str, list[str]] = {}
-        for column, row in zip(columns, self.cells.values(), strict=True):
+        """How answers were scored and attacked, and what was skipped or gave no gradient."""
+        settings: dict[str, dict[str, None]] = {}
+        by_share: list[str] = []
+        found: list[str] = []
+        for column, row in zip(columns, self.rows, strict=True):
             for name, report in row.items():
                 whose = f"{name}, {column.name}"
                 if self.attack is not None:
-                    threat = _threat(report, *self.attack) or {}
-                    of = settings.setdefault(", ".join(_setting(report).values()), [])
-                    of += [column.name] * (column.name not in of)
+                    settings.setdefault(", ".join(_setting(report).values()), {})[column.name] = None
+                    threat = _threat(report, self.attack) or {}
                     if threat.get("no_gradient"):
                         found.append(no_gradient_note(whose, threat))
                 elif report.content["skipped"]:
                     found.append(skipped_note(whose, report))
-        told = [
-            f"Attacked by {setting}: {', '.join(of)}; share of the attacked items that is right, and stays so."
-            for setting, of in settings.items()
-        ]
-        return [*told, *found]
+            if self.attack is None and report.content["data"].get("scoring") == "share":
+                by_share.append(column.name)
+        if by_share:
+            found.insert(0, f"An answer is worth the share of people who gave it: {'; '.join(by_share)}.")
+        if settings:
+            found.insert(0, "Share of the attacked items that is right, and stays so under attack.")
+        return [*(f"Attacked by {how}: {'; '.join(names)}." for how, names in settings.items()), *found]
 
     def comparisons(self, seed: int) -> list[Comparison]:
         """Every two metrics, by the means of the columns that count."""
-        block, rows = self.block, list(self.cells.values())
-        if len(block.metrics) < 2 or not block.counted:
+        metrics, rows = self.block.metrics, self.rows
+        if len(metrics) < 2 or not self.block.counted:
             return []
-        parts = [self._draws([rows[place][name] for name in block.metrics], seed) for place in block.counted]
-        least = min(draws.shape[1] for _, draws, _, _ in parts)
-        values = np.mean([own for own, _, _, _ in parts], 0)
-        means = np.mean([draws[:, :least] for _, draws, _, _ in parts], 0)
-        n, units = sum(part[2] for part in parts), min(part[3] for part in parts)
-        found = []
-        for (one, a), (two, b) in combinations(enumerate(block.metrics), 2):
-            gap = statistics.interval_of(float(values[one] - values[two]), means[one] - means[two], n, units=units)
-            p = 1.0 if np.isnan(gap.low) else statistics.p_of_draws(means[one] - means[two])
-            found.append(Comparison(block.measure, a, b, float(values[one]), float(values[two]), gap, p))
-        return found
-
-    def _draws(self, reports: "list[Report]", seed: int) -> "tuple[Array, Array, int, int]":
-        """Scores (metrics,) on what all have in common, their draws (metrics, B), how many items and clusters."""
-        first = reports[0]
-        both = np.all([[error is None for error in report.items["error"]] for report in reports], 0)
-        if self.attack is not None:
-            both &= np.all([attacked_items(report) for report in reports], 0)
-        if not both.any():
-            raise InputError(f"{', '.join(one.path.name for one in reports)} have no readable item in common")
-        clusters = first.items["cluster"][both].astype(str)
-        # The same for all metrics, and another one for each set.
-        own = crc32(f"{seed} {first.task} {first.content['data']['items_sha256']}".encode())
-        values, draws = [], []
-        for report in reports:
-            items = report.items
-            if self.attack is None and report.task in STATISTICS:
-                statistic = next(iter(STATISTICS[report.task].values()))
-                columns = (items["distance"][both], items["answer"][both])
-                values.append(statistic(*columns))
-                draws.append(statistics.bootstrap_draws(statistic, columns, clusters=clusters, seed=own)[:, 0])
-            else:
-                scores = items["score"][both] if self.attack is None else held_items(report, self.attack[1])[both]
-                values.append(float(scores.mean()))
-                draws.append(statistics.mean_draws(scores, clusters=clusters, seed=own))
-        return np.array(values), np.array(draws), int(both.sum()), len(set(clusters))
+        sets = [[rows[place][name] for name in metrics] for place in self.block.counted]
+        return compare_means(self.block.measure, metrics, sets, self.attack and self.attack[1], seed=seed)
 
 
-def _threat(report: Report, norm: str, eps: str) -> "dict[str, Any] | None":
-    return next((one for one in report.threats if (one["norm"], one["eps"]) == (norm, eps)), None)
+def _threat(report: Report, attack: tuple[str, str]) -> dict[str, Any] | None:
+    return next((one for one in report.threats if (one["norm"], one["eps"]) == attack), None)
 
 
 def _setting(report: Report) -> dict[str, str]:
@@ -225,30 +169,31 @@ def _setting(report: Report) -> dict[str, str]:
     return {name: text for name, text in report.setting.items() if name != "batches"}
 
 
-def _columns(shown: "dict[tuple[str, ...], Report]", attacked: bool) -> tuple[Column, ...]:
-    """What each column is called: the set and its score, and of what is unlike in several of them whatever it takes."""
-    heads = [f"{one.content['data']['name']}, {SCORES[one.task][1]}" for one in shown.values()]
+def _columns(reports: Sequence[Report], attacked: bool) -> tuple[Column, ...]:
+    """Columns by a report of each, called by set and score, and by what is unlike in those that are called the same."""
+    heads = [f"{report.content['data']['name']}, {SCORES[report.task][1]}" for report in reports]
+    traits = [_traits(report, attacked) for report in reports]
     found = []
-    for head, report in zip(heads, shown.values(), strict=True):
-        alike = [other for name, other in zip(heads, shown.values(), strict=True) if name == head]
-        kinds = [_traits(other, attacked) for other in alike]
-        own = _traits(report, attacked)
-        unlike = [text for name, text in own.items() if len({kind.get(name) for kind in kinds}) > 1]
+    for head, report, own in zip(heads, reports, traits, strict=True):
+        others = [other for name, other in zip(heads, traits, strict=True) if name == head]
+        unlike = {name: text for name, text in own.items() if len({other.get(name) for other in others}) > 1}
+        if len(unlike) > 1:
+            unlike.pop("data", None)  # the others say more
         data = report.content["data"]
         rated = report.task == "quality" or "margin" in data
         origin = f"ratings {data['name']} {data.get('root')}" if rated else f"{report.task} {data['items_sha256']}"
-        name = f"{head} ({', '.join(unlike)})" if unlike else head
+        name = f"{head} ({', '.join(unlike.values())})" if unlike else head
         found.append(Column(name, data["name"], report.task, origin, data["items"]))
     return tuple(found)
 
 
 def _traits(report: Report, attacked: bool) -> dict[str, str]:
+    """What tells columns of one name apart."""
     data = report.content["data"]
-    margin = {"margin": f"margin {data['margin']:g}"} if "margin" in data else {}
     return {
-        "preprocess": report.preprocess,
-        **margin,
+        **({"margin": f"margin {data['margin']:g}"} if "margin" in data else {}),
         "scoring": f"by {data.get('scoring')}",
         "data": f"items {data['items_sha256'][:6]}",
+        "preprocess": report.preprocess,
         **(_setting(report) if attacked else {}),
     }
