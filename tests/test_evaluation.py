@@ -117,6 +117,8 @@ def test_odd_one_out_with_votes_is_scored_as_triplets_are(tmp_path):
     assert {name: one["n"] for name, one in shared.results["groups"].items()} == {"x": 1, "y": 3}
     majority = evaluate(brightness(), odd_one_out(replace(found, items=found.items[:3])), output=tmp_path / "r")
     assert majority.items["score"].tolist() == [1, 0, 0.5]
+    no_votes = data(tmp_path, *(replace(item, shares=None) for item in found.items[:3]), scoring="share")
+    assert evaluate(brightness(), odd_one_out(no_votes), output=tmp_path / "r").items["score"].tolist() == [1, 0, 0.5]
     # Other shares are other questions.
     other = replace(found.items[0], shares=(0.2, 0.2, 0.6))
     assert not majority.same_data(

@@ -104,7 +104,8 @@ def ladder(
     if os.environ.get("RANK", "0") == "0":  # of several processes one tells it
         options["tell"] = output.note
     reports = judge([distortion_ladder(data, seed=run.seed, **options)], plan, run)
-    judged.tell(reports, "items", groups=run.groups, strict=run.strict, as_json=run.as_json)
+    if reports:
+        judged.tell(reports, "items", groups=run.groups, strict=run.strict, as_json=run.as_json)
 
 
 app.command("inversion")(evaluate_inversion.inversion)
@@ -154,15 +155,15 @@ def table(
     if over and groups:
         raise typer.BadParameter("a table over sets has no groups", param_hint="--groups")
     reports = [load_report(path) for path in runs]
-    found = over_sets(reports) if over else None
-    if found is not None and as_json:
-        output.print_json(found.to_dict())
-        return
-    tables = (
-        report_table(reports, groups=groups, interval=intervals) if found is None else found.tables(interval=intervals)
-    )
+    content: Any
+    if over:
+        found = over_sets(reports)
+        tables, content = found.tables(interval=intervals), found.to_dict()
+    else:
+        tables = report_table(reports, groups=groups, interval=intervals)
+        content = [asdict(one) for one in tables]
     if as_json:
-        output.print_json([asdict(one) for one in tables])
+        output.print_json(content)
         return
     for one in tables:
         if style == "terminal":

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,10 +14,11 @@ from robustsim.cli.judging import Attacks, Run, judge, plan_of
 if TYPE_CHECKING:
     from robustsim.data.items import DataSet
     from robustsim.data.layouts import Found
+    from robustsim.data.layouts import Task as Kind
     from robustsim.evaluation.tasks.choices import Task
 
-Kind: TypeAlias = Literal["2afc", "odd-one-out", "jnd", "quality"]
-KINDS: tuple[Kind, ...] = ("2afc", "odd-one-out", "jnd", "quality")
+#: Of `evaluate sets`.
+KINDS: "tuple[Kind, ...]" = ("2afc", "odd-one-out", "jnd", "quality")
 
 SetsOption = Annotated[
     list[str],
@@ -45,7 +46,7 @@ ItemsOption = Annotated[
 
 def judge_sets(
     data: Sequence[str],
-    kinds: Sequence[Kind],
+    kinds: "Sequence[Kind]",
     attacks: Attacks,
     run: Run,
     *,
@@ -84,13 +85,13 @@ def judge_sets(
         return
     from robustsim.evaluation import over_sets
 
-    found = over_sets(reports, seed=run.seed)
     if run.as_json:
-        output.print_json({"reports": judged.as_dicts(reports), "over_sets": found.to_dict()})
+        found = over_sets(reports, seed=run.seed).to_dict()
+        output.print_json({"reports": judged.as_dicts(reports), "over_sets": found})
     else:
         judged.tell_tables(reports, groups=run.groups)
         typer.echo("")
-        for table in found.tables():
+        for table in over_sets(reports, seed=run.seed).tables():
             judged.show(table)
     judged.tell_skipped(reports, "items", run.strict)
 
@@ -118,7 +119,7 @@ def named_paths(data: Sequence[str]) -> list[tuple[str | None, Path]]:
 
 
 def _sets(
-    data: Sequence[str], kinds: Sequence[Kind], margin: float | None, options: dict[str, Any], attacked: bool
+    data: Sequence[str], kinds: "Sequence[Kind]", margin: float | None, options: dict[str, Any], attacked: bool
 ) -> "list[tuple[Found, DataSet[Any]]]":
     """Every set that is asked for, read; all of them are found before any is read."""
     from robustsim.data.layouts import TASKS, find_fitting, find_layouts, options_of, read_layout
@@ -131,10 +132,11 @@ def _sets(
                 raise typer.BadParameter(
                     f"{path} holds ratings: say by how much they must differ to make a question", param_hint="--margin"
                 )
-        rated: tuple[Kind, ...] = () if margin is None or "quality" in kinds else ("quality",)
-        # One of each kind; both parts of BAPPS may lie in one folder.
-        fitting = {TASKS[one.layout]: one for one in reversed(find_fitting(path, *kinds, *rated))}
-        found += [(name, one) for one in reversed(fitting.values())]
+        rated: tuple[Kind, ...] = () if margin is None else ("quality",)
+        of_kind: dict[Kind, Found] = {}  # both parts of BAPPS may lie in one folder
+        for one in find_fitting(path, *dict.fromkeys((*kinds, *rated))):
+            of_kind.setdefault(TASKS[one.layout], one)
+        found += [(name, one) for one in of_kind.values()]
     ratings = any(one.layout == "ratings" for _, one in found)
     if margin is not None and not ratings:
         raise typer.BadParameter("it makes questions of ratings, and no set holds ratings", param_hint="--margin")
@@ -155,7 +157,7 @@ def _sets(
 
 def _tasks(
     sets: "Iterable[tuple[Found, DataSet[Any]]]",
-    kinds: Sequence[Kind],
+    kinds: "Sequence[Kind]",
     margin: float | None,
     items: int | None,
     seed: int,

@@ -210,8 +210,7 @@ class OddOneOutTask(Choice):
         nearest = distances == distances.min(1, keepdims=True)
         worth = np.eye(3)[[int(question.answer) for question in questions]]
         if self.data.get("scoring", "majority") == "share":
-            known = [row for row, question in enumerate(questions) if question.shares]
-            worth[known] = [questions[row].shares for row in known]
+            worth = np.array([question.shares or one for question, one in zip(questions, worth, strict=True)])
         return np.asarray((nearest * worth).sum(1) / nearest.sum(1))
 
     def attackable(self, question: Question) -> bool:
