@@ -66,3 +66,17 @@ def triplets(folder, count, *, images=10, seed=0, groups=False):
             group = ["ab"[index % 3 == 0]] if groups else []
             writer.writerow([*(f"{one:02}.png" for one in chosen), *votes, *group])
     return path
+
+
+def threes(folder, count=15, *, images=8, seed=0):
+    """A CSV of threes over a few pictures, with votes for the odd one."""
+    generator = np.random.default_rng(seed)
+    pictures(folder, images, seed=seed)
+    path = folder / "odd.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "c", "odd_a", "odd_b", "odd_c"])
+        for _ in range(count):
+            names = [f"{one:02}.png" for one in generator.choice(images, 3, replace=False)]
+            writer.writerow([*names, *generator.permutation([5, 3, 1]).tolist()])
+    return path

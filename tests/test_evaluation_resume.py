@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from robustsim.baselines import from_callable
-from robustsim.data import read_triplets
-from robustsim.evaluation import AttackPlan, evaluate, load_report, two_afc
+from robustsim.data import read_odd_one_out, read_triplets
+from robustsim.evaluation import AttackPlan, evaluate, load_report, odd_one_out, two_afc
 from robustsim.evaluation.subjects import subject
 from robustsim.images import Preprocessing
 from tests.conftest import ROOT
-from tests.judges import SIZE, Small, small, triplets
+from tests.judges import SIZE, Small, small, threes, triplets
 from tests.processes import GATE, killed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,13 +84,17 @@ def journal(folder):
     return sum(path.stat().st_size for path in folder.glob("*.partial/journal-*.jsonl"))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_cut_off_anywhere_the_journal_is_of_use(tmp_path, seed, monkeypatch):
+@pytest.mark.parametrize("kind", ["2afc", "odd-one-out"])
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_off_anywhere_the_journal_is_of_use(tmp_path, seed, kind, monkeypatch):
     """As after a crash of the machine: what was written last may be there in part."""
     from robustsim.evaluation import run
 
-    data = triplets(tmp_path / "data", 40)
-    task, plan = two_afc(read_triplets(data)), AttackPlan(eps=("2/255",), steps=4, attacked=20)
+    if kind == "2afc":
+        task = two_afc(read_triplets(triplets(tmp_path / "data", 40)))
+    else:
+        task = odd_one_out(read_odd_one_out(threes(tmp_path / "data", 40), scoring="share"))
+    plan = AttackPlan(eps=("2/255",), steps=4, attacked=20)
     whole = evaluate(small(), task, output=tmp_path / "whole", attack=plan, batch_size=6)
 
     def stop(*arguments):

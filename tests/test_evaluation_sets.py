@@ -24,7 +24,7 @@ from robustsim.evaluation import (
 )
 from robustsim.evaluation.reports.blocks import Block, Column, mean_ranks
 from robustsim.evaluation.subjects import subject
-from tests.judges import pairs, pictures, small, triplets
+from tests.judges import pairs, pictures, small, threes, triplets
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_draws")
 
@@ -52,14 +52,6 @@ def ratings(folder, count=7, seed=0):
     pictures(folder, count, seed=seed)
     rows = [(f"{a:02}.png", f"{b:02}.png", generator.integers(1, 9)) for a, b in combinations(range(count), 2)]
     return table(folder / "ratings.csv", ("reference", "image", "mos"), rows)
-
-
-def threes(folder, count=15, images=8, seed=0):
-    generator = np.random.default_rng(seed)
-    pictures(folder, images, seed=seed)
-    chosen = [generator.choice(images, 3, replace=False) for _ in range(count)]
-    rows = [[*(f"{one:02}.png" for one in three), *generator.permutation([5, 3, 1]).tolist()] for three in chosen]
-    return table(folder / "odd.csv", ("a", "b", "c", "odd_a", "odd_b", "odd_c"), rows)
 
 
 def same_or_not(folder, images=8):
@@ -180,6 +172,7 @@ def test_sets_are_judged_one_after_the_other(run, data, tmp_path, monkeypatch):
         (["a={material}", "a={letters}"], "'a' names two sets"),
         (["={material}"], "write NAME=PATH"),
         (["a="], "write NAME=PATH"),
+        (["a={material}", "b={material}"], "has two names"),
         (["a=gone.csv"], "'gone.csv' is no file and no folder"),
         (["a={material}", "b={letters}"], "nothing for the task '2afc'"),
     ],

@@ -17,7 +17,9 @@ class OverSets:
     """Metrics on many sets of human judgements.
 
     Attributes:
-        blocks: figures without attack, and a block for each norm and radius.
+        blocks: figures without attack (`measure` is `clean`), and a block for each norm and radius (`linf 4/255`), each
+            with `metrics`, `columns`, `figures` (a row for each metric), `counted` (the columns that count), `means`,
+            `mean_ranks` and `table()`.
         comparisons: of the means of every two metrics of a block, as
             [`over_sets`][robustsim.evaluation.over_sets] says; in their order, Holm's correction for all of them.
     """
