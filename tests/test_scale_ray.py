@@ -1,5 +1,6 @@
 """The index on clusters of Ray on this machine; skipped where Ray is not installed (`pip install "robustsim[ray]"`)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -105,3 +106,10 @@ def test_the_command_is_killed_halfway(ray, alone, folder, tmp_path):
     assert rows(index) == rows(alone)
     assert index.check().ok
     assert f"{COUNT - before} added" in again.stderr or f"{before} unchanged" in again.stderr
+    dedup = [sys.executable, "-m", "robustsim", "dedup", str(tmp_path / "index"), "--distance", "0.3", "--json"]
+    found = [
+        subprocess.run([*dedup, *more], check=True, stdout=subprocess.PIPE, **options).stdout
+        for more in ((), ("--ray", "local"))
+    ]
+    assert json.loads(found[0]) == json.loads(found[1])
+    assert json.loads(found[0])["groups"]
