@@ -461,6 +461,40 @@ def test_columns_of_one_name_are_told_apart(runs, tmp_path):
     assert "the same judgements are counted already: c/ratings, Spearman" in " ".join(block.table().notes)
 
 
+def test_what_is_not_defined_is_shown_as_missing(runs, tmp_path):
+    pictures(tmp_path / "e", 6)
+    rows = [("00.png", f"{index:02}.png", 3) for index in range(1, 6)]
+    constant = quality(read_ratings(table(tmp_path / "e" / "even.csv", ("reference", "image", "mos"), rows)))
+    metrics = [subject(small(), name="one"), subject(small(seed=5), name="two")]
+    undefined = [evaluate(metric, constant, output=tmp_path / "r") for metric in metrics]
+    clean, _ = over_sets([*undefined, *runs[:2]]).blocks
+    assert [column.set for column in clean.columns] == ["e/even", "a/triplets"]
+    assert clean.counted == (1,)
+    shown = clean.table()
+    assert [row[1] for row in shown.rows] == ["-", "-"]
+    assert "not every metric has a figure: e/even, Spearman x 100." in " ".join(shown.notes)
+    # A metric without any figure is named, and the others count.
+    clean, _ = over_sets([undefined[0], runs[1]]).blocks
+    assert (clean.metrics, clean.counted) == (("two",), (1,))
+    assert "Without any figure, and left out: one." in clean.notes
+    (clean,) = over_sets(undefined).blocks
+    assert (clean.metrics, clean.counted, clean.means) == (("one", "two"), (), [None, None])
+    assert json.dumps(over_sets(undefined).to_dict(), allow_nan=False)
+
+
+def test_columns_are_never_called_alike(tmp_path):
+    data = read_triplets(triplets(tmp_path / "a", 12))
+
+    def made(data, **options):
+        return evaluate(small(), two_afc(data), output=tmp_path / "r", **options)
+
+    first, few, squashed = made(data), made(data.sample(6)), made(data, preprocess="squash")
+    pictures(tmp_path / "a", 10, size=40, seed=9)  # under the old names
+    for reports in ([first, made(data)], [first, few, squashed], [first, few, squashed, made(data)]):
+        names = [column.name for column in over_sets(reports).blocks[0].columns]
+        assert len(set(names)) == len(reports), names
+
+
 def test_reports_that_make_no_table_are_refused(runs, tmp_path):
     with pytest.raises(InputError, match="at least one report"):
         over_sets([])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from robustsim.errors import InputError
@@ -105,7 +106,7 @@ class _Made:
         self.cells: dict[tuple[str, ...], dict[str, Report]] = {}
         for report in reports:
             name, found = names[report.path], self._figure(report)
-            if found is None or found["value"] is None:
+            if found is None:
                 continue
             setting = _setting(report).values() if attack else ()
             row = self.cells.setdefault((numbers[report.path], report.preprocess, *setting), {})
@@ -113,10 +114,21 @@ class _Made:
             if known is not None and known["value"] != found["value"]:
                 both = f"{row[name].path.name} and {report.path.name}"
                 raise InputError(f"{both} give {name} unlike figures for the same ({measure}): pass one of them")
-        metrics = tuple(name for name in dict.fromkeys(names.values()) if any(name in row for row in self.rows))
-        figures = [tuple(self._figure(row[name]) if name in row else None for row in self.rows) for name in metrics]
+        figures = {
+            name: tuple(self._figure(row[name]) if name in row else None for row in self.rows)
+            for name in dict.fromkeys(names.values())
+            if any(name in row for row in self.rows)
+        }
+        # What is not defined, such as a correlation with a constant, is shown as missing.
+        figures = {
+            name: tuple(one if one and one["value"] is not None else None for one in figures[name]) for name in figures
+        }
+        nothing = [name for name, row in figures.items() if not any(row)]
+        if len(nothing) < len(figures):
+            figures = {name: row for name, row in figures.items() if name not in nothing}
         columns = _columns([next(iter(row.values())) for row in self.rows], attack is not None)
-        self.block = Block(measure, metrics, columns, tuple(figures), tuple(self._notes(columns)))
+        notes = [f"Without any figure, and left out: {'; '.join(nothing)}."] * bool(nothing) + self._notes(columns)
+        self.block = Block(measure, tuple(figures), columns, tuple(figures.values()), tuple(notes))
 
     @property
     def rows(self) -> list[dict[str, Report]]:
@@ -177,16 +189,23 @@ def _columns(reports: Sequence[Report], attacked: bool) -> tuple[Column, ...]:
     traits = [_traits(report, attacked) for report in reports]
     found = []
     for head, report, own in zip(heads, reports, traits, strict=True):
-        others = [other for name, other in zip(heads, traits, strict=True) if name == head]
-        unlike = {name: text for name, text in own.items() if len({other.get(name) for other in others}) > 1}
-        if len(unlike) > 1:
-            unlike.pop("data", None)  # the others say more
+        unlike = _unlike([other for name, other in zip(heads, traits, strict=True) if name == head])
         data = report.content["data"]
         rated = report.task == "quality" or "margin" in data
         origin = f"ratings {data['name']} {data.get('root')}" if rated else f"{report.task} {data['items_sha256']}"
-        name = f"{head} ({', '.join(unlike.values())})" if unlike else head
+        name = f"{head} ({', '.join(own[one] for one in unlike if one in own)})" if unlike else head
         found.append(Column(name, data["name"], report.task, origin, data["items"]))
     return tuple(found)
+
+
+def _unlike(traits: Sequence[dict[str, str]]) -> list[str]:
+    """The traits that tell some columns apart, hashes only where nothing else does."""
+    found = [name for name in dict.fromkeys(chain(*traits)) if len({own.get(name) for own in traits}) > 1]
+    for name in ("files", "data"):
+        rest = [one for one in found if one != name]
+        if len({tuple(own.get(one) for one in rest) for own in traits}) == len(traits):
+            found = rest
+    return found
 
 
 def _traits(report: Report, attacked: bool) -> dict[str, str]:
@@ -196,6 +215,7 @@ def _traits(report: Report, attacked: bool) -> dict[str, str]:
         **({"margin": f"margin {data['margin']:g}"} if "margin" in data else {}),
         "scoring": f"by {data.get('scoring')}",
         "data": f"items {data['items_sha256'][:6]}",
+        "files": f"pictures {data['files_sha256'][:6]}",
         "preprocess": report.preprocess,
         **(_setting(report) if attacked else {}),
     }
