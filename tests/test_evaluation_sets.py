@@ -3,7 +3,7 @@
 import csv
 import json
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -385,6 +385,10 @@ def test_over_one_set_the_test_is_that_of_two_reports(runs):
         assert one.difference.low == pytest.approx(other.difference.low, abs=0.06)  # of 40 items: 0.025 each
         assert one.difference.high == pytest.approx(other.difference.high, abs=0.06)
     assert over_sets(runs[:1]).comparisons == ()
+    # A correlation, too, whose p is drawn.
+    correlated = [report for report in runs if report.task == "quality"][:2]
+    (found,) = over_sets(correlated).comparisons
+    assert found == replace(compare_reports(correlated)[0], measure="clean", p_adjusted=found.p_adjusted)
 
 
 def test_the_interval_is_the_paired_bootstrap_within_each_set(runs, monkeypatch):
@@ -418,6 +422,62 @@ def test_the_interval_is_the_paired_bootstrap_within_each_set(runs, monkeypatch)
     assert found.difference.high == pytest.approx(high, abs=0.15 * (high - low))
     # With a correlation among the scores p is the bootstrap's: twice the share of draws beyond 0.
     assert found.p == pytest.approx(2 * min((draws <= 0).mean(), (draws >= 0).mean()), abs=0.08)
+
+
+def by_enumeration(gaps):
+    """The permutation test over every way to exchange the metrics in clusters, not over some."""
+    signs = np.array(list(product((1, -1), repeat=len(gaps))))
+    return (np.abs(signs @ gaps) >= abs(np.sum(gaps)) - 1e-9).mean()
+
+
+def test_p_of_shares_is_by_exchange_in_the_clusters_of_every_set(tmp_path):
+    """Each set weighs the same however many questions it has, and only items count that both have."""
+    sizes, metrics = (5, 25), [subject(small(), name="one"), subject(small(seed=5), name="two")]
+    plan = AttackPlan(attacks="pgd", eps=("8/255",), steps=2, attacked=12)
+    reports = []
+    for place, count in enumerate(sizes):
+        data = read_triplets(triplets(tmp_path / str(place), count, images=7, seed=place))
+        reports += [evaluate(metric, two_afc(data), output=tmp_path / "r", attack=plan) for metric in metrics]
+    clean, attacked = over_sets(reports).comparisons
+    for found, column in ((clean, "score"), (attacked, "holds 8/255")):
+        gaps, means = [], []
+        for a, b in ((one.items, other.items) for one, other in (reports[:2], reports[2:])):
+            rows = np.ones(len(a["id"]), dtype=bool) if column == "score" else a["attacked"].astype(bool)
+            scores = [np.array([float(one or 0) for one in items[column][rows]]) for items in (a, b)]
+            gap, names = scores[0] - scores[1], a["cluster"][rows]
+            gaps += [gap[names == name].sum() / len(gap) / len(sizes) for name in dict.fromkeys(names)]
+            means.append(gap.mean())
+        assert found.difference.value == pytest.approx(np.mean(means))
+        assert found.difference.n == (sum(sizes) if column == "score" else 5 + 12)
+        assert found.p == pytest.approx(by_enumeration(np.array(gaps)), abs=0.02)
+
+
+def test_items_that_one_metric_lacks_count_for_neither(runs):
+    """In whichever report they are missing."""
+    one, two = runs[:2]
+    error = np.array([None] * 35 + ["gone"] * 5, dtype=object)
+    lacking = []
+    for report in (one, two):
+        lacking.append(replace(report))
+        lacking[-1].__dict__["items"] = {**report.items, "error": error}
+    found = [over_sets(pair).comparisons[0] for pair in ([one, lacking[1]], [lacking[0], two], lacking)]
+    assert found[0].difference.n == 35
+    assert found[0] == found[1] == found[2]
+
+
+def test_sets_are_drawn_independently(runs, monkeypatch):
+    """Two sets that differ in nothing but their names: the interval is that of twice as many clusters."""
+    a, b = runs[:2]
+    content = {**a.content, "data": {**a.content["data"], "items_sha256": "f" * 64}}
+    twin = [
+        replace(one, path=one.path.with_name(f"twin-{one.path.name}"), content={**one.content, "data": content["data"]})
+        for one in (a, b)
+    ]
+    for made, one in zip(twin, (a, b), strict=True):
+        made.__dict__["items"] = one.items
+    alone, both = (over_sets(reports).comparisons[0].difference for reports in ([a, b], [a, b, *twin]))
+    assert both.value == pytest.approx(alone.value)
+    assert both.high - both.low == pytest.approx((alone.high - alone.low) / 2**0.5, rel=0.1)
 
 
 def test_where_nothing_can_be_resampled_nothing_is_said(runs):

@@ -346,10 +346,12 @@ def exchange_p(gaps: Array, *, seed: int = 0) -> float:
 
     A gap's sign turns when the two metrics are exchanged in that cluster.
     """
-    moved = gaps[gaps != 0]
+    # Sums of shares that are equal may differ in their last digits, and gaps may be of any size.
+    least = 1e-9 * float(np.abs(gaps).max(initial=0))
+    moved = gaps[np.abs(gaps) > least]
     observed, generator, as_large = abs(moved.sum()), np.random.default_rng(seed), 0
     block = _block(max(1, len(moved)))
     for start in range(0, _FLIPS, block):
         signs = generator.integers(0, 2, (min(block, _FLIPS - start), len(moved)), dtype=np.int8) * 2 - 1
-        as_large += int((np.abs(signs @ moved) >= observed - 1e-9).sum())
+        as_large += int((np.abs(signs @ moved) >= observed - least).sum())
     return (as_large + 1) / (_FLIPS + 1)

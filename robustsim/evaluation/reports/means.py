@@ -49,7 +49,9 @@ def compare_means(
     Raises:
         InputError: the metrics have no readable item of a set in common.
     """
-    parts = [_part(reports, eps, seed) for reports in sets]
+    # Sets are drawn independently of each other, also those that have as many clusters; one alone as two reports are.
+    seeds = [_own_seed(reports[0], seed) for reports in sets] if len(sets) > 1 else [seed]
+    parts = [_part(reports, eps, own) for reports, own in zip(sets, seeds, strict=True)]
     least = min(len(part.draws) for part in parts)
     values = np.mean([part.values for part in parts], 0)
     draws = np.mean([part.draws[:least] for part in parts], 0)
@@ -67,6 +69,10 @@ def compare_means(
     return found
 
 
+def _own_seed(report: Report, seed: int) -> int:
+    return crc32(f"{seed} {report.task} {report.content['data']['items_sha256']}".encode())
+
+
 def _part(reports: Sequence[Report], eps: str | None, seed: int) -> _Part:
     first = reports[0]
     both = np.all([[error is None for error in report.items["error"]] for report in reports], 0)
@@ -76,18 +82,16 @@ def _part(reports: Sequence[Report], eps: str | None, seed: int) -> _Part:
         raise InputError(f"{', '.join(report.path.name for report in reports)} have no readable item in common")
     clusters = first.items["cluster"][both].astype(str)
     n, units = int(both.sum()), len(np.unique(clusters))
-    # Sets are drawn independently of each other, also those that have as many clusters.
-    own = crc32(f"{seed} {first.task} {first.content['data']['items_sha256']}".encode())
     if eps is None and first.task in STATISTICS:
         statistic = next(iter(STATISTICS[first.task].values()))
         pairs = [(report.items["distance"][both], report.items["answer"][both]) for report in reports]
-        drawn = [statistics.bootstrap_draws(statistic, pair, clusters=clusters, seed=own)[:, 0] for pair in pairs]
+        drawn = [statistics.bootstrap_draws(statistic, pair, clusters=clusters, seed=seed)[:, 0] for pair in pairs]
         return _Part(np.array([statistic(*pair) for pair in pairs]), np.stack(drawn, 1), None, n, units)
     scores = np.stack([report.items["score"] if eps is None else held_items(report, eps) for report in reports], 1)
     sums = statistics.cluster_sums(scores[both], clusters)
     return _Part(
         scores[both].mean(0),
-        statistics.mean_draws(scores[both], clusters=clusters, seed=own),
+        statistics.mean_draws(scores[both], clusters=clusters, seed=seed),
         sums / n,
         n,
         units,

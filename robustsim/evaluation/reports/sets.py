@@ -65,9 +65,9 @@ def over_sets(reports: Sequence[Report], *, seed: int = 0) -> OverSets:
     sets and the same for A and B, and D is computed anew; there is none where a set has fewer than five clusters. As in
     [`compare_reports`][robustsim.evaluation.compare_reports], p is by exchanging A and B at random in each cluster
     where all scores are shares, 10,000 times, and else, which exchange cannot do for correlations, twice the share of
-    draws on the other side of 0, the observation itself counted: no less than 0.002. Over a single set it is that
-    function's p. Holm's correction is for all pairs of all blocks. The sets are taken as they are: nothing is said of
-    sets that are not among them.
+    draws on the other side of 0, the observation itself counted: no less than 0.002, and 1 where there is no interval.
+    Over a single set interval and p are that function's. Holm's correction is for all pairs of all blocks. The sets are
+    taken as they are: nothing is said of sets that are not among them.
 
     Args:
         reports: of 2AFC, odd one out, JND or quality, any metrics on any sets.
