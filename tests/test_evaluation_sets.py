@@ -438,18 +438,22 @@ def test_p_of_shares_is_by_exchange_in_the_clusters_of_every_set(tmp_path):
     for place, count in enumerate(sizes):
         data = read_triplets(triplets(tmp_path / str(place), count, images=7, seed=place))
         reports += [evaluate(metric, two_afc(data), output=tmp_path / "r", attack=plan) for metric in metrics]
+    # A large difference in the small set: it would be nothing if questions weighed the same.
+    reports[0].items["score"][:], reports[1].items["score"][:] = 1, 0
     clean, attacked = over_sets(reports).comparisons
     for found, column in ((clean, "score"), (attacked, "holds 8/255")):
-        gaps, means = [], []
+        gaps, means, alike = [], [], []
         for a, b in ((one.items, other.items) for one, other in (reports[:2], reports[2:])):
             rows = np.ones(len(a["id"]), dtype=bool) if column == "score" else a["attacked"].astype(bool)
             scores = [np.array([float(one or 0) for one in items[column][rows]]) for items in (a, b)]
             gap, names = scores[0] - scores[1], a["cluster"][rows]
             gaps += [gap[names == name].sum() / len(gap) / len(sizes) for name in dict.fromkeys(names)]
+            alike += [gap[names == name].sum() for name in dict.fromkeys(names)]
             means.append(gap.mean())
         assert found.difference.value == pytest.approx(np.mean(means))
         assert found.difference.n == (sum(sizes) if column == "score" else 5 + 12)
         assert found.p == pytest.approx(by_enumeration(np.array(gaps)), abs=0.02)
+        assert column != "score" or abs(found.p - by_enumeration(np.array(alike))) > 0.2
 
 
 def test_items_that_one_metric_lacks_count_for_neither(runs):
