@@ -664,6 +664,20 @@ def test_a_true_reference_is_never_swapped(pictures):
     assert [item.right_share for item in data] == [1, 0, 0]  # left is what comes first in the table
 
 
+def test_a_picture_that_is_written_in_two_ways_is_one(pictures):
+    here = f"../{pictures.name}/images"
+    path = table(
+        pictures / "r.csv", ["reference", "image", "mos"],
+        ["a.png", "b.png", 1], [f"{here}/a.png", "c.png", 3], ["images/b.png", f"{here}/c.png", 5],
+    )  # fmt: skip
+    data = rating_triplets(read_ratings(path), 1)
+    assert "either picture" in data.description
+    assert names_of(data) == {("a", "c", "b"), ("b", "c", "a"), ("c", "b", "a")}
+    table(path, ODD, ["a.png", f"{here}/a.png", "c.png", 1, 2, 3])
+    with pytest.raises(DataError, match="it names an image twice"):
+        read_odd_one_out(path)
+
+
 def test_margins_that_make_no_questions_are_told(pictures):
     ratings = rated(pictures, [("a", "b", 1), ("a", "c", 2.5), ("d", "c", 9)])
     for margin in (0, -1, float("nan"), float("inf")):

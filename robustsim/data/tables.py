@@ -25,18 +25,31 @@ def report(error: DataError, on_error: OnError | None) -> None:
 
 
 class Finder:
-    """Paths of a table, looked up in some folders in turn; each distinct one is looked for once."""
+    """Paths of a table, looked up in some folders in turn; each distinct one is looked for once.
+
+    A file that is written in several ways (`a.png`, `../set/a.png`) is one picture: its path is the first one.
+    """
 
     def __init__(self, *folders: Path) -> None:
         self.folders = folders
         self._known: dict[str, Path | None] = {}
+        self._written: dict[tuple[str, str], Path] = {}
+        self._real: dict[str, str] = {}
 
     def __call__(self, name: str) -> Path | None:
         """The file, or None where there is none."""
         if name not in self._known:
             tried = (folder / name for folder in self.folders)
-            self._known[name] = next((path for path in tried if os.path.isfile(path)), None)
+            found = next((path for path in tried if os.path.isfile(path)), None)
+            self._known[name] = found and self._first(found)
         return self._known[name]
+
+    def _first(self, path: Path) -> Path:
+        """The path under which the same file of the same folder was found first; links to files are their own."""
+        folder, name = os.path.split(path)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        return self._written.setdefault((self._real[folder], name), path)
 
 
 class Row:
