@@ -800,5 +800,7 @@ def test_the_same_source_twice_and_none_at_all_are_refused(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(InputError, match="is given twice"):
         open_source([tmp_path, tmp_path])
+    with pytest.raises(InputError, match="is given twice"):
+        open_source([tmp_path, f"{tmp_path}/"])
     with pytest.raises(InputError, match="no images are given"):
         open_source([])

@@ -82,7 +82,8 @@ def _open_all(
     if isinstance(path, (str, os.PathLike)):
         return _open(os.fspath(path), split, follow_links)
     names = [os.fspath(one) for one in path]
-    if twice := [one for at, one in enumerate(names) if one in names[:at]]:
+    places = [os.path.realpath(one) for one in names]  # `one` and `one/` are the same
+    if twice := [names[at] for at, one in enumerate(places) if one in places[:at]]:
         raise InputError(f"{twice[0]!r} is given twice: name each set of images once")
     if not names:
         raise InputError("no images are given: pass a path, or several")

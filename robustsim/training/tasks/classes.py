@@ -163,7 +163,7 @@ def find_classes(
     if names is None:
         raise DataError(
             "this method needs labels, and the images have none: a folder for each class, .cls files in shards, or a "
-            "data set with a ClassLabel column"
+            "data set with a ClassLabel column; several sets have labels where all name the same classes"
         )
     if prototypes is not None:
         return load_classes(prototypes, dim=encoder.card.embedding_dim, count=len(names))
