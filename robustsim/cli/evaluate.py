@@ -154,6 +154,10 @@ def table(
 
     if over and groups:
         raise typer.BadParameter("a table over sets has no groups", param_hint="--groups")
+    if as_json and style != "terminal":
+        raise typer.BadParameter("JSON is a format of its own: leave one of the two out", param_hint="--format")
+    if as_json and over and not intervals:
+        raise typer.BadParameter("the JSON over sets has all figures with their intervals", param_hint="--intervals")
     reports = [load_report(path) for path in runs]
     content: Any
     if over:

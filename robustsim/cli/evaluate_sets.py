@@ -73,10 +73,6 @@ def judge_sets(
     plan = plan_of(attacks)
     given = {name: value for name, value in options.items() if value is not None}
     tasks = list(_tasks(_sets(data, kinds, margin, given, plan is not None), kinds, margin, items, run.seed))
-    if plan is not None:
-        for task in tasks:
-            if task.name == "jnd":
-                output.note(f"{task.data['name']}: jnd has no decisions that an attack could turn, and is not attacked")
     reports = judge(tasks, plan, run)
     if not reports:
         return
@@ -100,7 +96,7 @@ def named_paths(data: Sequence[str]) -> list[tuple[str | None, Path]]:
     """Names and paths: what exists as it is written is a path, whatever signs are in it.
 
     Raises:
-        BadParameter: one of several has no name, or a name or a path comes twice.
+        BadParameter: one of several has no name, or a name comes twice.
     """
     found: list[tuple[str | None, Path]] = []
     for word in data:
@@ -113,8 +109,6 @@ def named_paths(data: Sequence[str]) -> list[tuple[str | None, Path]]:
             raise typer.BadParameter(f"{word!r}: write NAME=PATH", param_hint="--data")
         elif any(name == known for known, _ in found):
             raise typer.BadParameter(f"{name!r} names two sets", param_hint="--data")
-        elif any(os.path.realpath(path) == os.path.realpath(known) for _, known in found):
-            raise typer.BadParameter(f"{path!r} has two names", param_hint="--data")
         else:
             found.append((name, Path(path)))
     return found
@@ -137,6 +131,9 @@ def _sets(
         rated: tuple[Kind, ...] = () if margin is None else ("quality",)
         of_kind: dict[Kind, Found] = {}  # both parts of BAPPS may lie in one folder
         for one in find_fitting(path, *dict.fromkeys((*kinds, *rated))):
+            # Also a table and the folder that holds nothing else.
+            if any(os.path.realpath(one.path) == os.path.realpath(other.path) for _, other in found):
+                raise typer.BadParameter(f"{str(path)!r} has two names", param_hint="--data")
             of_kind.setdefault(TASKS[one.layout], one)
         found += [(name, one) for one in of_kind.values()]
     ratings = any(one.layout == "ratings" for _, one in found)

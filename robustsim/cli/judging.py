@@ -157,6 +157,10 @@ def judge(tasks: "Sequence[Task]", plan: "AttackPlan | None", options: Run) -> "
             if task.perturbable:
                 task.check_attack(plan.perturb)
     workers = Workers()
+    if plan is not None and workers.is_main:
+        for task in tasks:
+            if task.name == "jnd":
+                output.note(f"{task.data['name']}: jnd has no decisions that an attack could turn, and is not attacked")
     device = workers.device if options.device is None else options.device
     reports: list[Report] = []
     with redirect_stdout(sys.stderr):  # whatever somebody's metric prints
