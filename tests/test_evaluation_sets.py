@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from itertools import combinations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,6 +175,7 @@ def test_sets_are_judged_one_after_the_other(run, data, tmp_path, monkeypatch):
         (["={material}"], "write NAME=PATH"),
         (["a="], "write NAME=PATH"),
         (["a={material}", "b={material}"], "has two names"),
+        (["a={material}", "b={material.parent}"], "has two names"),  # which holds nothing else
         (["a=gone.csv"], "'gone.csv' is no file and no folder"),
         (["a={material}", "b={letters}"], "nothing for the task '2afc'"),
     ],
@@ -268,7 +271,23 @@ def test_kinds_are_found_and_one_table_is_the_end(run, data, tmp_path):
         assert sign in out
     code, out, _ = run("evaluate", "table", *reports, "--json")
     assert {one["title"].partition(":")[0] for one in json.loads(out)} >= {"2afc, rocks", "quality, rocks"}
-    assert run("evaluate", "table", "--over-sets", "--groups", *reports)[0] == 2
+    for wrong in (("--groups",), ("--json", "--format", "latex"), ("--json", "--no-intervals")):
+        assert run("evaluate", "table", "--over-sets", *wrong, *reports)[0] == 2
+
+
+def test_of_several_processes_one_tells_what_is_not_attacked(monkeypatch, tmp_path):
+    from robustsim.cli import judging, output
+
+    told = []
+    monkeypatch.setattr(output, "note", told.append)
+    monkeypatch.setattr(judging.judged, "load_judges", lambda models, device: [])
+    task, plan = just_noticeable(read_jnd(same_or_not(tmp_path / "same"))), AttackPlan(attacks="pgd", eps=("8/255",))
+    for main in (True, False):
+        workers = SimpleNamespace(is_main=main, device="cpu")
+        monkeypatch.setattr("robustsim.evaluation.running.workers.Workers", lambda workers=workers: workers)
+        assert judging.judge([task], plan, judging.Run()) == []
+    (line,) = told
+    assert line.startswith("same/jnd: jnd has no decisions")
 
 
 def test_an_interrupted_run_over_sets_ends_with_the_same_reports(run, data, tmp_path, monkeypatch):
@@ -489,6 +508,8 @@ def test_where_nothing_can_be_resampled_nothing_is_said(runs):
     for one in over_sets(few).comparisons:
         assert one.p == 1
         assert one.to_dict()["difference"]["low"] is None
+    cells = over_sets(few).tables()[-1].rows[0]
+    assert re.fullmatch(r"[+-]\d+\.\d", cells[5]), cells
 
 
 def test_holm_is_for_all_measures_together(runs):

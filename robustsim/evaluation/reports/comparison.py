@@ -203,7 +203,9 @@ def _by_bootstrap(
 def compared(one: Comparison) -> tuple[str, ...]:
     """A comparison as cells of a table."""
     a, b, gap = 100 * one.value_a, 100 * one.value_b, one.difference
-    between = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    between = f"{100 * gap.value:+.1f}"
+    if not math.isnan(gap.low):
+        between += f" [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
     return one.measure, one.a, f"{a:.1f}", one.b, f"{b:.1f}", between, f"{one.p:.4f}", f"{one.p_adjusted:.4f}"
 
 

@@ -42,8 +42,9 @@ class OverSets:
             told = (
                 "A and B: means over the sets that count, on items that every metric has read. Intervals by the paired "
                 "bootstrap within each set; p of no difference: permutation test in each set's clusters for shares, "
-                "bootstrap where a correlation or average precision counts. Holm's correction is for all comparisons "
-                "of this table. The sets are taken as given: nothing is said of other sets."
+                "bootstrap where a correlation or average precision counts. Where a set has fewer than five clusters "
+                "there is no interval, and p by the bootstrap is 1. Holm's correction is for all comparisons of this "
+                "table. The sets are taken as given: nothing is said of other sets."
             )
             rows = tuple(compared(one) for one in self.comparisons)
             found.append(Table("Differences of means over sets", COMPARED, rows, (told,)))
@@ -55,8 +56,8 @@ def over_sets(reports: Sequence[Report], *, seed: int = 0) -> OverSets:
 
     Scores are accuracies (2AFC, odd one out), Spearman's correlation (quality) and average precision (JND). Means and
     mean ranks are over the sets for which every metric of a block has a figure; ratings and the questions that were
-    made of them count once, by the questions. Two ways of showing the pictures of a set, or of attacking it, are two
-    columns.
+    made of them count once, by the questions, where set and folder are called the same in both reports. Two ways of
+    showing the pictures of a set, or of attacking it, are two columns, of which the first counts.
 
     **The test.** The statistic of metrics A and B is the mean over the K sets that count of the difference of their
     scores, `D = 1/K sum_k (s_k(A) - s_k(B))`, on the items that every metric of the block has read (and that were
