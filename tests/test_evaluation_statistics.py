@@ -188,6 +188,18 @@ def test_a_difference_is_found_and_told_with_its_sign():
         statistics.paired_difference(a, b[1:])
 
 
+def test_exchange_knows_gaps_from_the_last_digits_of_sums():
+    assert statistics.exchange_p(np.full(20, 1e-17)) == 1
+    generator = np.random.default_rng(26)
+    clusters, shares = generator.integers(0, 12, 40), generator.integers(0, 6, 40) / 5
+    a, b = (np.where(generator.random(40) < 0.5, shares, 1 - shares) for _ in range(2))
+    by_item = np.bincount(clusters, weights=a - b)
+    by_sums = np.bincount(clusters, weights=a) - np.bincount(clusters, weights=b)
+    of_means = by_sums / (10**6 * len(a))
+    noise = np.append(by_sums, [0.1 + 0.2 - 0.3])
+    assert {statistics.exchange_p(gaps) for gaps in (by_sums, of_means, noise)} == {statistics.exchange_p(by_item)}
+
+
 def test_the_permutation_test_is_the_exact_one():
     # Seven items, all in favour of a: of 2^7 ways to exchange, two are as extreme.
     found = statistics.paired_difference(np.ones(7), np.zeros(7))

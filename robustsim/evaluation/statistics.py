@@ -346,8 +346,8 @@ def exchange_p(gaps: Array, *, seed: int = 0) -> float:
 
     A gap's sign turns when the two metrics are exchanged in that cluster.
     """
-    # Sums of shares that are equal may differ in their last digits, and gaps may be of any size.
-    least = 1e-9 * float(np.abs(gaps).max(initial=0))
+    # Sums of shares that are equal may differ in their last digits.
+    least = max(1e-12, 1e-9 * float(np.abs(gaps).max(initial=0)))
     moved = gaps[np.abs(gaps) > least]
     observed, generator, as_large = abs(moved.sum()), np.random.default_rng(seed), 0
     block = _block(max(1, len(moved)))

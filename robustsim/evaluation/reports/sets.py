@@ -216,7 +216,7 @@ def _traits(report: Report, attacked: bool) -> dict[str, str]:
         **({"margin": f"margin {data['margin']:g}"} if "margin" in data else {}),
         "scoring": f"by {data.get('scoring')}",
         "data": f"items {data['items_sha256'][:6]}",
-        "files": f"pictures {data['files_sha256'][:6]}",
+        "files": f"pictures {str(data.get('files_sha256'))[:6]}",
         "preprocess": report.preprocess,
         **(_setting(report) if attacked else {}),
     }
