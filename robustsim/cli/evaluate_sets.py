@@ -96,7 +96,7 @@ def named_paths(data: Sequence[str]) -> list[tuple[str | None, Path]]:
     """Names and paths: what exists as it is written is a path, whatever signs are in it.
 
     Raises:
-        BadParameter: one of several has no name, or a name comes twice.
+        BadParameter: one of several has no name, or a name or a path comes twice.
     """
     found: list[tuple[str | None, Path]] = []
     for word in data:
@@ -109,6 +109,8 @@ def named_paths(data: Sequence[str]) -> list[tuple[str | None, Path]]:
             raise typer.BadParameter(f"{word!r}: write NAME=PATH", param_hint="--data")
         elif any(name == known for known, _ in found):
             raise typer.BadParameter(f"{name!r} names two sets", param_hint="--data")
+        elif any(os.path.realpath(path) == os.path.realpath(known) for _, known in found):
+            raise typer.BadParameter(f"{path!r} has two names", param_hint="--data")
         else:
             found.append((name, Path(path)))
     return found
