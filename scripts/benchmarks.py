@@ -70,10 +70,13 @@ def judge(options: argparse.Namespace) -> OverSets:
 
 
 def page(found: OverSets, command: str) -> str:
-    *blocks, differences = found.tables(interval=False)
+    tables = found.tables(interval=False)
     lines = [f"Made by `{command}`.", ""]
-    for table in blocks:
+    for table in tables[: len(found.blocks)]:
         lines += [table.markdown(), ""]
+    if not found.comparisons:
+        return "\n".join(lines).rstrip()
+    differences = tables[-1]
     sure = [row for one, row in zip(found.comparisons, differences.rows, strict=True) if one.p_adjusted < 0.05]
     lines += ["Differences of means that are more than chance (p below 0.05 after Holm's correction):", ""]
     lines += [f"| {' | '.join(differences.header)} |", f"|{'---|' * len(differences.header)}"]
