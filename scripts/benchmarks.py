@@ -77,10 +77,10 @@ def page(found: OverSets, command: str) -> str:
     if not found.comparisons:
         return "\n".join(lines).rstrip()
     differences = tables[-1]
-    sure = [row for one, row in zip(found.comparisons, differences.rows, strict=True) if one.p_adjusted < 0.05]
-    lines += ["Differences of means that are more than chance (p below 0.05 after Holm's correction):", ""]
-    lines += [f"| {' | '.join(differences.header)} |", f"|{'---|' * len(differences.header)}"]
-    lines += [f"| {' | '.join(row)} |" for row in sure]
+    last = found.blocks[0].metrics[-1]
+    rows = [row for one, row in zip(found.comparisons, differences.rows, strict=True) if last in (one.a, one.b)]
+    lines += [f"`{last}` against each of the others:", "", f"| {' | '.join(differences.header)} |"]
+    lines += [f"|{'---|' * len(differences.header)}", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join([*lines, "", *differences.notes])
 
 

@@ -106,7 +106,8 @@ class MethodSection(Section):
     @property
     def title(self) -> str:
         """What cards call it."""
-        return f"{self.method.title}, order of distortions" if self.rank else self.method.title
+        added = {"order of distortions": self.rank, "relations": self.relations}
+        return ", ".join([self.method.title, *(name for name, weight in added.items() if weight)])
 
     @property
     def options(self) -> dict[str, Any]:
