@@ -53,7 +53,7 @@ def test_compiled_it_takes_any_sequence_of_shapes(metric, tiny, backend, name):
         one = RobustSim(encoder)
     torch._dynamo.reset()
     compiled = torch.compile(one, fullgraph=True, backend=backend)
-    for count, height, width in SHAPES[: {"vit": 4, "small": 2, "lite": 2}[name]]:
+    for count, height, width in SHAPES[: {"vit": 4, "small": 1, "lite": 2}[name]]:
         a, b = images(count, height, width), images(count, height, width, seed=1)
         (d, gradient), (seen, expected) = value_and_gradient(compiled, a, b), value_and_gradient(one, a, b)
         torch.testing.assert_close(d, seen, rtol=1e-4, atol=1e-6)
