@@ -37,7 +37,8 @@ class MethodSection(Section):
         rank: FARE's weight on the order of two distortions of an image: under attack, too, the weaker one should be
             nearer to it (`robustsim.training.methods.losses.order`).
         relations: FARE's weight on the similarities within a batch: under attack they should be those that the original
-            sees between the clean images (`robustsim.training.methods.losses.relation_distance`).
+            sees between the clean images (`robustsim.training.methods.losses.relation_distance`). Of a batch that goes
+            through in parts, or is shared by processes, within each part.
         prompt: the text of a class, `{}` its name.
         negative_prompt: the text of what a picture is not of.
         scale: inverse temperature of the logits.
