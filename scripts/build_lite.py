@@ -1,4 +1,6 @@
-"""Make robustsim/encoders/bundled/lite from what four recipes have trained, and write its measured scores.
+"""Make robustsim/encoders/bundled/lite from what training has made, and write its measured scores.
+
+The first half makes lite-2026.11, on 1,000 photographs:
 
 robustsim train fare-lite --data nips17/images -o runs/1
 python scripts/build_lite.py runs/1 -o runs/after-1                                # float16 weights, card, notice
@@ -8,9 +10,20 @@ robustsim train fare4-lite-224 --data nips17/images -o runs/3
 python scripts/build_lite.py runs/3 --grid 2 -o runs/after-3
 python scripts/build_lite.py runs/3 --grid 2 --share 0.5 -o runs/half-3
 robustsim train rank5-lite --data nips17/images -o runs/4
-python scripts/build_lite.py runs/4                                                # the same into the package
-python scripts/build_lite.py --scores reports                   # scores from `robustsim evaluate`, see docs/training.md
-python scripts/build_lite.py lite-clean --grid 2 -o runs/clean-grid     # lite-clean with the embedding of lite
+python scripts/build_lite.py runs/4 -o robustsim/encoders/bundled/lite-2026.11
+
+The second goes on from there, on 6,173 (BOTH is --data nips17/images --data caltech101); several runs are averaged:
+
+python scripts/build_lite.py lite-clean --grid 2 -o runs/clean-grid     # lite-clean with the embedding of lite-2026.11
+robustsim train keep4-lite BOTH -o runs/5
+robustsim train keep5-lite BOTH -o runs/6
+python scripts/build_lite.py lite-2026.11 runs/5 runs/6 -o runs/three
+robustsim train soup5-lite BOTH -o runs/7
+robustsim train soup5-lite BOTH -o runs/8 --set seed=1
+python scripts/build_lite.py runs/7 runs/8 --grid 2 --no-head -o runs/soup
+python scripts/readout.py runs/soup --data nips17/images -o runs/read
+python scripts/build_lite.py runs/read                                           # into the package
+python scripts/build_lite.py --scores reports             # from `robustsim evaluate` or scripts/benchmarks.py
 """
 
 import argparse
@@ -21,22 +34,26 @@ from pathlib import Path
 import robustsim
 from robustsim.encoders import load_encoder, save_encoder
 from robustsim.encoders.encoder import Encoder, build_encoder
+from robustsim.encoders.lite_plan import HEAD, LAST
 from robustsim.evaluation import load_report
 from robustsim.training import interpolate_encoders
 
 BUNDLED = Path(__file__).parents[1] / "robustsim" / "encoders" / "bundled" / "lite"
-STAGES = ("fare-lite", "fare4-lite", "fare4-lite-224", "rank5-lite")
-CHANNELS = 1280
-DATA = (
-    "1,000 photographs of the NIPS 2017 adversarial competition's development set, CC BY 2.0, without labels; began as "
-    "lite-clean (ImageNet-1k)"
-)
-NOTICE = """lite: the weights in model.safetensors
+FIRST = ("fare-lite", "fare4-lite", "fare4-lite-224", "rank5-lite")
+BEGAN = {
+    **{recipe: " of ".join([*reversed(FIRST[:number]), "lite-clean"]) for number, recipe in enumerate(FIRST)},
+    "keep4-lite": "lite-2026.11",
+    "keep5-lite": "lite-2026.11",
+    "soup5-lite": "the mean of lite-2026.11, keep4-lite and keep5-lite",
+}
+NIPS17 = "1,000 photographs of the NIPS 2017 adversarial competition's development set, CC BY 2.0"
+CALTECH101 = "5,173 pictures of Caltech-101 (Caltech, CC BY 4.0)"
+NOTICE = """{name}: the weights in model.safetensors
 
 EfficientNet-Lite0 as in lite-clean (see its NOTICE), Apache License 2.0, fine-tuned adversarially with robustsim
 ({how})
 on the 1,000 photographs of the development set of the NIPS 2017 competition on adversarial attacks and defences
-(Kurakin et al. 2018), each published under CC BY 2.0 by the author named in the set's own list. No photograph is
+(Kurakin et al. 2018), each published under CC BY 2.0 by the author named in the set's own list{also}. No photograph is
 contained in this package.
 
 Changes: all weights fine-tuned, values rounded to float16. docs/training.md names the commands that make them.
@@ -44,49 +61,85 @@ config.json names the file's SHA-256.
 
 The Apache License 2.0 is the LICENSE file that comes with robustsim.
 """
+ALSO = """, and on the
+5,173 pictures of Caltech-101 (Fei-Fei, Fergus and Perona 2004; Li, Andreeto, Ranzato and Perona, CaltechDATA 2022),
+published under CC BY 4.0 by Caltech"""
 
 
-def with_grid(encoder: Encoder, grid: int) -> Encoder:
-    """The same weights, and the mean of each cell of a grid over the picture beside one another as the embedding."""
+def with_grid(encoder: Encoder, grid: int, *, head: bool = True) -> Encoder:
+    """The same weights, and the mean of each cell of a grid over the picture beside one another as the embedding.
+
+    Args:
+        encoder: in the bundled architecture.
+        grid: cells on a side.
+        head: False to embed the map before the last convolution, which is left away.
+    """
     card = encoder.card
-    architecture = dataclasses.replace(card.architecture, options={"grid": grid})
+    options: dict[str, object] = {"grid": grid} if head else {"grid": grid, "head": False}
+    weights = {name: value for name, value in encoder.state_dict().items() if head or "trunk.head." not in name}
     result = build_encoder(
-        dataclasses.replace(card, architecture=architecture, embedding_dim=CHANNELS * grid**2, weights_sha256=None)
+        dataclasses.replace(
+            card,
+            architecture=dataclasses.replace(card.architecture, options=options),
+            embedding_dim=(HEAD if head else LAST) * grid**2,
+            parameters=sum(value.numel() for value in weights.values()),
+            weights_sha256=None,
+        )
     )
-    result.load_state_dict(encoder.state_dict())
+    result.load_state_dict(weights)
     return result
 
 
-def build(run: str, output: Path, share: float, grid: int | None) -> None:
+def mean_of(encoders: list[Encoder]) -> Encoder:
+    """The mean of the weights (a uniform soup; Wortsman et al. 2022), with the card of the last."""
+    result = encoders[0]
+    for number, other in enumerate(encoders[1:], 2):
+        result = interpolate_encoders(result, other, 1 / number)
+    return result
+
+
+def build(runs: list[str], output: Path, share: float, grid: int | None, head: bool) -> None:
     """Weights, card and notice.
 
     Args:
-        run: a training's result, or an encoder's name.
+        runs: results of trainings, or encoders' names; their mean is taken.
         output: where to.
         share: how much of the way from lite-clean to it.
         grid: cells on a side of the embedding; as in the run if not given.
+        head: whether the embedding is made of the last convolution's map; of the one before, if not.
     """
-    encoder = load_encoder(run).float()
+    encoders = [load_encoder(run).float() for run in runs]
+    training = dict(encoders[-1].card.training)
+    encoder = mean_of(encoders)
     if grid is not None:
-        encoder = with_grid(encoder, grid)
+        encoder = with_grid(encoder, grid, head=head)
     if share < 1:  # which has the same weights, whatever becomes of its last map
         encoder = interpolate_encoders(load_encoder("lite-clean").float(), encoder, share)
+        training |= {"interpolated_with": "lite-clean", "share": share}
     encoder = encoder.half()
-    card, training = encoder.card, dict(encoder.card.training)
+    card = encoder.card
+    first = training.get("recipe") in FIRST
     if training:
-        if training.get("recipe") not in STAGES:
-            raise SystemExit(f"{run} was trained by {training.get('recipe')!r}, which is none of {', '.join(STAGES)}")
-        before = STAGES[: STAGES.index(training["recipe"])]
-        training |= {"began_as": " of ".join([*reversed(before), "lite-clean"])}
+        recipe = training.get("recipe")
+        if recipe not in BEGAN:
+            raise SystemExit(f"{runs[-1]} was trained by {recipe!r}, which is none of {', '.join(BEGAN)}")
+        training |= {"began_as": BEGAN[recipe]}
+        if len(encoders) > 1:
+            told = (one.card.training for one in encoders)
+            training |= {"mean_of": [f"{one['recipe']}, seed {one.get('seed')}" for one in told if "recipe" in one]}
+            training.pop("seed", None)
+        seen = NIPS17 if first else f"{NIPS17}, and {CALTECH101}"
         card = dataclasses.replace(
-            card, data=DATA, origin=f"lite-clean, fine-tuned with robustsim {robustsim.__version__}"
+            card,
+            data=f"{seen}, without labels; began as lite-clean (ImageNet-1k)",
+            origin=f"lite-clean, fine-tuned with robustsim {robustsim.__version__}",
         )
-    name = "lite" if output == BUNDLED else output.name
-    encoder.card = dataclasses.replace(card, name=name, license="Apache-2.0", scores={}, training=training)
+    encoder.card = dataclasses.replace(card, name=output.name, license="Apache-2.0", scores={}, training=training)
     save_encoder(encoder, output)
     if training:
-        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in training.items())
-        (output / "NOTICE").write_text(NOTICE.format(how=told))
+        how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in training.items() if key != "mean_of")
+        how += "".join(f"; {one}" for one in training.get("mean_of", ()))
+        (output / "NOTICE").write_text(NOTICE.format(name=output.name, how=how, also="" if first else ALSO))
 
 
 def score(reports: Path) -> None:
@@ -99,7 +152,8 @@ def score(reports: Path) -> None:
         if report.content["metric"].get("card", {}).get("weights_sha256") != checksum:
             continue
         name, _, part = report.content["data"]["name"].partition("/")
-        if part not in ("", "test"):  # agreement on training triplets, which chooses the share, is no score
+        # Agreement on training triplets, which chooses the share, is no score, and correlations are told as questions.
+        if part not in ("", "test") or "accuracy" not in report.results:
             continue
         kind = "ladder" if report.task == "ladder" else name.replace("-", "_")
         scores[f"{kind}_clean"] = round(100 * report.results["accuracy"]["value"], 1)
@@ -115,14 +169,15 @@ def score(reports: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?")
+    parser.add_argument("runs", nargs="*")
     parser.add_argument("-o", "--output", type=Path, default=BUNDLED)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--grid", type=int)
+    parser.add_argument("--no-head", dest="head", action="store_false", help="with --grid")
     parser.add_argument("--scores", type=Path)
     options = parser.parse_args()
-    if options.run:
-        build(options.run, options.output, options.share, options.grid)
+    if options.runs:
+        build(options.runs, options.output, options.share, options.grid, options.head)
     if options.scores:
         score(options.scores)
 

@@ -207,7 +207,7 @@ def test_matrix_of_bad_many_and_none(run, bad_folder, tmp_path):
 def test_embed(run, bad_folder, tmp_path, metric):
     code, out, err = run("embed", bad_folder, "-o", tmp_path / "out.npz")
     assert (code, out) == (0, "")
-    assert "3 embeddings of 5120 values" in err
+    assert "3 embeddings of 1280 values" in err
     assert "2 files could not be read and were skipped" in err
     assert "broken.png" in err
     with np.load(tmp_path / "out.npz") as data:

@@ -90,7 +90,7 @@ def test_the_nearest(run, folder, index):
     code, out, _ = run("search", index, folder / "chelsea.png", "-k", "2")
     assert code == 0
     lines = [line.split() for line in out.splitlines() if str(folder) in line]
-    assert [line[1] for line in lines][:1] == ["0.0002"]
+    assert 0 <= float(lines[0][1]) < 0.0005  # rows are kept in float16
     assert [os.path.basename(line[2]) for line in lines][:1] == ["chelsea.png"]
     assert len(lines) == 2
     assert lines[0][3] == "mine"

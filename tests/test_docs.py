@@ -89,7 +89,7 @@ def test_figures_of_the_first_page_are_those_of_the_others():
         ("SSIM", "ssim"),
         ("LPIPS (Alex)", "lpips-alex"),
         ("`lite-clean`", "lite-clean"),
-        ("`lite`, the default", "lite"),
+        ("`lite-2026.11`, the default before `lite`", "lite-2026.11"),
     ):
         clean, _, attacked = (cell.split()[0] for cell in measured[row])
         assert shown.pop(name) == [clean, attacked]

@@ -52,34 +52,56 @@ def to_timm(trunk):
 
 
 @pytest.mark.parametrize("size", [224, 160, 97])
-def test_lite_is_timms_efficientnet_lite0(metric, size):
-    trunk, whole = metric.encoder.trunk, LiteTrunk()
+def test_lite_is_timms_efficientnet_lite0(size):
+    encoder = load_encoder("lite-2026.11")
+    trunk, whole = encoder.trunk, LiteTrunk()
     whole.load_state_dict(trunk.state_dict())
-    x = metric.encoder.normalize(pixels(2, size))
+    x = encoder.normalize(pixels(2, size))
     with torch.no_grad():
         torch.testing.assert_close(whole(x), to_timm(trunk)(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [224, 160, 97])
 @pytest.mark.parametrize("grid", [1, 2, 3])
-def test_the_embedding_holds_the_means_of_the_cells_row_by_row(size, grid):
-    trunk = LiteTrunk(grid=grid).eval()
+@pytest.mark.parametrize("head", [True, False])
+def test_the_embedding_holds_the_means_of_the_cells_row_by_row(size, grid, head):
+    trunk = LiteTrunk(grid=grid, head=head).eval()
     x = pixels(2, size)
     with torch.no_grad():
         last = trunk.feature_map(x)
         cells = torch.nn.functional.adaptive_avg_pool2d(last, grid)  # (N, C, grid, grid)
         torch.testing.assert_close(trunk(x), cells.permute(0, 2, 3, 1).flatten(1), rtol=1e-5, atol=1e-6)
         assert torch.equal(trunk.tokens(x)[0], trunk(x))
+        embedding, maps = trunk.layers(x)
+        torch.testing.assert_close(embedding, trunk(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(maps[-1], last, rtol=1e-4, atol=1e-5)
 
 
-def test_a_grid_is_part_of_the_card_and_comes_back(tmp_path, metric):
-    assert metric.card.architecture.options == {"grid": 2}
-    assert metric.card.embedding_dim == 4 * 1280
-    again = load_encoder(save_encoder(metric.encoder, tmp_path / "saved"))
+def test_without_its_head_the_trunk_embeds_the_map_that_the_head_would_widen():
+    whole, headless = LiteTrunk().eval(), LiteTrunk(head=False).eval()
+    weights = whole.state_dict()
+    rest = headless.load_state_dict(weights, strict=False)
+    assert not rest.missing_keys
+    assert rest.unexpected_keys == ["head.weight", "head.bias"]
+    x = pixels(2, 96)
+    with torch.no_grad():
+        inner = headless.feature_map(x)
+        assert inner.shape == (2, 320, 3, 3)
+        torch.testing.assert_close(torch.nn.functional.relu6(whole.head(inner)), whole.feature_map(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "dim"), [("lite", {"grid": 2, "head": False}, 1280), ("lite-2026.11", {"grid": 2}, 5120)]
+)
+def test_grid_and_head_are_part_of_the_card_and_come_back(tmp_path, name, options, dim):
+    encoder = load_encoder(name)
+    assert encoder.card.architecture.options == options
+    assert encoder.card.embedding_dim == dim
+    again = load_encoder(save_encoder(encoder, tmp_path / "saved"))
     x = pixels(1, 64)
     with torch.no_grad():
-        assert torch.equal(again(x), metric.encoder(x))
-        assert again(x).shape == (1, 4 * 1280)
+        assert torch.equal(again(x), encoder(x))
+        assert again(x).shape == (1, dim)
 
 
 def test_lite_clean_weights_are_what_the_script_makes():
@@ -89,23 +111,33 @@ def test_lite_clean_weights_are_what_the_script_makes():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_lite_clean_is_stored_as_float16_and_loaded_as_float32(metric):
+@pytest.mark.parametrize(("name", "head"), [("lite", False), ("lite-2026.11", True), ("lite-clean", True)])
+def test_bundled_weights_are_stored_as_float16_and_loaded_as_float32(name, head):
     import robustsim
 
-    file = Path(robustsim.__file__).parent / "encoders" / "bundled" / "lite-clean" / "model.safetensors"
+    file = Path(robustsim.__file__).parent / "encoders" / "bundled" / name / "model.safetensors"
     assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
-    assert {parameter.dtype for parameter in metric.parameters()} == {torch.float32}
-    assert metric.card.parameters == sum(parameter.numel() for parameter in LiteTrunk().parameters())
+    encoder = load_encoder(name)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    assert encoder.card.parameters == sum(parameter.numel() for parameter in LiteTrunk(head=head).parameters())
 
 
 @pytest.mark.parametrize(
     ("options", "dim"),
-    [({"grid": 2}, 1280), ({"grid": "2"}, 5120), ({"grid": -1}, 1280), ({"cells": 2}, 5120), ({}, 5120)],
+    [
+        ({"grid": 2}, 1280),
+        ({"grid": "2"}, 5120),
+        ({"grid": -1}, 1280),
+        ({"cells": 2}, 5120),
+        ({}, 5120),
+        ({"grid": 2, "head": False}, 5120),
+        ({"head": 0}, 320),
+    ],
 )
-def test_a_card_that_is_at_odds_with_its_grid_is_refused(options, dim):
+def test_a_card_that_is_at_odds_with_its_options_is_refused(options, dim):
     card = load_card("lite-clean")
     architecture = dataclasses.replace(card.architecture, options=options)
-    with pytest.raises(CardError, match=r"takes the option grid, .* and has grid \*\* 2 \* 1280 dimensions"):
+    with pytest.raises(CardError, match=r"the options grid, .* and head, .* 1280 dimensions with a head and .* 320"):
         build_encoder(dataclasses.replace(card, architecture=architecture, embedding_dim=dim))
 
 
@@ -209,7 +241,7 @@ def test_layers_of_lite(metric):
         features = metric.encoder.features(x, layers=True)
         assert torch.equal(features.embedding, metric.encoder(x))
         assert torch.equal(features.layers[-1], metric.encoder.trunk.feature_map(metric.encoder.normalize(x)))
-    shapes = [(16, 112, 112), (24, 56, 56), (40, 28, 28), (112, 14, 14), (1280, 7, 7)]
+    shapes = [(16, 112, 112), (24, 56, 56), (40, 28, 28), (112, 14, 14), (320, 7, 7)]
     assert [tuple(one.shape[1:]) for one in features.layers] == shapes
 
 

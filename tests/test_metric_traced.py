@@ -57,8 +57,10 @@ def test_compiled_it_takes_any_sequence_of_shapes(metric, tiny, backend, name):
         a, b = images(count, height, width), images(count, height, width, seed=1)
         (d, gradient), (seen, expected) = value_and_gradient(compiled, a, b), value_and_gradient(one, a, b)
         torch.testing.assert_close(d, seen, rtol=1e-4, atol=1e-6)
-        # At a kink of an activation, the last bit of a value decides on a gradient.
-        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-3 * expected.abs().max().item())
+        # At a kink of an activation, the last bit of a value decides on a gradient: of few pixels, and by little.
+        error, most = (gradient - expected).abs(), expected.abs().max()
+        assert error.max() < 0.05 * most
+        assert (error > 1e-3 * expected.abs() + 2e-3 * most).double().mean() < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,16 @@ def test_lite_clean_and_another_grid_and_size_are_built_too(tmp_path):
     from robustsim.images import Preprocessing
 
     clean = load_encoder("lite-clean")
-    for grid, size in ((1, 65), (3, 96)):
+    for grid, size, options in ((1, 65, {}), (3, 96, {}), (2, 64, {"head": False})):
         clean.trunk.grid = grid
+        if options:
+            clean.trunk.head = None
         clean.card = replace(
             load_card("lite-clean"),
-            architecture=Architecture(library="robustsim", name="efficientnet-lite0", options={"grid": grid}),
-            embedding_dim=grid**2 * 1280,
+            architecture=Architecture(
+                library="robustsim", name="efficientnet-lite0", options={"grid": grid, **options}
+            ),
+            embedding_dim=grid**2 * (320 if options else 1280),
             preprocessing=Preprocessing(size=size, mode="longest", fill=90),
         )
         export_encoder(clean, tmp_path / "clean.onnx")

@@ -47,7 +47,7 @@ OWN = {
     "caw-vit-b-32": ("optimizer.lr=3e-4", "method.beta=0.1"),
     "fare-lite": ("optimizer.lr=1e-4", "attack.eps=1/255", STAGES),
     **dict.fromkeys(
-        ("fare4-lite", "fare4-lite-224", "rank5-lite", "keep4-lite", "keep5-lite"),
+        ("fare4-lite", "fare4-lite-224", "rank5-lite", "keep4-lite", "keep5-lite", "soup5-lite"),
         ("original=lite-clean", "optimizer.lr=5e-4", "attack.eps=1/255", STAGES),
     ),
 }
@@ -178,6 +178,7 @@ def test_a_bundled_recipe_trains_with_falling_loss(name, families, images, tmp_p
         "rank5-lite": ", order of distortions",
         "keep4-lite": ", relations",
         "keep5-lite": ", order of distortions, relations",
+        "soup5-lite": ", order of distortions, relations",
     }
     title = METHODS[recipe.method.name].title + added.get(name, "")
     assert student.card.method == (None if recipe.method.name == "ft-clean" else title)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ADVERSARIAL = [name for name in list_recipes() if isinstance(load_recipe(name), TrainRecipe)]
 # RobustVLM's code made the fare and tecoa ones, that of TGA-ZSR the others; those of `lite` are our own.
-OWN = {"fare-lite", "fare4-lite", "fare4-lite-224", "rank5-lite", "keep4-lite", "keep5-lite"}
+OWN = {"fare-lite", "fare4-lite", "fare4-lite-224", "rank5-lite", "keep4-lite", "keep5-lite", "soup5-lite"}
 ROBUSTVLM = [name for name in ADVERSARIAL if name.startswith(("fare", "tecoa")) and name not in OWN]
 CTGA = [name for name in ADVERSARIAL if name not in OWN and name not in ROBUSTVLM]
 

@@ -114,7 +114,7 @@ PAPERS = {
     "mlp-2afc": {**NIGHTS, "epochs": 20, "batch_size": 512, "adapter.name": "mlp", "adapter.hidden": 512},
 }
 # Our own, for which there is no paper.
-OWN = {"fare-lite", "fare4-lite", "fare4-lite-224", "rank5-lite", "keep4-lite", "keep5-lite"}
+OWN = {"fare-lite", "fare4-lite", "fare4-lite-224", "rank5-lite", "keep4-lite", "keep5-lite", "soup5-lite"}
 
 
 def value(recipe, key):

@@ -12,25 +12,32 @@ from torch.nn import functional as F
 
 from robustsim.encoders.card import EncoderCard
 from robustsim.encoders.fast import inverted
-from robustsim.encoders.lite_plan import HEAD, STAGES, STEM, cells, same_padding
+from robustsim.encoders.lite_plan import HEAD, LAST, STAGES, STEM, cells, same_padding
 from robustsim.errors import CardError
 from robustsim.images.tracing import is_transformed
 
 
 def build(card: EncoderCard) -> "LiteTrunk":
-    """The card's trunk; its architecture's one option is `grid`.
+    """The card's trunk; its architecture's options are `grid` and `head`.
 
     Raises:
-        CardError: it has another one, or `embedding_dim` is not that of the grid.
+        CardError: it has another one, or `embedding_dim` is not what they make.
     """
     options = dict(card.architecture.options)
-    grid = options.pop("grid", 1)
-    if options or type(grid) is not int or grid < 1 or card.embedding_dim != grid**2 * HEAD:
+    grid, head = options.pop("grid", 1), options.pop("head", True)
+    if (
+        options
+        or type(grid) is not int
+        or grid < 1
+        or type(head) is not bool
+        or card.embedding_dim != grid**2 * (HEAD if head else LAST)
+    ):
         raise CardError(
-            f"{card.name!r}: {card.architecture.name} takes the option grid, a whole number, and has "
-            f"grid ** 2 * {HEAD} dimensions; the card says {dict(card.architecture.options)} and {card.embedding_dim}"
+            f"{card.name!r}: {card.architecture.name} takes the options grid, a whole number, and head, true or "
+            f"false, and has grid ** 2 * {HEAD} dimensions with a head and grid ** 2 * {LAST} without; the card says "
+            f"{dict(card.architecture.options)} and {card.embedding_dim}"
         )
-    return LiteTrunk(grid=grid)
+    return LiteTrunk(grid=grid, head=head)
 
 
 class _SameConv2d(nn.Conv2d):
@@ -72,13 +79,15 @@ class _Block(nn.Module):
 
 
 class LiteTrunk(nn.Module):
-    """(N, 3, H, W) normalised pixels -> (N, grid ** 2 * 1280): means over parts of the last feature map.
+    """(N, 3, H, W) normalised pixels -> (N, grid ** 2 * C): means over parts of the last feature map.
 
     Args:
         grid: cells on a side, row by row; of 7 places, 2 cells share the middle one. 1 for the mean over the whole.
+        head: whether the last map is that of the last convolution, which widens it to C = 1280, or the one before it,
+            C = 320.
     """
 
-    def __init__(self, *, grid: int = 1) -> None:
+    def __init__(self, *, grid: int = 1, head: bool = True) -> None:
         super().__init__()
         self.grid = grid
         blocks: list[nn.Module] = []
@@ -92,15 +101,14 @@ class LiteTrunk(nn.Module):
                 channels = outputs
         self.stem = _conv(3, STEM, 3, 2)
         self.blocks = nn.Sequential(*blocks)
-        self.head = _conv(channels, HEAD, 1)
+        self.head = _conv(channels, HEAD, 1) if head else None
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """(N, 1280, H / 32, W / 32), before the mean."""
+        """(N, C, H / 32, W / 32), before the mean."""
         # Channels last is what the CPU's and the GPU's convolutions are fastest with; vmap knows no such thing.
         if not is_transformed(x):
             x = x.contiguous(memory_format=torch.channels_last)
-        x = inverted.run(self.blocks, F.relu6(self.stem(x)), _Block, _SameConv2d)
-        return F.relu6(self.head(x))
+        return self._widened(inverted.run(self.blocks, F.relu6(self.stem(x)), _Block, _SameConv2d))
 
     def forward(self, x: Tensor) -> Tensor:
         return self._means(self.feature_map(x))
@@ -115,7 +123,7 @@ class LiteTrunk(nn.Module):
         return self._means(last), last
 
     def layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The embedding, and a map of each resolution: 16 channels of half the side to 1,280 of a 32nd of it."""
+        """The embedding, and a map of each resolution: 16 channels of half the side to C of a 32nd of it."""
         if not is_transformed(x):
             x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x))
@@ -124,8 +132,11 @@ class LiteTrunk(nn.Module):
             x = block(x)
             if number in self._finest:
                 maps.append(x)
-        last = F.relu6(self.head(x))
+        last = self._widened(x)
         return self._means(last), [*maps, last]
+
+    def _widened(self, x: Tensor) -> Tensor:
+        return x if self.head is None else F.relu6(self.head(x))
 
     def _means(self, last: Tensor) -> Tensor:
         if self.grid == 1:

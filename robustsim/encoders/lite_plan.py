@@ -10,7 +10,7 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-STEM, HEAD = 32, 1280
+STEM, LAST, HEAD = 32, STAGES[-1][-1], 1280
 
 
 def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -94,7 +94,8 @@ def lite_graph(card: EncoderCard, weights: "Mapping[str, NDArray[Any]]") -> Any:
             if stride == 1 and channels == outputs:
                 x = graph.add("Add", before, x)
             channels, block = outputs, block + 1
-    x = graph.add("Clip", graph.conv(x, length, "trunk.head")[0], *bounds)
+    if card.architecture.options.get("head", True):
+        x = graph.add("Clip", graph.conv(x, length, "trunk.head")[0], *bounds)
     if graph.weights:
         raise WeightsError(f"weights are left over ({', '.join(sorted(graph.weights)[:3])}): of another architecture")
     places = cells(length, grid)
