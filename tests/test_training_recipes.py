@@ -171,7 +171,7 @@ def test_bundled_recipes_describe_themselves_and_start_from_a_known_encoder(name
     recipe = load_recipe(name)
     assert recipe.description.endswith(".")
     # Parts of one way go on from what the docs call the part before.
-    assert recipe.encoder in list_models() or (name in OWN and recipe.encoder.startswith("./runs/after-"))
+    assert recipe.encoder in list_models() or (name in OWN and recipe.encoder.startswith("./runs/"))
     if isinstance(recipe, TrainRecipe):
         assert ("labels" in recipe.description) == (recipe.method.method.labels or "no labels" in recipe.description)
 
