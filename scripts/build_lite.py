@@ -123,7 +123,7 @@ def build(runs: list[str], output: Path, share: float, grid: int | None, head: b
         recipe = training.get("recipe")
         if recipe not in BEGAN:
             raise SystemExit(f"{runs[-1]} was trained by {recipe!r}, which is none of {', '.join(BEGAN)}")
-        training |= {"began_as": BEGAN[recipe]}
+        training["began_as"] = BEGAN[recipe]
         if len(encoders) > 1:
             told = (one.card.training for one in encoders)
             training |= {"mean_of": [f"{one['recipe']}, seed {one.get('seed')}" for one in told if "recipe" in one]}

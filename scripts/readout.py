@@ -68,7 +68,9 @@ def main() -> None:
     if encoder.card.architecture.options.get("head", True):
         raise SystemExit(f"{options.run} embeds what its last convolution makes: build_lite.py --no-head first")
     fold(encoder, *readout(parts(encoder, options.data, options.photographs), options.share))
-    encoder.card = dataclasses.replace(encoder.card, name=options.output.name, weights_sha256=None, calibration=None)
+    training = {**encoder.card.training, "whitened": options.share}
+    changed = {"name": options.output.name, "training": training, "weights_sha256": None, "calibration": None}
+    encoder.card = dataclasses.replace(encoder.card, **changed)
     save_encoder(encoder, options.output)
 
 
